@@ -1,0 +1,1 @@
+"""What both twins must agree on. Never imports torch or mlx."""

@@ -1,0 +1,133 @@
+"""`python -m gpt_common.data`: prepare corpora, and list them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import tyro
+
+from gpt_common.cli import parse
+from gpt_common.errors import Stopped, UserError, nearest, run_main
+
+PROG = "python -m gpt_common.data"
+
+
+def _plain(metavar: str) -> Any:
+    """How `--help` shows a flag that is not given by default: without `{None}|STR` and `(default: None)`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Turn text into token ids.
+
+    Tiny Shakespeare: prepare shakespeare_char, or prepare shakespeare.
+    A text of your own: prepare --text FILE... --name NAME --tokenizer char|gpt2|bpe|PATH.
+    """
+
+    corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
+    """shakespeare_char (characters) or shakespeare (GPT-2's vocabulary): Tiny Shakespeare, downloaded and checked."""
+    text: Annotated[tuple[Path, ...], _plain("FILE...")] = ()
+    """UTF-8 files of your own, taken as one text in this order."""
+    name: Annotated[str | None, _plain("NAME")] = None
+    """What --dataset shall call the text."""
+    tokenizer: Annotated[str | None, _plain("char|gpt2|bpe|PATH")] = None
+    """char: one id per character; gpt2: GPT-2's vocabulary; bpe: one trained on this text; or the path of a
+    tokenizer.json, or of a folder (dataset, checkpoint) that has one."""
+    bpe_vocab_size: Annotated[int | None, _plain("N")] = None
+    """Size of the vocabulary that --tokenizer bpe trains, at least 257."""
+    val_fraction: Annotated[float | None, _plain("SHARE")] = None
+    """Share of the text, at its end, that is kept for validation; 0.1 if not given."""
+    from_file: Annotated[Path | None, _plain("FILE")] = None
+    """Take Tiny Shakespeare from this file instead of downloading it."""
+    data_dir: Path = Path("data")
+    """Folder of prepared corpora."""
+    overwrite: bool = False
+    """Replace a dataset of the same name."""
+    workers: int = 0
+    """Processes that encode; 0: one per core. The result does not depend on it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class List:
+    """Which corpora there are, and which could be prepared."""
+
+    data_dir: Path = Path("data")
+    """Folder of prepared corpora."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    match argv:
+        case ["prepare", *arguments]:
+            command = parse(Prepare, arguments, prog=f"{PROG} prepare")
+            signal.signal(signal.SIGTERM, _stop)
+            prepare(command)
+        case ["list", *arguments]:
+            folder = parse(List, arguments, prog=f"{PROG} list").data_dir
+            from gpt_common.data.listing import print_corpora
+
+            print_corpora(folder)
+        case [] | ["-h" | "--help", *_]:
+            both: Any = (
+                Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[List, tyro.conf.subcommand("list")]
+            )
+            parse(both, ["--help"], prog=PROG)
+        case _:
+            raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], ('prepare', 'list'))}")
+
+
+def prepare(command: Prepare) -> None:
+    """Run `prepare` and say what came of it."""
+    from gpt_common.data.dataset import PREPARABLE
+    from gpt_common.data.listing import ProgressLines, summary
+    from gpt_common.data.prepare import prepare_named, prepare_texts
+
+    if bool(command.corpus) == bool(command.text):
+        raise UserError(f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text")
+    with ProgressLines() as on_progress:
+        if command.corpus:
+            for flag in ("name", "tokenizer", "bpe_vocab_size", "val_fraction"):
+                if getattr(command, flag) is not None:
+                    raise UserError(f"--{flag.replace('_', '-')} is settled for '{command.corpus}': it is for --text")
+            dataset = prepare_named(
+                command.corpus,
+                command.data_dir,
+                from_file=command.from_file,
+                overwrite=command.overwrite,
+                workers=command.workers,
+                on_progress=on_progress,
+            )
+        else:
+            if command.from_file:
+                raise UserError("--from-file is for Tiny Shakespeare: leave it out, --text names the files")
+            if not command.name or not command.tokenizer:
+                raise UserError("--text needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
+            if command.name in PREPARABLE:
+                raise UserError(f"the name '{command.name}' belongs to Tiny Shakespeare: take another --name")
+            dataset = prepare_texts(
+                command.text,
+                command.name,
+                command.data_dir,
+                command.tokenizer,
+                bpe_vocab_size=command.bpe_vocab_size,
+                val_fraction=0.1 if command.val_fraction is None else command.val_fraction,
+                overwrite=command.overwrite,
+                workers=command.workers,
+                on_progress=on_progress,
+            )
+    print(summary(dataset, command.data_dir))
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    """SIGTERM, like Ctrl-C, cleans up before the process ends."""
+    raise Stopped(number)
+
+
+if __name__ == "__main__":
+    run_main(main)

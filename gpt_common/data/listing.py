@@ -1,0 +1,103 @@
+"""What `python -m gpt_common.data` shows: progress, the result of a preparation, the table of corpora."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import TracebackType
+
+from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, prepare_command, prepared_names, read_meta
+from gpt_common.data.writer import SPLITS
+from gpt_common.errors import UserError
+
+
+class ProgressLines:
+    """A progress bar on a terminal; elsewhere a plain line per quarter of each phase.
+
+    Used as `with ProgressLines() as on_progress`; `on_progress(phase, done, total)` may be called at any rate.
+    """
+
+    def __enter__(self) -> ProgressLines:
+        self._bar = None
+        self._phase, self._quarter = "", -1
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self._bar = Progress(console=Console(stderr=True), transient=True)
+            self._bar.start()
+        return self
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if self._bar is not None:
+            if phase != self._phase:
+                self._task = self._bar.add_task(phase, total=total)
+            self._bar.update(self._task, completed=done)
+        elif phase != self._phase or 4 * done // max(total, 1) > self._quarter:
+            print(f"{phase}: {100 * done // max(total, 1)} %", file=sys.stderr, flush=True)
+            self._quarter = 4 * done // max(total, 1)
+        self._phase = phase
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def summary(dataset: Dataset, data_dir: Path) -> str:
+    """What was made, and the command that trains on it."""
+    tokenizer = dataset.tokenizer
+    preset = {"shakespeare_char": "shakespeare-char", "shakespeare": "shakespeare-bpe"}.get(dataset.name)
+    flags = f"--preset {preset}" if preset else f"--dataset {dataset.name}"
+    flags += "" if data_dir == Path("data") else f" --data-dir {data_dir}"
+    width = len(f"{len(dataset.train):,}")
+    return (
+        f"{data_dir / dataset.name}\n"
+        f"  train      {len(dataset.train):>{width},} tokens\n"
+        f"  val        {len(dataset.val):>{width},} tokens\n"
+        f"  tokenizer  {tokenizer.kind}, vocabulary of {tokenizer.vocab_size:,}\n"
+        f"  unigram    {dataset.unigram_entropy:.3f} nats/token: the loss of a model that only counts\n"
+        f"train on it, with mlx_gpt or torch_gpt:\n"
+        f"  python -m mlx_gpt.train {flags}"
+    )
+
+
+def print_corpora(data_dir: Path) -> None:
+    """The table of `list`: built-in, prepared and preparable corpora."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("name", no_wrap=True, overflow="fold")
+    for heading in ("train", "val", "vocabulary", "size"):
+        table.add_column(heading, justify="right")
+    table.add_column("state")
+    prepared, commands = prepared_names(data_dir), []
+    for name in dict.fromkeys([BUILT_IN, *prepared, *PREPARABLE]):
+        if name in prepared:
+            row = _row(data_dir / name)
+            if row[-1] == "damaged":
+                commands.append(prepare_command(name, data_dir, overwrite=True))
+        elif name == BUILT_IN:
+            row = ["", "", "", "", "made at first use"]
+        else:
+            row = ["", "", "", "", "not prepared"]
+            commands.append(prepare_command(name, data_dir))
+        table.add_row(name, *row)
+    print(f"corpora in {data_dir}, in tokens:")
+    Console().print(table)
+    for command in commands:
+        print(command)
+
+
+def _row(folder: Path) -> list[str]:
+    """What the table says of a prepared corpus; it is not opened, so only a broken sidecar or a lost file shows."""
+    try:
+        meta = read_meta(folder)
+        tokens = [f"{meta['splits'][split]['tokens']:,}" for split in SPLITS]
+        size = sum((folder / f"{split}.bin").stat().st_size for split in SPLITS)
+        vocabulary = f"{meta['tokenizer']['kind']} {meta['tokenizer']['vocab_size']:,}"
+        return [*tokens, vocabulary, f"{size / 1e6:,.1f} MB", "built-in" if folder.name == BUILT_IN else "prepared"]
+    except (UserError, OSError, KeyError, TypeError, ValueError):
+        return ["", "", "", "", "damaged"]

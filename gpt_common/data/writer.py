@@ -1,0 +1,162 @@
+"""Writing a prepared corpus: `data/NAME/{train.bin, val.bin, tokenizer.json, meta.json}`, complete or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.checkpoint import cannot_write, discard_on_error, sync
+from gpt_common.errors import UserError
+from gpt_common.tokenizers import Tokenizer
+
+FORMAT_VERSION = 1
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+OUR_FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "verified.json"}
+
+TokenIds = npt.NDArray[np.integer[Any]]
+
+
+def write_dataset(
+    folder: Path,
+    tokenizer: Tokenizer,
+    splits: Mapping[str, Iterable[TokenIds]],
+    *,
+    prompt: str,
+    recipe: Mapping[str, Any],
+    sources: list[dict[str, Any]],
+    floor: float | None = None,
+    floor_error: float | None = None,
+    overwrite: bool,
+) -> None:
+    """Write a dataset folder from token ids that are made as they are needed.
+
+    Everything goes to `NAME.tmp-<pid>`, is synced, and takes its name by a rename: an interruption leaves nothing.
+
+    Args:
+        folder: `data_dir/NAME`.
+        splits: arrays of token ids for "train" and for "val", in this order.
+        recipe: how it was made, for the sidecar.
+        sources: file names, sizes and SHA-256 of the texts, for the sidecar.
+        floor, floor_error: best possible loss in nats per token, where it is known.
+        overwrite: replace a dataset of that name.
+
+    Raises:
+        UserError: the folder exists and is not to be replaced, or holds other files; a split is empty; no space.
+    """
+    refuse_existing(folder, overwrite=overwrite)
+    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
+        with discard_on_error(temporary):
+            temporary.mkdir()
+            written, counts = {}, {}
+            for split in SPLITS:
+                path = temporary / f"{split}.bin"
+                written[split], counts[split] = _write_tokens(path, splits[split], dtype, tokenizer.vocab_size)
+                if not counts[split].any():
+                    raise UserError(f"the {split} split of {folder} would be empty: there is too little text")
+            tokenizer.save(temporary / "tokenizer.json")
+            meta = {
+                "format_version": FORMAT_VERSION,
+                "tokenizer": {
+                    "kind": tokenizer.kind,
+                    "vocab_size": tokenizer.vocab_size,
+                    "fingerprint": tokenizer.fingerprint,
+                },
+                "dtype": dtype.name,
+                "splits": written,
+                "unigram_entropy": entropy(counts["train"]),
+                "floor": floor,
+                "floor_error": floor_error,
+                "prompt": prompt,
+                "recipe": dict(recipe),
+                "sources": sources,
+            }
+            (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
+            for path in temporary.iterdir():
+                sync(path)
+            sync(temporary)
+            _take_name(temporary, folder, overwrite=overwrite)
+            sync(folder.parent)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
+def refuse_existing(folder: Path, *, overwrite: bool) -> None:
+    """Raise a UserError if `folder` exists and is not to be replaced, or holds files that are not a dataset's."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise UserError(f"{folder} exists already: add --overwrite to replace it, or take another name")
+    foreign = sorted({path.name for path in folder.iterdir()} - OUR_FILES) if folder.is_dir() else [folder.name]
+    if foreign:
+        raise UserError(f"{folder} holds {foreign[0]}, which is no part of a dataset: move it before it is replaced")
+
+
+def entropy(counts: npt.NDArray[np.int64]) -> float:
+    """Entropy of the distribution that `counts`, (V,), give, in nats."""
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log(p)).sum())
+
+
+def _write_tokens(
+    path: Path, arrays: Iterable[TokenIds], dtype: np.dtype[Any], vocab_size: int
+) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
+    """Write one split; returns its entry in the sidecar and how often each id occurs, (V,)."""
+    digest, counts = hashlib.sha256(), np.zeros(vocab_size, np.int64)
+    with path.open("wb") as file:
+        for ids in arrays:
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            counts += np.bincount(ids, minlength=vocab_size)
+    return {"tokens": int(counts.sum()), "sha256": digest.hexdigest()}, counts
+
+
+def _take_name(temporary: Path, folder: Path, *, overwrite: bool) -> None:
+    """Rename the finished `temporary` to `folder`, whatever other processes do with that name meanwhile."""
+    replaced = folder.with_name(f"{folder.name}.tmp-replaced-{os.getpid()}")
+    while True:
+        try:
+            temporary.rename(folder)
+            break
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        refuse_existing(folder, overwrite=overwrite)
+        # A folder cannot be renamed onto a full one: the old one steps aside. Those who read it keep their files.
+        try:
+            folder.rename(replaced)
+        except FileNotFoundError:
+            continue
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left beside `folder`; processes that live are left alone."""
+    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
+        pid = re.fullmatch(r".*\.tmp-(?:replaced-)?(\d+)", leftover.name)
+        if pid and not _alive(int(pid[1])):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()

@@ -1,0 +1,360 @@
+"""Health: gates before training and alarms during it.
+
+Real runs have trained for a thousand steps without a backward pass, compared each token with itself, or skipped
+their layers, and nobody saw it in the loss. The gates prove before the first step that learning is possible; the
+alarms say when it is not happening. Nothing here imports a framework: the twins hand numbers over.
+
+Shapes: `B` sequences, `T` tokens of each, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt_common.errors import WorkFailed
+
+Tokens = NDArray[np.int32]
+
+# What the gates may cost: forward passes over at most so many tokens and so many logits.
+PROBE_TOKENS = 1024
+PROBE_LOGITS = 2**24
+
+TOO_FAST = "Usually the learning rate is too high: lower it, or warm up longer"
+
+
+class GateFailed(WorkFailed):
+    """A health gate found that the model or the training step is broken."""
+
+    def __init__(self, gate: str, found: str, meaning: str) -> None:
+        super().__init__(f"health: {gate}: {found}. {meaning}.")
+        self.gate = gate
+
+
+class Diverged(WorkFailed):
+    """A number became NaN or infinite: no later step can mend it."""
+
+
+class Probe(Protocol):
+    """What the gates need to know of a model; each twin implements it over its own."""
+
+    vocab_size: int
+
+    def loss(self, tokens: Tokens, labels: Tokens) -> float:
+        """Mean cross entropy in nats per token of labels (B, T) given tokens (B, T), without dropout."""
+
+    def logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits (B, T, V) of tokens (B, T), without dropout."""
+
+    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
+        """Norm of the loss's gradient by parameter name; a parameter without gradient is absent or 0."""
+
+    def parameter_names(self) -> list[str]:
+        """Names of all parameters that training should move."""
+
+
+def check_start(probe: Probe, tokens: Tokens, labels: Tokens, *, fresh: bool = True) -> list[str]:
+    """Prove before the first step that learning is possible.
+
+    Args:
+        probe: the model.
+        tokens: the first training batch (B, T).
+        labels: its labels (B, T).
+        fresh: the weights are newly initialised, not from a checkpoint.
+
+    Returns:
+        One line per gate: what was checked and what was found.
+
+    Raises:
+        GateFailed: names the gate, what it found and what that usually means.
+    """
+    batch, length = tokens.shape
+    rows = min(batch, max(1, PROBE_TOKENS // length), max(1, PROBE_LOGITS // (length * probe.vocab_size)))
+    _check_labels(tokens, labels, probe.vocab_size)
+    tokens, labels = tokens[:rows], labels[:rows]
+    logits = probe.logits(tokens)
+    lines = ["health: the labels are the tokens shifted by one"]
+    lines.append(_check_loss(probe, tokens, labels, logits))
+    if fresh:
+        lines.append(_check_initial_loss(token_losses(logits, labels), probe.vocab_size))
+    lines.append(_check_gradients(probe, tokens, labels))
+    lines.append(_check_causality(probe, tokens, logits))
+    return lines
+
+
+def check_first_update(before: Mapping[str, int], after: Mapping[str, int], learning_rate: float) -> None:
+    """Every parameter must have moved in the first update.
+
+    Args:
+        before: a checksum of each parameter's bytes before the update, by name.
+        after: the same after it.
+        learning_rate: the rate of that update.
+
+    Raises:
+        GateFailed: names the parameters that did not move, or those that moved at a learning rate of 0.
+    """
+    still = [name for name in before if before[name] == after[name]]
+    if learning_rate == 0:
+        if len(still) < len(before):
+            moved = [name for name in before if name not in still]
+            raise GateFailed(
+                "update", f"the learning rate is 0 and {_some(moved, before)} moved", "Something else writes to them"
+            )
+        return
+    # Adam's step has the size of the learning rate. Above float32's resolution at 1 it moves every weight; above 1e-9
+    # (its resolution at 0.02, the size of initial weights) it moves something.
+    if len(still) == len(before) and learning_rate >= 1e-9:
+        raise GateFailed(
+            "update", "no parameter moved in the first step", "The loop never calls backward or the optimiser"
+        )
+    if still and learning_rate >= np.finfo(np.float32).eps:
+        raise GateFailed(
+            "update", f"{_some(still, before)} did not move in the first step", "Frozen, or not given to the optimiser"
+        )
+
+
+def _check_labels(tokens: Tokens, labels: Tokens, vocab_size: int) -> None:
+    if vocab_size < 2:
+        raise GateFailed("tokens", f"a vocabulary of {vocab_size}", "There is nothing to predict")
+    low, high = int(min(tokens.min(), labels.min())), int(max(tokens.max(), labels.max()))
+    if low < 0 or high >= vocab_size:
+        found = f"token {low if low < 0 else high} in a vocabulary of {vocab_size}"
+        raise GateFailed("tokens", found, "The data were made with another tokenizer")
+    wrong = np.argwhere(labels[:, :-1] != tokens[:, 1:])
+    if len(wrong):
+        row, t = wrong[0]
+        if np.array_equal(labels, tokens):
+            found, meaning = (
+                "the labels are the tokens themselves",
+                "The model would learn to copy: shift labels by one",
+            )
+        else:
+            found = f"label {t} of sequence {row} is {labels[row, t]}, but the next token is {tokens[row, t + 1]}"
+            meaning = "The labels must be the tokens shifted by one"
+        raise GateFailed("labels", found, meaning)
+
+
+def _check_loss(probe: Probe, tokens: Tokens, labels: Tokens, logits: NDArray[np.float32]) -> str:
+    # Before training all labels are about equally unlikely, so a loss over the wrong ones looks right. Labels that the
+    # model finds likeliest, and least likely, tell a loss that shifts, ignores or masks them.
+    likeliest = logits.argmax(-1).astype(labels.dtype)
+    unlikeliest = logits.argmin(-1).astype(labels.dtype)
+    for chosen in (labels, likeliest, unlikeliest):
+        expected = float(token_losses(logits, chosen).mean())
+        found = probe.loss(tokens, chosen)
+        # Rounding in bfloat16 is 4e-3 of a logit and averages out over the tokens; wrong labels cost 0.1 or more.
+        if not abs(found - expected) <= 2e-3 * max(1.0, expected):
+            raise GateFailed(
+                "loss",
+                f"the model says {found:.4f}, the cross entropy of its logits and the labels is {expected:.4f}",
+                "The loss shifts, masks or ignores the labels it is given, or dropout is on in evaluation",
+            )
+    return "health: the loss is the cross entropy of logits and labels"
+
+
+def _check_initial_loss(losses: NDArray[np.float64], vocab_size: int) -> str:
+    loss, uniform = float(losses.mean()), math.log(vocab_size)
+    # At least 0.2 nats: with tied embeddings a token's own logit starts near 1, and in a vocabulary of a few
+    # symbols that is not little. Few tokens have a mean with an error of its own.
+    error = 4 * float(losses.std()) / math.sqrt(len(losses))
+    if not abs(loss - uniform) <= max(0.05 * uniform, 0.2) + error:
+        raise GateFailed(
+            "initial loss",
+            f"{loss:.4f} where fresh weights should give ln({vocab_size}) = {uniform:.4f}",
+            "The initial weights or the scale of the logits are wrong, or the weights are not fresh",
+        )
+    return f"health: the initial loss {loss:.4f} is that of a blind guess, ln({vocab_size}) = {uniform:.4f}"
+
+
+def _check_gradients(probe: Probe, tokens: Tokens, labels: Tokens) -> str:
+    names, norms = probe.parameter_names(), probe.gradient_norms(tokens, labels)
+    strange = [name for name in names if not math.isfinite(norms.get(name, 0.0))]
+    if strange:
+        raise GateFailed(
+            "gradients", f"NaN or infinity in the gradient of {_some(strange, names)}", "An operation overflows"
+        )
+    # Softmax ignores what is added to all keys alike: a key bias of its own has no gradient in theory.
+    without = [name for name in names if norms.get(name, 0.0) == 0.0 and not name.endswith("k_proj.bias")]
+    if len(without) == len(names):
+        raise GateFailed(
+            "gradients", "no parameter receives a gradient", "Backward is not called, or the loss is cut off"
+        )
+    if without:
+        raise GateFailed(
+            "gradients",
+            f"{_some(without, names)} {'receives' if len(without) == 1 else 'receive'} no gradient",
+            "The forward pass skips them, or they are frozen or cut off from the loss",
+        )
+    return f"health: all {len(names)} parameters receive a gradient"
+
+
+def _check_causality(probe: Probe, tokens: Tokens, logits: NDArray[np.float32]) -> str:
+    def change(other: Tokens) -> NDArray[np.float32]:
+        """By how much logits (T,) move when the tokens are others."""
+        pairs = zip(probe.logits(other), logits, strict=True)
+        moves = np.stack([np.abs(moved - still).max(axis=-1) for moved, still in pairs])
+        return np.asarray(moves.max(axis=0))
+
+    length, vocab_size = tokens.shape[1], probe.vocab_size
+    scale = float(np.abs(logits).max())
+    noise = float(change(tokens).max())
+    if noise > 1e-2 * scale:
+        raise GateFailed("causality", "the same tokens give other logits each time", "Dropout is on in evaluation")
+    # A causal model multiplies the future by an exact 0, so nothing may change but by a backend's own noise.
+    bound = max(1e-6 * scale, 2 * noise)
+    for t in sorted({0, 1, length // 2, length - 1} & set(range(length))):
+        others = tokens.copy()
+        others[:, t:] = (tokens[:, t:] + 1 + np.arange(length - t) % (vocab_size - 1)) % vocab_size
+        moved = change(others)
+        early = np.flatnonzero(moved[:t] > bound)
+        if len(early):
+            found = f"changing the tokens from {t} on changes the logits at {early[-1]} by {moved[early[-1]]:.1e}"
+            raise GateFailed("causality", found, "The model reads the future: the mask is missing or off by one")
+        if not moved[t] > bound:
+            raise GateFailed(
+                "causality", f"the logits at {t} ignore the token at {t}", "The model is blind to its input"
+            )
+    if length > 1:
+        others = tokens.copy()
+        others[:, 0] = (tokens[:, 0] + 1) % vocab_size
+        if not change(others)[1] > bound:
+            found = "the logits at 1 ignore the token at 0"
+            raise GateFailed("causality", found, "The model has no memory: attention is skipped or masks the past")
+    return "health: logits depend on the past and on nothing after it"
+
+
+def token_losses(logits: NDArray[np.float32], labels: Tokens) -> NDArray[np.float64]:
+    """Cross entropy in nats of each label (B, T) under its logits (B, T, V), computed in float64: (B * T,)."""
+    rows, wanted = logits.reshape(-1, logits.shape[-1]), labels.reshape(-1)
+    losses = np.empty(len(rows))
+    for begin in range(0, len(rows), 256):  # float64 logits of a large vocabulary are large
+        part = slice(begin, begin + 256)
+        shifted = rows[part].astype(np.float64)
+        shifted -= shifted.max(axis=-1, keepdims=True)
+        losses[part] = np.log(np.exp(shifted).sum(axis=-1)) - shifted[np.arange(len(shifted)), wanted[part]]
+    return losses
+
+
+class Alarms:
+    """Watches losses for the signs of a run that does not learn, cheats, or has passed its best.
+
+    Args:
+        vocab_size: entries of the vocabulary.
+        max_steps: steps of the whole schedule.
+        warmup_steps: steps of learning-rate warm-up.
+        unigram_entropy: of the training tokens, nats per token, where it is known.
+        floor: lowest possible validation loss, nats per token, where it is known.
+        floor_error: standard error of that floor on the validation batches.
+        patience: evaluations above the best one before an alarm.
+        find_non_finite: names a tensor with NaN or infinity, or None; asked when a loss is not finite.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_steps: int,
+        warmup_steps: int,
+        unigram_entropy: float | None = None,
+        floor: float | None = None,
+        floor_error: float = 0.0,
+        patience: int = 5,
+        find_non_finite: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        self._uniform = math.log(vocab_size)
+        self._unigram = unigram_entropy
+        # By the end of two warm-ups every healthy run has left the unigram plateau far behind.
+        self._learnt_by = max(100, min(2 * warmup_steps, max_steps))
+        self._floor, self._floor_error = floor, floor_error
+        self._patience = patience
+        self._find_non_finite = find_non_finite
+        self._recent: deque[float] = deque(maxlen=10)
+        self._best = (math.inf, 0)
+        self._above_best: list[float] = []
+        self._said: set[str] = set()
+
+    def on_step(self, step: int, loss: float, grad_norm: float | None = None) -> list[str]:
+        """Watch a training loss (nats per token) and a gradient norm; call it at every logged step.
+
+        Raises:
+            Diverged: one of them is NaN or infinite.
+        """
+        self._require_finite(step, "loss", loss)
+        if grad_norm is not None:
+            self._require_finite(step, "gradient norm", grad_norm)
+        if "learnt" in self._said or "stuck" in self._said:
+            return []
+        self._recent.append(loss)
+        mean = sum(self._recent) / len(self._recent)
+        plateau = self._uniform if self._unigram is None else min(self._unigram, self._uniform)
+        if mean < 0.97 * plateau:
+            self._said.add("learnt")
+        elif step >= self._learnt_by:
+            if mean >= 0.97 * self._uniform:
+                level = f"ln({round(math.exp(self._uniform))}) = {self._uniform:.4f}: nothing is learnt"
+            else:
+                level = f"the unigram entropy {plateau:.4f}: only the tokens' frequencies are learnt"
+            return self._once("stuck", f"after {step} steps the loss {mean:.4f} is still at {level}")
+        return []
+
+    def on_evaluation(self, step: int, val_loss: float) -> list[str]:
+        """Watch a validation loss (nats per token).
+
+        Raises:
+            Diverged: it is NaN or infinite.
+        """
+        self._require_finite(step, "validation loss", val_loss)
+        alarms: list[str] = []
+        if self._floor is not None and val_loss < self._floor - 4 * self._floor_error:
+            below = f"step {step}: validation loss {val_loss:.4f} is below the corpus's floor {self._floor:.4f}"
+            alarms += self._once(
+                "floor", f"{below}: the model is reading the future, or validation text is in training"
+            )
+        best, best_step = self._best
+        if val_loss < best:
+            self._best = (val_loss, step)
+            self._above_best = []
+            return alarms
+        self._above_best.append(val_loss)
+        recent = self._above_best[-self._patience :]
+        # Half a percent: a converged run that wanders about its best is not one that gets worse.
+        if len(recent) == self._patience and sum(recent) / self._patience > 1.005 * best:
+            rising = (
+                f"step {step}: validation loss {val_loss:.4f} is rising, {self._patience} evaluations above {best:.4f}"
+            )
+            alarms += self._once("rising", f"{rising}; best was step {best_step}")
+        return alarms
+
+    def on_save(self, step: int) -> None:
+        """Call it before a checkpoint is written, so that the one before stays the latest if the weights are spoilt.
+
+        Raises:
+            Diverged: a tensor holds NaN or infinity.
+        """
+        tensor = self._find_non_finite()
+        if tensor:
+            raise Diverged(f"step {step}: NaN or infinity in {tensor}, not saved. {TOO_FAST}")
+
+    def _once(self, kind: str, text: str) -> list[str]:
+        if kind in self._said:
+            return []
+        self._said.add(kind)
+        return [text]
+
+    def _require_finite(self, step: int, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        tensor = self._find_non_finite()
+        where = f"; NaN or infinity in {tensor}" if tensor else ""
+        raise Diverged(f"step {step}: the {name} is {value}{where}. {TOO_FAST}")
+
+
+def _some(names: Sequence[str], of: Sequence[str] | Mapping[str, int]) -> str:
+    """`a, b, c and 4 more (7 of 20 parameters)`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{more} ({len(names)} of {len(of)} parameters)"

@@ -1,0 +1,112 @@
+"""Published peaks: what a chip could do at best, each with its source. What is not listed is unknown.
+
+Apple publishes no figures. A GPU core has 128 arithmetic units, and each does a fused multiply-add per cycle
+(P. Turner, github.com/philipturner/metal-benchmarks: "ALUs per core 128", "F16 is neither faster nor slower than
+F32"), so the peak is cores x 128 x 2 x clock, for float32 and float16 alike; bfloat16 cannot be faster. The clock is
+the highest state that macOS lists for the GPU in `powermetrics --samplers gpu_power` ("GPU HW active residency"),
+for the base M3 and M4 on a MacBook Air. M5 and later have matrix units in each core, whose rate is not published:
+only a measured peak says something.
+
+NVIDIA's figures are dense (without structured sparsity), from the document named; 16-bit with float32 accumulation.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+APPLE_ALUS_PER_CORE = 128
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most floating-point operations per second that a document or a derivation allows."""
+
+    tflops: float
+    """10^12 operations per second; a multiply-add is two."""
+    source: str
+    """Where the figure comes from, or how it is derived."""
+
+    @property
+    def flops(self) -> float:
+        """Operations per second."""
+        return self.tflops * 1e12
+
+
+@dataclass(frozen=True)
+class AppleGpu:
+    """One Apple chip's GPU."""
+
+    cores: int
+    """Cores of the largest configuration sold; a smaller one is scaled by the cores found."""
+    mhz: int
+    """Highest clock that macOS lists."""
+
+
+APPLE_GPUS = {
+    "M1": AppleGpu(8, 1278),
+    "M1 Pro": AppleGpu(16, 1296),
+    "M1 Max": AppleGpu(32, 1296),
+    "M1 Ultra": AppleGpu(64, 1296),
+    "M2": AppleGpu(10, 1398),
+    "M2 Pro": AppleGpu(19, 1398),
+    "M2 Max": AppleGpu(38, 1398),
+    "M2 Ultra": AppleGpu(76, 1398),
+    "M3": AppleGpu(10, 1338),
+    "M3 Pro": AppleGpu(18, 1380),
+    "M3 Max": AppleGpu(40, 1380),
+    "M3 Ultra": AppleGpu(80, 1380),
+    "M4": AppleGpu(10, 1470),
+    "M4 Pro": AppleGpu(20, 1578),
+    "M4 Max": AppleGpu(40, 1578),
+}
+
+# (name as nvidia-smi prints it, without "NVIDIA "; float32, tfloat32, 16-bit TFLOP/s; source)
+NVIDIA_GPUS = (
+    (r"A100-(SXM4|PCIE)-\d+GB", 19.5, 156.0, 312.0, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
+    (r"H100 80GB HBM3", 66.9, 494.7, 989.4, "NVIDIA H100 architecture whitepaper v1.04, H100 SXM5"),
+    (r"H100 PCIe", 51.2, 378.0, 756.0, "NVIDIA H100 architecture whitepaper v1.04, H100 PCIe"),
+    (r"H200", 67.0, 494.5, 989.5, "NVIDIA H200 datasheet (2024), H200 SXM, half of the figure with sparsity"),
+    (r"H200 NVL", 60.0, 417.5, 835.5, "NVIDIA H200 datasheet (2024), H200 NVL, half of the figure with sparsity"),
+    (r"L4", 30.3, 60.0, 121.0, "NVIDIA L4 datasheet (2023), half of the figure with sparsity"),
+    (r"GeForce RTX 4090", 82.6, 82.6, 165.2, "NVIDIA Ada GPU architecture whitepaper v2.02, RTX 4090"),
+    (r"GeForce RTX 3090", 35.6, 35.6, 71.0, "NVIDIA Ampere GA102 whitepaper v2.1, RTX 3090"),
+)
+
+
+MAC_WATTS = {
+    "M1 Max": (115, "102027"),
+    "M1 Ultra": (215, "102027"),
+    "M2 Max": (145, "102027"),
+    "M2 Ultra": (295, "102027"),
+    "M1": (39, "103253"),
+    "M2": (50, "103253"),
+    "M2 Pro": (100, "103253"),
+    "M4": (65, "103253"),
+    "M4 Pro": (140, "103253"),
+}
+"""Largest power in watts of the desktop with this chip, at the wall, and the page of Apple's support that says so."""
+
+
+def apple_peak(chip: str, gpu_cores: int | None, dtype: str) -> Peak | None:
+    """Peak of an Apple GPU: `chip` as in "Apple M3 Max"; None for an unknown chip, core count or dtype."""
+    gpu = APPLE_GPUS.get(chip.removeprefix("Apple "))
+    if gpu is None or gpu_cores is None or dtype not in ("float32", "float16", "bfloat16"):
+        return None
+    tflops = gpu_cores * APPLE_ALUS_PER_CORE * 2 * gpu.mhz / 1e6
+    return Peak(tflops, f"derived: {gpu_cores} cores x {APPLE_ALUS_PER_CORE} ALUs x 2 x {gpu.mhz} MHz")
+
+
+def nvidia_peak(name: str, dtype: str) -> Peak | None:
+    """Peak of an NVIDIA GPU by the name nvidia-smi gives it; None for an unknown GPU, a slice of one, or dtype."""
+    for pattern, float32, tfloat32, half, source in NVIDIA_GPUS:
+        if re.fullmatch(pattern, name.removeprefix("NVIDIA ")):
+            rates = {"float32": float32, "tfloat32": tfloat32, "float16": half, "bfloat16": half}
+            return Peak(rates[dtype], source) if dtype in rates else None
+    return None
+
+
+def largest_power(chip: str) -> tuple[float, str] | None:
+    """Watts that a desktop Mac with this chip draws at most, and the source; None if Apple has not said."""
+    watts, page = MAC_WATTS.get(chip.removeprefix("Apple "), (0, ""))
+    return (float(watts), f"largest power of the desktop, support.apple.com/{page}") if watts else None
