@@ -1,0 +1,8 @@
+"""The GPT in MLX, for Apple silicon; on Linux it runs on MLX's CPU and CUDA backends."""
+
+import sys
+
+from gpt_common.blas import load_fast_blas
+
+# Before anything here imports mlx: symbols bind to the BLAS that is loaded first. Help needs no BLAS and stays quick.
+FAST_BLAS = None if {"-h", "--help"} & set(sys.argv) else load_fast_blas()

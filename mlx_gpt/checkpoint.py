@@ -1,0 +1,66 @@
+"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/checkpoint.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_unflatten
+
+from gpt_common.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
+from gpt_common.config import ModelConfig
+from mlx_gpt.model import GPT
+from mlx_gpt.optim import AdamW, load_optimizer_tensors, optimizer_tensors
+
+
+def save_tensors(folder: Path, model: GPT, optimizer: AdamW) -> None:
+    """Write both tensor files of a checkpoint into `folder`."""
+    mx.save_safetensors(str(folder / MODEL_FILE), dict(model.named_parameters()))
+    mx.save_safetensors(str(folder / OPTIMIZER_FILE), optimizer_tensors(model, optimizer))
+
+
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: AdamW) -> dict[str, Any]:
+    """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another shape.
+    """
+    state = load_weights(checkpoint, model)
+    if OPTIMIZER_FILE in state["tensors"]:
+        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), state["step"])
+        mx.eval(optimizer.state)
+    return state
+
+
+def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
+    """Restore the model alone; position embeddings beyond its block size are left out.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another shape.
+    """
+    state = validate(checkpoint)
+    tensors = read_tensors(checkpoint / MODEL_FILE)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    weights = [
+        (name, tensors[name][:rows].astype(mx.float32))
+        for name, rows in fitting(checkpoint, shapes, model.config).items()
+    ]
+    model.update(tree_unflatten(weights))
+    # Loads are lazy: read everything now, while the file is the one that was checked.
+    mx.eval(model.parameters())
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, mx.array]:
+    """Every tensor of a safetensors file, which must have been validated before."""
+    tensors = mx.load(str(path))
+    assert isinstance(tensors, dict)
+    return tensors
+
+
+def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: mx.Dtype) -> GPT:
+    """A model for generation, with the weights of a checkpoint."""
+    model = GPT(config, compute_dtype)
+    load_weights(checkpoint, model)
+    return model

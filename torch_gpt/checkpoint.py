@@ -1,0 +1,61 @@
+"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/checkpoint.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt_common.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
+from gpt_common.config import ModelConfig
+from torch_gpt.model import GPT
+from torch_gpt.optim import load_optimizer_tensors, optimizer_tensors
+
+
+def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.AdamW) -> None:
+    """Write both tensor files of a checkpoint into `folder`."""
+    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / MODEL_FILE)
+    save_file(
+        {name: t.contiguous() for name, t in optimizer_tensors(model, optimizer).items()}, folder / OPTIMIZER_FILE
+    )
+
+
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+    """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another shape.
+    """
+    state = load_weights(checkpoint, model)
+    if OPTIMIZER_FILE in state["tensors"]:
+        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), state["step"])
+    return state
+
+
+def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
+    """Restore the model alone; position embeddings beyond its block size are left out.
+
+    Raises:
+        UserError: the checkpoint is damaged or of another shape.
+    """
+    state = validate(checkpoint)
+    tensors = read_tensors(checkpoint / MODEL_FILE)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    with torch.no_grad():
+        for name, rows in fitting(checkpoint, shapes, model.config).items():
+            model.get_parameter(name).copy_(tensors[name][:rows])
+    return state
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a safetensors file, which must have been validated before."""
+    return load_file(path)
+
+
+def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: torch.dtype) -> GPT:
+    """A model for generation, with the weights of a checkpoint."""
+    model = GPT(config, compute_dtype)
+    load_weights(checkpoint, model)
+    return model
