@@ -1,0 +1,66 @@
+"""Move weights and optimiser state in and out, and prove that nothing changed: `python -m convert COMMAND`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from gpt_common.errors import Stopped, UserError, nearest, run_main
+
+COMMANDS = {
+    "torch2mlx": "a nanoGPT ckpt.pt, a state dict or a transformers GPT-2 folder into a run of this project",
+    "mlx2torch": "a run of this project into what nanoGPT, transformers or mlx-lm load",
+    "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
+    "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",
+    "parity": "does the MLX twin compute what the PyTorch twin computes?",
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one command; each loads only what it needs."""
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+        print("\n".join(["usage: python -m convert COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
+        if not argv:
+            raise UserError("which command? " + ", ".join(COMMANDS))
+        return
+    name, rest = argv[0], argv[1:]
+    prog = f"python -m convert {name}"
+    match name:
+        case "torch2mlx":
+            from convert.conversion import Torch2mlx, convert
+            from gpt_common.cli import parse
+
+            convert(parse(Torch2mlx, rest, prog=prog))
+        case "mlx2torch":
+            from convert.conversion import Mlx2torch, convert
+            from gpt_common.cli import parse
+
+            convert(parse(Mlx2torch, rest, prog=prog))
+        case "inspect":
+            from convert.inspection import Inspect, inspect
+            from gpt_common.cli import parse
+
+            inspect(parse(Inspect, rest, prog=prog))
+        case "diff":
+            from convert.difference import Diff, diff
+            from gpt_common.cli import parse
+
+            diff(parse(Diff, rest, prog=prog))
+        case "parity":
+            from convert.parity.command import main as parity
+
+            parity(rest)
+        case _:
+            raise UserError(f"no command '{name}': {nearest(name, COMMANDS)}")
+
+
+def _stop(number: int, _: object) -> None:
+    raise Stopped(number)
+
+
+if __name__ == "__main__":
+    # As with Ctrl-C, what is half-written is removed.
+    signal.signal(signal.SIGTERM, _stop)
+    run_main(main, sys.argv[1:])

@@ -1,0 +1,238 @@
+"""What a checkpoint holds, whatever its format: the form in which formats hand it to one another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convert.names import MASK_BUFFERS, inverted, translate, without_prefixes
+from convert.pickles import shown
+from convert.tensors import AGAIN, PEOPLE, WEIGHT_DTYPES, Loss, Tensor, cast, same
+from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.errors import UserError
+from gpt_common.init import parameter_shapes
+from gpt_common.tokenizers import Tokenizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+FoundTokenizer = tuple[Tokenizer | None, tuple[str, ...]]
+"""A tokenizer, if there is one, and what there is to say about it."""
+SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+LARGEST_SIZE = 1 << 24
+"""No model is larger in any direction; what a file says beyond it is refused before anything is computed from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contents:
+    """A checkpoint, not yet read: names are ours, values the file's."""
+
+    path: Path
+    format: str
+    """What the file is, for people."""
+    config: RunConfig | None
+    """None where the source does not say enough (a bare state dict)."""
+    tensors: dict[str, Tensor]
+    """Weights by canonical name, in the file's layout turned into ours: matrices are (out, in)."""
+    moments: dict[str, Tensor] = field(default_factory=dict)
+    """exp_avg.<name> and exp_avg_sq.<name>; empty if there is no optimiser state."""
+    step: int = 0
+    """Optimiser updates done."""
+    tokens: int | None = None
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    dataset: dict[str, Any] | None = None
+    find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
+    """Reads the tokenizer, which takes longer than all headers."""
+    key_map: Mapping[str, str] = field(default_factory=dict)
+    """Our names and the format's; empty where they are ours."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What the file itself calls each tensor, prefixes and all."""
+    described_in: str = ""
+    """Where the file says which model it is, for messages."""
+    unknown: dict[str, Tensor] = field(default_factory=dict)
+    """Tensors whose names mean nothing here."""
+    notes: tuple[str, ...] = ()
+    """What was left out or assumed."""
+    verify: Callable[[], None] = lambda: None
+    """Checks whatever has not been read; raises UserError. Called before a conversion is committed."""
+
+    def own_name(self, name: str) -> str:
+        """What the file calls a tensor, or would call it."""
+        return self.names.get(name) or translate(name, self.key_map) or name
+
+
+def problems(contents: Contents) -> list[str]:
+    """Every way in which the tensors are not those of the configuration: missing, extra, misshapen, wrong dtype."""
+    if contents.config is None:
+        return []
+    model, own = contents.config.model, contents.own_name
+    if not contents.tensors and not contents.unknown:
+        return ["there is no tensor in the model"]
+    if model.vocab_size < 1:
+        return [f"{contents.described_in} says vocab_size {model.vocab_size}"]
+    found = [f"tensor {name} is not part of a GPT-2 model" for name in contents.unknown]
+    layers = shape_of_model(contents.tensors).get("n_layer", 0)
+    said = f"{contents.described_in} says n_layer {model.n_layer}"
+    # The number comes from a file: what is missing is said before anything is computed for each of 10^9 layers.
+    shapes = parameter_shapes(dataclasses.replace(model, n_layer=min(model.n_layer, layers + 1)))
+    for name, shape in shapes.items():
+        if name not in contents.tensors:
+            found.append(f"tensor {own(name)} is missing" + (f" ({said})" if layers < model.n_layer else ""))
+        elif contents.tensors[name].shape != shape:
+            has = list(contents.tensors[name].shape)
+            found.append(f"tensor {own(name)} has shape {has}, {contents.described_in} asks for {list(shape)}")
+        elif contents.tensors[name].dtype not in (*WEIGHT_DTYPES, "F64"):
+            dtype = PEOPLE[contents.tensors[name].dtype]
+            found.append(f"tensor {own(name)} is {dtype}, weights are float32, bfloat16 or float16")
+    extra = [name for name in contents.tensors if name not in shapes]
+    found += [f"tensor {own(name)} is too much ({said}, bias {model.bias})" for name in extra]
+    return found + _moment_problems(contents, shapes)
+
+
+def _moment_problems(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    if not contents.moments:
+        return []
+    expected = {f"{moment}.{name}": (moment, name) for moment in MOMENTS for name in shapes}
+    found = [f"the optimiser has {key}, which AdamW does not" for key in contents.moments if key not in expected]
+    for key, (moment, name) in expected.items():
+        what = f"{moment} of tensor {contents.own_name(name)}" if contents.key_map else key
+        tensor = contents.moments.get(key)
+        if tensor is None:
+            found.append(f"{what} is missing in the optimiser state")
+        elif tensor.shape != shapes[name]:
+            found.append(f"{what} has shape {list(tensor.shape)}, the tensor has {list(shapes[name])}")
+        elif tensor.dtype not in WEIGHT_DTYPES:
+            found.append(f"{what} is {PEOPLE[tensor.dtype]}, moments are float32: add --no-optimizer")
+    return found
+
+
+def checked(contents: Contents) -> RunConfig:
+    """The configuration of a checkpoint whose tensors are exactly its model's.
+
+    Raises:
+        UserError: the first problem, and how many there are.
+    """
+    if contents.config is None:
+        raise UserError(
+            f"{contents.path} does not say which model it is, and no shape tells the number of heads (n_head): add "
+            "--preset NAME, or --config FILE with n_head and feed_forward under [model]"
+        )
+    found = problems(contents)
+    if found:
+        more = f" (and {len(found) - 1} more: see `python -m convert inspect`)" if len(found) > 1 else ""
+        raise UserError(f"{contents.path}: {found[0]}{more}. Copy it again, or save the complete model it describes")
+    return contents.config
+
+
+def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Loss]:
+    """The same with weights cast to `dtype` (None keeps theirs), and what that loses once they have been read.
+
+    Raises:
+        UserError: a weight is float64 and no dtype was asked for.
+    """
+    loss = Loss()
+    tensors = dict(contents.tensors)
+    for name, tensor in tensors.items():
+        if dtype is not None:
+            tensors[name] = cast(contents.own_name(name), tensor, dtype, loss)
+        elif tensor.dtype == "F64":
+            raise UserError(
+                f"{contents.path}: tensor {contents.own_name(name)} is float64, which no format here holds: "
+                "add --dtype float32 to round it"
+            )
+    moments = {name: cast(name, tensor, "F32", Loss()) for name, tensor in contents.moments.items()}
+    return dataclasses.replace(contents, tensors=tensors, moments=moments), loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """Raw tensors sorted by what their names mean."""
+
+    tensors: dict[str, Tensor]
+    names: dict[str, str]
+    unknown: dict[str, Tensor]
+    notes: tuple[str, ...]
+
+
+def by_name(path: Path, raw: Mapping[str, Tensor], names: Mapping[str, str]) -> Named:
+    """Sort the tensors of a file by a key map: prefixes stripped, mask buffers left out, layouts untouched.
+
+    Raises:
+        UserError: two names mean the same tensor.
+    """
+    to_ours = inverted(names)
+    tensors: dict[str, Tensor] = {}
+    own: dict[str, str] = {}
+    unknown: dict[str, Tensor] = {}
+    masks = 0
+    for name, tensor in raw.items():
+        bare = without_prefixes(name)
+        if MASK_BUFFERS.fullmatch(bare) and tensor.shape[:2] in ((), (1, 1)):
+            masks += 1
+            continue
+        ours = translate(bare, to_ours) or translate(f"transformer.{bare}", to_ours)
+        if ours is None:
+            unknown[name] = tensor
+        elif ours in tensors:
+            raise UserError(f"{path}: tensors {own[ours]} and {name} are the same one: remove one of them")
+        else:
+            tensors[ours], own[ours] = tensor, name
+    notes = (f"{masks} causal mask buffers left out: they are not weights",) if masks else ()
+    return Named(tensors=tensors, names=own, unknown=unknown, notes=notes)
+
+
+def drop_tied_head(path: Path, named: Named) -> None:
+    """Remove an output layer that is a copy of the token embedding.
+
+    Raises:
+        UserError: it is no copy.
+    """
+    head, embedding = named.tensors.pop("head.weight", None), named.tensors.get("token_embedding.weight")
+    if head is not None and embedding is not None and not same(head, embedding):
+        raise UserError(
+            f"{path}: {named.names['head.weight']} differs from {named.names['token_embedding.weight']}, "
+            "but they are one tensor in this model: save it again, or set tie_word_embeddings to false in config.json"
+        )
+
+
+def check_sizes(where: str, fields: Mapping[str, Any]) -> None:
+    """Refuse sizes beyond all models before anything is computed from them.
+
+    Raises:
+        UserError: names the field.
+    """
+    for key, value in fields.items():
+        if isinstance(value, int) and abs(value) >= LARGEST_SIZE:
+            raise UserError(f"{where}: {key} is {shown(value)}, which no model has: {AGAIN}")
+
+
+def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The fields of `ModelConfig` that shapes settle; those whose tensors are missing are left out."""
+    fields: dict[str, Any] = {}
+    if "token_embedding.weight" in tensors and len(tensors["token_embedding.weight"].shape) == 2:
+        fields["vocab_size"], fields["n_embd"] = tensors["token_embedding.weight"].shape
+    if "position_embedding.weight" in tensors and len(tensors["position_embedding.weight"].shape) == 2:
+        fields["block_size"] = tensors["position_embedding.weight"].shape[0]
+    layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
+    if layers:
+        fields["n_layer"] = len(layers)
+    fields["bias"] = "final_norm.bias" in tensors
+    fields["tied_head"] = "head.weight" not in tensors
+    fields["head_bias"] = "head.bias" in tensors
+    return fields
+
+
+def refuse_activation(model: ModelConfig, computed: str, target: str, allowed: bool) -> None:
+    """Refuse a target that computes another GELU than the model was trained with, unless that was asked for.
+
+    Raises:
+        UserError: says how to go on.
+    """
+    if model.feed_forward != computed and not allowed:
+        raise UserError(
+            f"the model was trained with {model.feed_forward} and {target} computes {computed}: its logits would "
+            "differ by about 1e-3. Choose another --to, or accept that with --other-gelu"
+        )

@@ -1,0 +1,53 @@
+"""GPT-2 folders of mlx-lm: as of `transformers`, but names without `transformer.`, and `n_ctx` in config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from convert.contents import Contents, refuse_activation
+from convert.formats import transformers_gpt2
+from convert.names import GPT2
+from convert.options import ReadOptions, WriteOptions
+from convert.safetensors_file import read_safetensors
+from convert.weights import read_json
+from gpt_common.errors import UserError
+
+NAME = "GPT-2 folder as mlx-lm takes it"
+NAMES = {ours: foreign.removeprefix("transformer.") for ours, foreign in GPT2.items()}
+
+
+def recognise(path: Path) -> bool:
+    """What mlx-lm accepts of GPT-2: `n_ctx`, and in every file names without a prefix."""
+    if not transformers_gpt2.recognise(path) or "n_ctx" not in read_json(path / "config.json"):
+        return False
+    files = list(path.glob("model*.safetensors"))
+    return bool(files) and all(
+        name.startswith(("wte", "wpe", "h.", "ln_f")) for f in files for name in read_safetensors(f)
+    )
+
+
+def read(path: Path, options: ReadOptions) -> Contents:
+    """As a folder of `transformers`, whose reader takes both kinds of names.
+
+    Raises:
+        UserError: as there.
+    """
+    return dataclasses.replace(transformers_gpt2.read(path, options), format=NAME)
+
+
+def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
+    """A folder that `mlx_lm.load` accepts.
+
+    Raises:
+        UserError: mlx-lm's GPT-2 cannot be this model.
+    """
+    assert contents.config is not None
+    model = contents.config.model
+    refuse_activation(model, "gelu_tanh", "mlx-lm", options.other_gelu)
+    if not model.tied_head:
+        raise UserError(
+            "mlx-lm's GPT-2 ties the output layer to the token embedding and this model does not: --to transformers"
+        )
+    settings = {"n_ctx": model.block_size}
+    return transformers_gpt2.write_folder(contents, path, options, names=NAMES, settings=settings)

@@ -1,0 +1,130 @@
+"""Bare state dicts: named tensors in one file (.pt, .pth, .bin, .safetensors) that says nothing of its model.
+
+Shapes settle all of the configuration but the number of heads, the kind of GELU and the norms' epsilon: `--preset` or
+`--config` says those, and must agree with the shapes in whatever else it says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from convert.contents import Contents, by_name, shape_of_model
+from convert.names import CONV1D, GPT2, translate, without_prefixes
+from convert.options import ReadOptions
+from convert.safetensors_file import is_safetensors, read_safetensors
+from convert.tensors import Tensor, same, transposed
+from convert.torch_file import TorchFile, is_torch_file
+from gpt_common.config import PRESETS_FOLDER, RunConfig, load_preset, load_toml
+from gpt_common.errors import UserError
+
+NAME = "state dict"
+OURS = {name: name for name in GPT2}
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Under which people save a state dict beside other things."""
+
+
+def recognise(path: Path) -> bool:
+    """Any file of torch.save or safetensors; come here after the formats that say more."""
+    return path.is_file() and (is_torch_file(path) or is_safetensors(path))
+
+
+def read(path: Path, options: ReadOptions) -> Contents:
+    """Tensors under the names of nanoGPT, of `transformers` or of this project.
+
+    Raises:
+        UserError: the file is damaged, holds something else than tensors, or contradicts `--preset` or `--config`.
+    """
+    raw, notes, verify = _read_raw(path)
+    ours = sum(translate(without_prefixes(name), OURS) is not None for name in raw)
+    key_map = OURS if ours > len(raw) / 2 else GPT2
+    named = by_name(path, raw, key_map)
+    tensors = named.tensors
+    embedding = tensors.get("token_embedding.weight")
+    untied = "head.bias" in tensors or _said(options).get("tied_head") is False
+    if "head.weight" in tensors and embedding is not None and not untied and same(tensors["head.weight"], embedding):
+        del tensors["head.weight"]
+        notes = (*notes, "the output layer is the token embedding: tied")
+    if _is_conv1d(tensors):
+        notes = (*notes, "matrices are (in, out), as transformers keeps GPT-2's: transposed")
+        for name in [name for name in tensors if name.endswith(CONV1D) and len(tensors[name].shape) == 2]:
+            tensors[name] = transposed(tensors[name])
+    return Contents(
+        path=path,
+        format=NAME,
+        config=_read_config(path, tensors, options),
+        tensors=tensors,
+        key_map=key_map,
+        names=named.names,
+        described_in=str(options.config or f"preset {options.preset}"),
+        unknown=named.unknown,
+        notes=(*notes, *named.notes),
+        verify=verify,
+    )
+
+
+def _read_raw(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Any]:
+    if not is_torch_file(path):
+        return read_safetensors(path), (), lambda: None
+    file = TorchFile(path)
+    value = file.value
+    notes: tuple[str, ...] = ()
+    wrapper = next((key for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)), None)
+    if wrapper is not None:
+        left = ", ".join(str(key)[:40] for key in value if key != wrapper)
+        notes = (f"taken from {wrapper!r}" + (f"; left out: {left}" if left else ""),)
+        value = value[wrapper]
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"{path} holds a {type(value).__name__} and no tensors: save model.state_dict() alone")
+    return file.tensors(value, wrapper or "the state dict"), notes, file.verify
+
+
+def _is_conv1d(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether matrices are (in, out), which only the fused projection of q, k and v shows for certain."""
+    return any(
+        name.endswith("qkv_proj.weight") and len(t.shape) == 2 and t.shape[1] == 3 * t.shape[0]
+        for name, t in tensors.items()
+    )
+
+
+def _files(options: ReadOptions) -> list[Path]:
+    """The TOML files of `--preset` and `--config`, each over the one before."""
+    if options.preset is not None:
+        load_preset(options.preset)  # a wrong name is said with the nearest right one
+    preset = [] if options.preset is None else [PRESETS_FOLDER / f"{options.preset}.toml"]
+    return preset + ([] if options.config is None else [options.config])
+
+
+def _said(options: ReadOptions) -> dict[str, Any]:
+    """What the files themselves say of the model, without defaults."""
+    said: dict[str, Any] = {}
+    for file in _files(options):
+        # A file that cannot be read is refused by load_toml.
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            said |= tomllib.loads(file.read_text(encoding="utf-8"))["model"]
+    return said
+
+
+def _read_config(path: Path, tensors: Mapping[str, Tensor], options: ReadOptions) -> RunConfig | None:
+    """`--config` over `--preset` over what shapes settle; None if neither was given."""
+    files = _files(options)
+    if not files:
+        return None
+    settled = shape_of_model(tensors)
+    config = RunConfig(model=dataclasses.replace(RunConfig().model, **{**settled, "n_head": 1}))
+    for file in files:
+        config = load_toml(file, config)
+    if config.model.vocab_size == 0 and "vocab_size" in settled:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=settled["vocab_size"]))
+    for key, value in settled.items():
+        if (wanted := getattr(config.model, key)) != value:
+            raise UserError(
+                f"{path}: its tensors have {key} {value}, {files[-1]} says {wanted}: choose the one that fits"
+            )
+    if "n_head" not in _said(options):
+        raise UserError(f"{path}: no shape tells the number of heads: add n_head under [model] in {files[-1]}")
+    return config

@@ -1,0 +1,33 @@
+"""What the command line says about reading and writing, for every format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt_common.tokenizers import Tokenizer
+
+
+def _silent(_: int) -> None:
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How to read a source."""
+
+    preset: str | None = None
+    config: Path | None = None
+    latest: bool = False
+    optimizer: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteOptions:
+    """How to write a destination."""
+
+    other_gelu: bool = False
+    tokenizer: Tokenizer | None = None
+    progress: Callable[[int], None] = _silent
+    """Is told the bytes of every block that was written."""
