@@ -1,0 +1,160 @@
+"""What a rung is given: the twins on their material, and the comparison of what they computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from convert.parity import material
+from convert.parity.backends import BACKENDS, Backend, Twin, open_twin
+from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances
+from convert.parity.gates import GATES, ORACLE_RATIO, ROUNDING, Precision
+from gpt_common.config import RunConfig
+
+ORACLE = "float64"
+DTYPES = {"strict": "float32", "tf32": "float32", "bf16": "bfloat16"}
+
+
+def _silent(_: str, __: int, ___: int) -> None:
+    pass
+
+
+@dataclass
+class Climb:
+    """One climb: configuration, backends, class, and what the rungs share.
+
+    The first PyTorch backend is the one that the others are compared with; every one is also compared with the
+    oracle, PyTorch in float64 on the CPU.
+    """
+
+    config: RunConfig
+    backends: Sequence[Backend]
+    precision: Precision = "strict"
+    checkpoint_weights: Arrays | None = None
+    """Climb with these weights, and not with fresh and widened ones."""
+    trajectory_steps: int = 300
+    switch_steps: int = 100
+    optimizer_steps: int = 200
+    tokens: int = 256
+    """Length of generated texts."""
+    long_sums: bool = True
+    """Whether L1 includes the canary shapes."""
+    progress: Callable[[str, int, int], None] = _silent
+    """Is told what is under way, how far it is, and of how much."""
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    """Trajectories for the report, by name."""
+    loss_noise: float = 0.0
+    """How far apart two backends compute one loss from the same weights: L4 leaves it for L7."""
+    uninterrupted: list[float] = field(default_factory=list)
+    """Losses of the reference: L7 leaves them for L8."""
+    _open: dict[tuple[str, RunConfig], Twin] = field(default_factory=dict)
+
+    @property
+    def reference(self) -> str:
+        """Name of the backend that the others are compared with."""
+        return next((b.name for b in self.backends if b.framework == "torch"), self.backends[0].name)
+
+    @property
+    def names(self) -> list[str]:
+        """The backends, the reference first."""
+        return sorted((b.name for b in self.backends), key=lambda name: name != self.reference)
+
+    def states(self) -> dict[str, Arrays]:
+        """Weights to climb with, by name."""
+        if self.checkpoint_weights is not None:
+            return {"trained": self.checkpoint_weights}
+        return {"fresh": material.fresh(self.config), "widened": material.widened(self.config)}
+
+    def start(self) -> Arrays:
+        """Weights that training starts from."""
+        return self.checkpoint_weights or material.fresh(self.config)
+
+    def gate(self, name: str) -> float:
+        """A gate of this climb's class."""
+        return GATES[self.precision][name]
+
+    def has_gate(self, name: str) -> bool:
+        """Whether this climb's class has such a gate."""
+        return name in GATES[self.precision]
+
+    def twins(self, config: RunConfig | None = None) -> dict[str, Twin]:
+        """A twin per backend, reference first; opened once per configuration."""
+        config = config or self.config
+        for backend in self.backends:
+            if (backend.name, config) not in self._open:
+                self._open[backend.name, config] = open_twin(backend, config, DTYPES[self.precision])  # type: ignore[arg-type]
+        return {name: self._open[name, config] for name in self.names}
+
+    def oracle(self, config: RunConfig | None = None) -> Twin:
+        """PyTorch in float64 on the CPU, without gradient checkpointing: what is right."""
+        config = config or self.config
+        if (ORACLE, config) not in self._open:
+            plain = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=False))
+            self._open[ORACLE, config] = open_twin(BACKENDS["cpu"], plain, "float64")
+        return self._open[ORACLE, config]
+
+    def compare(
+        self,
+        found: Mapping[str, Arrays],
+        exact: Arrays | None,
+        gate: float,
+        state: str = "",
+        *,
+        split_bias: bool = True,
+        ratio: bool = True,
+    ) -> Iterator[Measurement]:
+        """Every backend against the oracle, every other one against the reference, and MLX's error against PyTorch's.
+
+        Args:
+            found: tensors by backend and name.
+            exact: the oracle's; None leaves the oracle out.
+            gate: largest relative distance.
+            state: which weights they come from.
+            split_bias: see `distances`.
+            ratio: compare the errors of MLX and PyTorch; False where a few elements make them.
+        """
+        worst = dict.fromkeys(found, 0.0)
+        for name, tensors in found.items():
+            pairs = [] if exact is None else [(ORACLE, exact)]
+            if name != self.reference and self.reference in found:
+                pairs.append((self.reference, found[self.reference]))
+            for other, wanted in pairs:
+                for tensor, error in distances(tensors, wanted, split_bias=split_bias):
+                    yield Measurement(tensor=tensor, error=error, gate=gate, between=f"{name} ~ {other}", state=state)
+                    if other == ORACLE and not tensor.endswith(KEY_SIZE):
+                        worst[name] = max(worst[name], error)
+        # A single number may be right by luck.
+        if ratio and exact is not None and any(value.size > 1 for value in exact.values()):
+            yield from self.ratios(worst, state)
+
+    def ratios(self, errors: Mapping[str, float], state: str = "") -> Iterator[Measurement]:
+        """MLX's error as a multiple of PyTorch's on the CPU, where both are there."""
+        if "cpu" not in errors:
+            return
+        for name, error in errors.items():
+            if BACKENDS[name].framework == "mlx":
+                yield Measurement(
+                    tensor="worst error beside PyTorch's",
+                    error=error / max(errors["cpu"], ROUNDING[self.precision]),
+                    gate=ORACLE_RATIO,
+                    between=f"{name} : cpu",
+                    state=state,
+                    times=True,
+                )
+
+
+def top1_disagreements(a: Array, b: Array, margin: float) -> int:
+    """At how many positions the likeliest token differs although b's leads by more than `margin` times the error."""
+    error = float(np.abs(a.astype(np.float64) - b).max())
+    top = np.sort(b, axis=-1)
+    clear = top[..., -1] - top[..., -2] > margin * error if b.shape[-1] > 1 else np.zeros(b.shape[:-1], bool)
+    return int((clear & (a.argmax(-1) != b.argmax(-1))).sum())
+
+
+def finite(value: float) -> float | None:
+    """For JSON, which knows neither infinity nor NaN."""
+    return value if math.isfinite(value) else None

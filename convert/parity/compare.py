@@ -1,0 +1,93 @@
+"""One comparison for everything: relative L2 distance per tensor, and what is zero in theory asserted small."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+Tokens = npt.NDArray[np.int32]
+
+QKV_BIAS = "qkv_proj.bias"
+KEY_SIZE = ": size of the key's third"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One figure and its gate."""
+
+    tensor: str
+    """What was compared, by its canonical name where it has one."""
+    error: float
+    gate: float
+    between: str
+    """The two sides: "mlx-cpu ~ float64"."""
+    state: str = ""
+    """Which weights: fresh, widened or trained."""
+    times: bool = False
+    """The error is a multiple of another error, and not a distance."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the gate; NaN never is."""
+        return self.error <= self.gate
+
+    @property
+    def strain(self) -> float:
+        """Error as a share of the gate: 1 is the limit, infinite where nothing may differ and something does."""
+        if np.isnan(self.error):
+            return np.inf
+        if self.gate == 0:
+            return 0.0 if self.error == 0 else np.inf
+        return self.error / self.gate
+
+
+def relative(a: Array, b: Array) -> float:
+    """|a - b| / |b| in float64; 0 if both are zero, infinite if b alone is."""
+    if a.shape != b.shape:
+        return float("inf")
+    difference = float(np.linalg.norm(a.astype(np.float64).ravel() - b.astype(np.float64).ravel()))
+    size = float(np.linalg.norm(b.astype(np.float64).ravel()))
+    if size == 0:
+        return 0.0 if difference == 0 else float("inf")
+    return difference / size
+
+
+def distances(
+    a: Mapping[str, Array], b: Mapping[str, Array], *, split_bias: bool = True
+) -> Iterator[tuple[str, float]]:
+    """Relative distance of every tensor in a from the one in b, by name.
+
+    The bias of q, k and v is one tensor. Softmax ignores what all keys have in common, so the gradient of the key's
+    third is zero in theory and rounding in practice: it must be small beside the whole, and is compared to nothing.
+
+    Args:
+        split_bias: treat that bias so; False where it is a tensor like any other.
+    """
+    for name in b.keys() - a.keys() | a.keys() - b.keys():
+        yield f"{name} (missing on one side)", float("inf")
+    for name, exact in b.items():
+        if name not in a:
+            continue
+        if not (split_bias and name.endswith(QKV_BIAS)) or a[name].shape != exact.shape:
+            yield name, relative(a[name], exact)
+            continue
+        width = exact.shape[0] // 3
+        yield name, relative(_without_key(a[name]), _without_key(exact))
+        key, size = float(np.linalg.norm(a[name][width : 2 * width])), float(np.linalg.norm(exact))
+        yield f"{name}{KEY_SIZE}", key / size if size else key
+
+
+def _without_key(bias: Array) -> Array:
+    width = bias.shape[0] // 3
+    return np.concatenate([bias[:width], np.zeros_like(bias[:width]), bias[2 * width :]])
+
+
+def without_key_bias(arrays: Mapping[str, Array]) -> Arrays:
+    """The same with the key bias set to zero: Adam turns its rounding into updates of full size, equal to nothing."""
+    return {name: _without_key(value) if name.endswith(QKV_BIAS) else value for name, value in arrays.items()}

@@ -1,0 +1,76 @@
+"""AdamW in float64 numpy, with the constants that a float32 optimiser has: the oracle of L6a."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import numpy as np
+
+from convert.parity.compare import Arrays
+from gpt_common.config import OptimConfig
+
+
+class Optimizing(Protocol):
+    """What L6a asks of a twin."""
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Begin."""
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update number `step` (from 0); returns the gradient norm before clipping."""
+
+    def weights(self) -> Arrays:
+        """Weights by name."""
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>."""
+
+
+class ExactAdamW:
+    """AdamW (Loshchilov & Hutter 2019, algorithm 2), decay on matrices only, after clipping by the global norm.
+
+    beta2 = 0.99 is off by 1e-8 in float32, and 100 steps remember it: a float64 optimiser with exact constants would
+    lie 1e-6 away from every float32 one, correct or not. So the constants are rounded to float32 and nothing else is.
+    """
+
+    def __init__(self, config: OptimConfig) -> None:
+        self.config = config
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Begin with these weights and zero moments."""
+        self._weights = {name: value.astype(np.float64) for name, value in weights.items()}
+        self._first = {name: np.zeros(value.shape) for name, value in weights.items()}
+        self._second = {name: np.zeros(value.shape) for name, value in weights.items()}
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update number `step` (from 0); returns the gradient norm before clipping."""
+        config, n = self.config, step + 1
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
+        # Both frameworks add 1e-6 to the norm that they divide by.
+        scale = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
+        keep2 = _float32(config.beta2)
+        take1, take2 = _float32(1 - config.beta1), _float32(1 - config.beta2)
+        for name, gradient in gradients.items():
+            g = gradient.astype(np.float64) * scale
+            # PyTorch and MLX move the first moment towards the gradient, which makes its constants add up to one.
+            self._first[name] += take1 * (g - self._first[name])
+            self._second[name] = keep2 * self._second[name] + take2 * g * g
+            if gradient.ndim >= 2:
+                self._weights[name] *= _float32(1 - rate * config.weight_decay)
+            root = np.sqrt(self._second[name] / (1 - config.beta2**n)) + config.adam_eps
+            self._weights[name] -= rate / (1 - config.beta1**n) * self._first[name] / root
+        return norm
+
+    def weights(self) -> Arrays:
+        """Weights by name."""
+        return dict(self._weights)
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>."""
+        first = {f"exp_avg.{name}": value for name, value in self._first.items()}
+        return first | {f"exp_avg_sq.{name}": value for name, value in self._second.items()}
+
+
+def _float32(value: float) -> float:
+    return float(np.float32(value))

@@ -1,0 +1,129 @@
+"""What the ladder is climbed with: a model of manageable size, two states of its weights, tokens that can be learnt."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+
+from convert.parity.backends import Batches
+from convert.parity.compare import Arrays, Tokens
+from gpt_common.config import RunConfig
+from gpt_common.data.batches import training_batch
+from gpt_common.init import initial_weights, keyed_generator, parameter_shapes
+
+WIDENED_STD = 0.2
+"""At GPT-2's 0.02 most wrong models pass: attention is near uniform and GELU near linear."""
+WIDENED_WIDTH = 64
+"""Wider models get less, so that a matrix amplifies by 1.6 at most: saturated attention would amplify rounding."""
+STREAM_LENGTH = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Upper bounds on a configuration, so that a climb ends in reasonable time; what is smaller stays as it is."""
+
+    n_layer: int
+    n_head: int
+    head_size: int
+    block_size: int
+    vocab_size: int
+    batch_size: int
+    grad_accum_steps: int
+
+
+SIZES = {
+    "quick": Size(n_layer=2, n_head=2, head_size=16, block_size=32, vocab_size=96, batch_size=4, grad_accum_steps=2),
+    "standard": Size(
+        n_layer=4, n_head=4, head_size=32, block_size=64, vocab_size=256, batch_size=4, grad_accum_steps=2
+    ),
+}
+
+
+def shrink(config: RunConfig, size: Size) -> RunConfig:
+    """The same family within `size`: kinds, biases, tying, dropout rate and optimiser stay, dimensions give way."""
+    model, train = config.model, config.train
+    n_head = min(model.n_head, size.n_head)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            model,
+            n_layer=min(model.n_layer, size.n_layer),
+            n_head=n_head,
+            n_embd=n_head * min(model.head_size, size.head_size),
+            block_size=min(model.block_size, size.block_size),
+            vocab_size=min(model.vocab_size or size.vocab_size, size.vocab_size),
+        ),
+        train=dataclasses.replace(
+            train,
+            batch_size=min(train.batch_size, size.batch_size),
+            grad_accum_steps=min(train.grad_accum_steps, size.grad_accum_steps),
+        ),
+    )
+
+
+def fresh(config: RunConfig) -> Arrays:
+    """Weights before training."""
+    return dict(initial_weights(config.model, config.train.seed))
+
+
+def widened(config: RunConfig) -> Arrays:
+    """Weights that look trained: matrices and biases of standard deviation 0.2 or a little less, norms around 1."""
+    weights = {}
+    std = np.float32(WIDENED_STD * min(1, WIDENED_WIDTH / config.model.n_embd) ** 0.5)
+    for name, shape in parameter_shapes(config.model).items():
+        noise = keyed_generator(config.train.seed, "widened", name).standard_normal(shape, np.float32)
+        centre = 1.0 if "norm" in name and name.endswith(".weight") else 0.0
+        weights[name] = np.float32(centre) + noise * std
+    return weights
+
+
+def nudged(weights: Arrays, seed: int) -> Arrays:
+    """The same weights, each moved by one unit in the last place, up or down by chance."""
+    moved = {}
+    for name, value in weights.items():
+        up = keyed_generator(seed, "one ulp", name).random(value.shape) < 0.5
+        moved[name] = np.nextafter(value, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+    return moved
+
+
+@functools.cache
+def token_stream(vocab_size: int, seed: int) -> Tokens:
+    """(N,) ids that a model can learn from: mostly a fixed successor of the token before, sometimes a Zipf draw."""
+    generator = keyed_generator(seed, "parity tokens")
+    successor = generator.permutation(vocab_size)
+    draws = (generator.zipf(1.3, STREAM_LENGTH) - 1) % vocab_size
+    follows = generator.random(STREAM_LENGTH) < 0.7
+    tokens = np.empty(STREAM_LENGTH, np.int32)
+    token = 0
+    for i in range(STREAM_LENGTH):
+        token = int(successor[token]) if follows[i] else int(draws[i])
+        tokens[i] = token
+    return tokens
+
+
+def batches(config: RunConfig, step: int) -> Batches:
+    """Inputs and labels of every micro-step, as the trainer takes them from a corpus."""
+    return [
+        training_batch(
+            token_stream(config.model.vocab_size, config.train.seed),
+            block_size=config.model.block_size,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
+            step=step,
+            micro_step=micro_step,
+        )
+        for micro_step in range(config.train.grad_accum_steps)
+    ]
+
+
+def with_dropout(config: RunConfig, rate: float) -> RunConfig:
+    """The same with dropout by shared masks."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=rate, dropout_rng="shared"))
+
+
+def without_dropout(config: RunConfig) -> RunConfig:
+    """The same with dropout 0."""
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))

@@ -1,0 +1,267 @@
+"""The MLX twin as the ladder sees it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from convert.parity.backends import Backend, Batches, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.compare import Array, Arrays, Tokens
+from gpt_common.checkpoint import write_checkpoint
+from gpt_common.cli import SampleSettings
+from gpt_common.config import RunConfig, to_dict
+from mlx_gpt import checkpoint, model, optim, sample, train
+
+
+class MlxTwin:
+    """A model and its optimiser on one MLX backend."""
+
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
+        self.config = config
+        self.device = mx.Device(mx.cpu if backend.device == "cpu" else mx.gpu)
+        self.dtype: mx.Dtype = getattr(mx, dtype)
+        self.compiled = backend.compiled
+        with self._here():
+            self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing)
+            self._forget()
+
+    def _forget(self) -> None:
+        self.resumed_at = 0
+        self.optimizer = optim.build_optimizer(self.network, self.config.optim)
+        self._after_loading()
+
+    def _after_loading(self) -> None:
+        """A compiled step holds on to the state that it was made with."""
+        self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
+        self.loss: Callable[..., tuple[mx.array, Any]] = partial(
+            nn.value_and_grad(self.network, model.loss), self.network
+        )
+        if self.compiled:
+            self.loss = mx.compile(self.loss, inputs=[self.network.state], outputs=[self.network.state])
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def initialise(self, seed: int) -> None:
+        """Initial weights as the trainer draws them."""
+        with self._here():
+            self.network.initialise(seed)
+            self._forget()
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Replace every parameter, and forget the optimiser's state."""
+        with self._here():
+            self.network.update(tree_unflatten([(name, mx.array(value)) for name, value in weights.items()]))
+            self._forget()
+
+    def weights(self) -> Arrays:
+        """Every parameter by canonical name."""
+        return {name: _numpy(value) for name, value in self.network.named_parameters()}
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>."""
+        with self._here():
+            tensors = optim.optimizer_tensors(self.network, self.optimizer)
+            return {name: _numpy(value) for name, value in tensors.items()}
+
+    # ---- one pass ------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Tokens) -> Array:
+        """(B, T) ids -> (B, T, V), without dropout."""
+        with self._here():
+            return _numpy(self.network(mx.array(tokens)))
+
+    def cached_logits(self, tokens: Tokens) -> Array:
+        """The same through the key-value cache."""
+        half = max(1, tokens.shape[1] // 2)
+        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        with self._here():
+            caches = self.network.new_caches()
+            return np.concatenate([_numpy(self.network(mx.array(part), caches=caches)) for part in parts], axis=1)
+
+    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+        """Loss in nats per token, and the gradient of every parameter."""
+        with self._here():
+            value, gradients = self.loss(mx.array(tokens), mx.array(labels), _key(key))
+            return float(value), {name: _numpy(g) for name, g in _flat(gradients)}
+
+    def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
+        """One module of the model on its own."""
+        module = self._module(path)
+        takes = inspect.signature(type(module).__call__).parameters
+        parameters = _flat(module.parameters())
+        names = [name for name, _ in parameters]
+        differentiable = "dtype" not in takes
+
+        def forward(*values: mx.array) -> mx.array:
+            module.update(tree_unflatten(list(zip(names, values, strict=False))))
+            output: mx.array
+            if not differentiable:
+                output = module(mx.array(inputs), self.dtype)
+            elif "key" in takes:
+                output = module(values[-1], _key(key), None)
+            else:
+                output = module(values[-1])
+            return output
+
+        with self._here():
+            values = [value for _, value in parameters]
+            if differentiable:
+                values.append(self._array(inputs))
+            outputs, gradients = mx.vjp(forward, values, [self._array(upstream)])
+            module.update(tree_unflatten(parameters))
+            found = dict(zip([*names, "input"], gradients, strict=False))
+            return LayerPass(_numpy(outputs[0]), {name: _numpy(g) for name, g in found.items()})
+
+    def operation(self, operation: Operation, upstream: Array) -> LayerPass:
+        """One building block on its own."""
+        with self._here():
+            values = {f"input {i}": self._array(value) for i, value in enumerate(operation.inputs)}
+            values |= {f"parameter {i}": mx.array(value) for i, value in enumerate(operation.parameters)}
+            more: list[Any] = [] if operation.integers is None else [mx.array(operation.integers)]
+            if operation.kind == "embedding":
+                more.append(self.dtype)
+            compute = OPERATIONS[operation.kind]
+            # The upstream gradient has the dtype of the output, which only the operation knows.
+            cotangent = mx.array(upstream).astype(compute(*values.values(), *more).dtype)
+            outputs, gradients = mx.vjp(lambda *x: compute(*x, *more), list(values.values()), [cotangent])
+            return LayerPass(_numpy(outputs[0]), {n: _numpy(g) for n, g in zip(values, gradients, strict=True)})
+
+    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+        """A forward pass with a tap at every module."""
+        traced = Traced([], {}, {})
+        paths = {id(module): path for path, module in self.network.named_modules() if path}
+
+        def watched(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+            def call(module: nn.Module, x: mx.array, *more: Any) -> mx.array:
+                if (path := paths.get(id(module))) is None:
+                    return original(module, x, *more)
+                traced.inputs[path] = _numpy(x)
+                traced.taps.append((f"{path} input", traced.inputs[path]))
+                output = original(module, x, *more)
+                traced.taps.append((f"{path} output", _numpy(output)))
+                return output
+
+            return call
+
+        with self._here(), ExitStack() as stack:
+            for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
+                stack.enter_context(mock.patch.object(kind, "__call__", watched(kind.__call__)))
+            stack.enter_context(mock.patch.object(self.network, "gradient_checkpointing", False))
+            mx.eval(model.loss(self.network, mx.array(tokens), mx.array(labels), _key(key)))
+        return traced
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update with given gradients; the norm before clipping."""
+        with self._here():
+            tree = tree_unflatten([(name, mx.array(value)) for name, value in gradients.items()])
+            optim.set_step(self.optimizer, step + 1, rate)
+            norm = self.train_step.update(tree)
+            mx.eval(norm, self.network.parameters(), self.optimizer.state)
+            return float(norm)
+
+    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
+        """One training step; loss and gradient norm."""
+        with self._here():
+            loss, norm = self.train_step(batches, step, rate)
+            return float(loss), float(norm)
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write a checkpoint into a run folder."""
+        with self._here():
+            return write_checkpoint(
+                folder,
+                step,
+                state={"config": to_dict(self.config)},
+                write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
+                best=False,
+                keep=2,
+            )
+
+    def restore(self, path: Path) -> int:
+        """Take up a checkpoint; its step."""
+        with self._here():
+            self._forget()
+            self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+            self._after_loading()
+            return self.resumed_at
+
+    def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
+        """New token ids."""
+        with self._here():
+            return list(sample.generate(self.network, prompt, settings, draws))
+
+    # ---- numpy and back ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Compute on this twin's device: `mlx` and `mlx-cpu` live in one process."""
+        before = mx.default_device()
+        mx.set_default_device(self.device)
+        try:
+            yield
+        finally:
+            mx.set_default_device(before)
+
+    def _array(self, values: Array) -> mx.array:
+        return mx.array(values.astype(np.float32)).astype(self.dtype)
+
+    def _module(self, path: str) -> nn.Module:
+        module: nn.Module = dict(self.network.named_modules())[path]
+        return module
+
+
+def _numpy(value: mx.array) -> Array:
+    """Integers stay integers, everything else becomes float32."""
+    if mx.issubdtype(value.dtype, mx.floating):
+        value = value.astype(mx.float32)
+    return np.array(value)
+
+
+def _key(words: Array | None) -> mx.array | None:
+    return None if words is None else mx.array(words)
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    return list(tree_flatten(tree))  # type: ignore[arg-type]
+
+
+def _with(layer: Any, weight: mx.array, bias: mx.array | None) -> Any:
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+OPERATIONS: dict[str, Callable[..., mx.array]] = {
+    "linear": lambda x, weight, bias=None: _with(
+        model.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias
+    )(x),
+    "layer_norm": lambda x, weight, bias=None: _with(
+        model.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias
+    )(x),
+    "gelu": lambda x: nn.gelu(x),
+    "gelu_tanh": lambda x: nn.gelu_approx(x),
+    "embedding": lambda table, ids, dtype: _with(model.Embedding(*table.shape), table, None)(ids, dtype),
+    "attention": lambda q, k, v: model.causal_attention(q, k, v, q.shape[-1] ** -0.5),
+    "softmax": lambda x: mx.softmax(x.astype(mx.float32), axis=-1),
+    "dropout": lambda x, key: model.dropout(x, 0.2, key, 3, "shared"),
+    "cross_entropy": lambda logits, labels: nn.losses.cross_entropy(
+        logits.astype(mx.float32), labels, reduction="mean"
+    ),
+}
+"""The building blocks of the model, by the name that rungs_operations.py uses."""

@@ -1,0 +1,122 @@
+"""L0, bytes, and L1, operations: what does not need a whole model."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from convert.parity import material
+from convert.parity.backends import LayerPass, Operation
+from convert.parity.climb import Climb
+from convert.parity.compare import Array, Arrays, Measurement
+from gpt_common.checkpoint import OPTIMIZER_FILE, tensor_hashes, validate
+from gpt_common.dropout import dropout_key
+from gpt_common.init import initial_weights, keyed_generator
+
+LONG_SUMS = (32766, 32767, 32768, 50257, 50304)
+"""Lengths around 2**15, and GPT-2's vocabulary with and without padding: where sums went wrong on MPS (pytorch#195163).
+Both other dimensions are at least 16, as that bug needs."""
+
+
+def rung_bytes(climb: Climb) -> Iterator[Measurement]:
+    """The same initial bytes; a checkpoint from one twin to the other and back loses none, moments included."""
+    config = climb.config
+    twins = climb.twins()
+    wanted = dict(initial_weights(config.model, config.train.seed))
+    for name, twin in twins.items():
+        twin.initialise(config.train.seed)
+        yield from _identical(twin.weights(), wanted, f"{name} ~ numpy", "initial ")
+    with tempfile.TemporaryDirectory() as folder:
+        first = climb.reference
+        for other in climb.names[1:]:
+            for one, two in ((first, other), (other, first)):
+                twins[one].set_weights(climb.start())
+                twins[one].step(material.batches(config, 0), 0, config.optim.learning_rate)
+                saved = [twins[one].save(Path(folder) / "a", 1)]
+                for twin, target in ((twins[two], "b"), (twins[one], "c")):
+                    twin.restore(saved[-1])
+                    saved.append(twin.save(Path(folder) / target, 1))
+                before = validate(saved[0])["tensors"]
+                for after in saved[1:]:
+                    yield from _same_hashes(validate(after)["tensors"], before, f"{one} > {two} > {one}")
+                yield from _same_hashes(
+                    {OPTIMIZER_FILE: tensor_hashes(saved[-1] / OPTIMIZER_FILE)}, before, f"{one} > {two} > {one}"
+                )
+
+
+def _identical(found: Arrays, wanted: Arrays, between: str, prefix: str) -> Iterator[Measurement]:
+    for name in sorted(found.keys() | wanted.keys()):
+        a, b = found.get(name), wanted.get(name)
+        same = a is not None and b is not None and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+        yield Measurement(tensor=prefix + name, error=0.0 if same else 1.0, gate=0.0, between=between)
+
+
+def _same_hashes(
+    found: dict[str, dict[str, str]], wanted: dict[str, dict[str, str]], between: str
+) -> Iterator[Measurement]:
+    for file, hashes in found.items():
+        for name in sorted(hashes.keys() | wanted[file].keys()):
+            same = hashes.get(name) == wanted[file].get(name)
+            yield Measurement(tensor=name, error=0.0 if same else 1.0, gate=0.0, between=between)
+
+
+def operations() -> Iterator[Operation]:
+    """The building blocks on inputs of the size that they meet in a model, and the canary shapes."""
+
+    def draw(name: str, *shape: int, std: float = 1.0) -> Array:
+        return keyed_generator(0, "operation", name).standard_normal(shape, np.float32) * np.float32(std)
+
+    x, weight, bias = draw("x", 4, 16, 48), draw("weight", 80, 48, std=0.2), draw("bias", 80, std=0.2)
+    yield Operation("linear", "linear", (x,), (4, 16, 80), (weight,))
+    yield Operation("linear with bias", "linear", (x,), (4, 16, 80), (weight, bias))
+    # A small input, so that the constant under the root shows.
+    small, scale, shift = draw("small", 4, 16, 48, std=0.05), 1 + draw("scale", 48, std=0.2), draw("shift", 48)
+    yield Operation("layer norm", "layer_norm", (small,), (4, 16, 48), (scale,))
+    yield Operation("layer norm with bias", "layer_norm", (small,), (4, 16, 48), (scale, shift))
+    yield Operation("gelu", "gelu", (draw("gelu", 4, 16, 192, std=2.0),), (4, 16, 192))
+    yield Operation("gelu_tanh", "gelu_tanh", (draw("gelu", 4, 16, 192, std=2.0),), (4, 16, 192))
+    ids = keyed_generator(0, "ids").integers(0, 96, (4, 16)).astype(np.int32)
+    yield Operation("embedding", "embedding", (), (4, 16, 48), (draw("table", 96, 48),), ids)
+    for name, length in (("attention", 32), ("attention, odd length", 37)):
+        qkv = tuple(draw(f"{name} {part}", 2, 3, length, 16) for part in "qkv")
+        yield Operation(name, "attention", qkv, (2, 3, length, 16))
+    yield Operation("softmax", "softmax", (draw("scores", 4, 16, 48, std=3.0),), (4, 16, 48))
+    yield Operation("cross entropy", "cross_entropy", (draw("logits", 4, 16, 96, std=3.0),), (), integers=ids)
+    key = dropout_key(0, 0)
+    yield Operation("dropout", "dropout", (x,), x.shape, integers=key)
+    yield Operation("dropout, odd size", "dropout", (draw("odd", 3, 5, 7),), (3, 5, 7), integers=key)
+    yield from long_sums()
+
+
+def long_sums() -> Iterator[Operation]:
+    """Sums over K terms forward (a long input) and backward (a large vocabulary), in two and three dimensions."""
+    for length in LONG_SUMS:
+        generator = keyed_generator(0, "long sum", length)
+        wide, narrow = (generator.standard_normal((16, length), np.float32) for _ in range(2))
+        last = generator.standard_normal((2, 8, 16), np.float32)
+        name = f"sum over {length}"
+        yield Operation(f"{name}, 2-D", "linear", (wide,), (16, 16), (narrow,), long_sum=True)
+        yield Operation(f"{name}, 3-D", "linear", (wide.reshape(2, 8, length),), (2, 8, 16), (narrow,), long_sum=True)
+        head = np.ascontiguousarray(narrow.T)
+        yield Operation(f"head of {length}", "linear", (last,), (2, 8, length), (head,), long_sum=True)
+
+
+def rung_operations(climb: Climb) -> Iterator[Measurement]:
+    """Every building block, forward and backward, including the shapes on which backends are known to fail."""
+    todo = [operation for operation in operations() if climb.long_sums or not operation.long_sum]
+    for done, operation in enumerate(todo):
+        climb.progress("operations", done, len(todo))
+        upstream = keyed_generator(0, "upstream", operation.name).standard_normal(operation.output, np.float32)
+        upstream = np.asarray(upstream, np.float32)
+        exact = _named(operation.name, climb.oracle().operation(operation, upstream))
+        found = {n: _named(operation.name, twin.operation(operation, upstream)) for n, twin in climb.twins().items()}
+        gate = climb.gate("L1 long sums" if operation.long_sum else "L1")
+        # A reference BLAS adds one product after the other: 11 times PyTorch's error at 50,000, within the gate for it.
+        yield from climb.compare(found, exact, gate, ratio=not operation.long_sum)
+
+
+def _named(name: str, result: LayerPass) -> Arrays:
+    return {f"{name}: output": result.output} | {f"{name}: gradient of {k}": v for k, v in result.gradients.items()}

@@ -1,0 +1,292 @@
+"""L6 to L8: the optimiser alone, one full step, hundreds of steps, and a change of framework on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from convert.parity import material
+from convert.parity.backends import Batches, Twin
+from convert.parity.climb import ORACLE, Climb
+from convert.parity.compare import Arrays, Measurement, without_key_bias
+from convert.parity.exact_adamw import ExactAdamW, Optimizing
+from convert.parity.gates import ENVELOPE, ROUNDING
+from gpt_common.config import ModelConfig, OptimConfig, RunConfig
+from gpt_common.init import keyed_generator, parameter_shapes
+from gpt_common.schedule import learning_rate
+
+DROPOUT = 0.1
+"""Rate of the long trajectories where the configuration has none."""
+PERTURBED_RUNS = 2
+"""Trajectories from weights one unit in the last place off, which make the noise envelope."""
+STEP_RATE = 1e-3
+"""Least learning rate of L6b: below it, rounding the new weight (a norm's is near 1) hides the update."""
+ROUNDED_SHARE = 0.05
+"""At most this share of the first update may be left to rounding."""
+SWITCHES = 5
+"""How often the ping-pong run changes framework."""
+OPTIMIZER_MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=1, n_head=2, n_embd=16, bias=True)
+"""Adam knows no shapes: matrices and vectors of a small model stand for all."""
+MANY_ROWS = dataclasses.replace(OPTIMIZER_MODEL, vocab_size=32768)
+"""A gradient norm is a long sum: MLX's CPU loses 1e-4 of one over half a million numbers in one go."""
+
+
+def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
+    """Clipping and AdamW from identical gradients, which differ by nine orders of magnitude.
+
+    Weights are of the size of some updates, so that rounding them to float32 weighs equally at every learning rate.
+    """
+    config = dataclasses.replace(climb.config, model=OPTIMIZER_MODEL)
+    peak = config.optim.learning_rate
+    steps = climb.optimizer_steps
+    schedule = whole_schedule(config.optim, steps)
+    start = {
+        name: keyed_generator(0, "optimizer", name).standard_normal(value.shape, np.float32) * np.float32(5 * peak)
+        for name, value in material.fresh(config).items()
+    }
+    twins: dict[str, Optimizing] = {ORACLE: ExactAdamW(config.optim), **climb.twins(config)}
+    norms: dict[str, Arrays] = {}
+    for name, twin in twins.items():
+        twin.set_weights(start)
+        found = []
+        for step in range(steps):
+            climb.progress(f"optimiser, {name}", step, steps)
+            rate = learning_rate(step, schedule, steps)
+            found.append(twin.update(_random_gradients(start, step), step, rate))
+        norms[name] = {"gradient norm": np.array(found)}
+    weights = {name: twin.weights() for name, twin in twins.items()}
+    moments = {name: twin.moments() for name, twin in twins.items()}
+    updates = {name: {f"update of {t}": v - start[t] for t, v in w.items()} for name, w in weights.items()}
+    for found_by_name, gate in ((updates, "L6a update"), (moments, "L6a moments"), (norms, "L6a moments")):
+        exact = found_by_name.pop(ORACLE)
+        yield from climb.compare(found_by_name, exact, climb.gate(gate), split_bias=False)
+    limit = climb.gate("L6a distance")
+    for name in climb.names:
+        for tensor, value in weights[name].items():
+            distance = float(np.abs(value - weights[ORACLE][tensor]).max()) / peak
+            yield Measurement(
+                tensor=f"{tensor}: largest difference in learning rates",
+                error=distance,
+                gate=limit,
+                between=f"{name} ~ {ORACLE}",
+            )
+    yield from _large_norm(climb)
+
+
+def _large_norm(climb: Climb) -> Iterator[Measurement]:
+    """The norm of a gradient with many rows."""
+    config = dataclasses.replace(climb.config, model=MANY_ROWS)
+    gradients = {
+        tensor: keyed_generator(0, "large", tensor).standard_normal(shape, np.float32)
+        for tensor, shape in parameter_shapes(MANY_ROWS).items()
+    }
+    name = "norm of a large gradient"
+    exact = {name: np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradients.values()))}
+    norms = {n: twin.update(gradients, 0, config.optim.learning_rate) for n, twin in climb.twins(config).items()}
+    yield from climb.compare({n: {name: np.array(norm)} for n, norm in norms.items()}, exact, climb.gate("L5"))
+
+
+def _random_gradients(like: Arrays, step: int) -> Arrays:
+    """Gradients between 1e-9 and 1: every other step one scale per tensor, large enough to be clipped or not."""
+    gradients = {}
+    for name, value in like.items():
+        generator = keyed_generator(step, "gradient", name)
+        scale = np.float32(10 ** generator.uniform(-9, 0)) if step % 2 else np.float32(0.1)
+        gradients[name] = generator.standard_normal(value.shape, np.float32) * scale
+    return gradients
+
+
+def rung_step(climb: Climb) -> Iterator[Measurement]:
+    """One step as the trainer does it, from every state: accumulated micro-steps, dropout, clipping, update."""
+    if not climb.has_gate("L6b"):
+        return
+    gate = climb.gate("L6b")
+    config = climb.config
+    if config.train.grad_accum_steps == 1:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, grad_accum_steps=2))
+    if config.model.dropout:
+        config = material.with_dropout(config, config.model.dropout)
+    for state, weights in climb.states().items():
+        updates: dict[str, Arrays] = {}
+        figures: dict[str, Arrays] = {}
+        for name, twin in {ORACLE: climb.oracle(config), **climb.twins(config)}.items():
+            twin.set_weights(weights)
+            loss, norm = twin.step(material.batches(config, 0), 0, max(config.optim.learning_rate, STEP_RATE))
+            moved = {f"update of {tensor}": value - weights[tensor] for tensor, value in twin.weights().items()}
+            updates[name] = without_key_bias(moved)
+            if name == ORACLE:
+                decided = _left_to_rounding(twin.moments(), config.optim, climb.gate("L5"))
+            figures[name] = {"loss": np.array([loss]), "gradient norm": np.array([norm])}
+        for tensor, left in decided.items():
+            for arrays in updates.values():
+                arrays[f"update of {tensor}"][left] = 0
+        share = sum(int(left.sum()) for left in decided.values()) / sum(left.size for left in decided.values())
+        label = "share of the update that is left to rounding"
+        yield Measurement(tensor=label, error=share, gate=ROUNDED_SHARE, between=ORACLE, state=state)
+        yield from climb.compare(updates, updates.pop(ORACLE), gate, state, ratio=False)
+        for figure, limit in (("loss", climb.gate("L4")), ("gradient norm", climb.gate("L5"))):
+            one = {name: {figure: arrays[figure]} for name, arrays in figures.items()}
+            yield from climb.compare(one, one.pop(ORACLE), limit, state)
+
+
+def _left_to_rounding(moments: Arrays, optim: OptimConfig, gate: float) -> dict[str, np.ndarray]:
+    """Where the error that L5 allows a gradient would change its sign, or move its update by more than a hundredth.
+
+    Adam's first update is g / (|g| + eps) whatever the size of g: near zero, rounding decides. The first moment after
+    one step is the gradient but for a factor.
+    """
+    decided = {}
+    for name, value in without_key_bias(moments).items():
+        moment, _, tensor = name.partition(".")
+        if moment == "exp_avg":
+            size = np.abs(value) / (1 - optim.beta1)
+            error = gate * np.sqrt(np.mean(size**2))
+            moved = error * optim.adam_eps / (size + optim.adam_eps) ** 2
+            decided[tensor] = (size > 0) & ((size <= error) | (moved > 0.01))
+    return decided
+
+
+# ---- trajectories ------------------------------------------------------------------------------------------------
+
+
+def trajectory_config(climb: Climb) -> RunConfig:
+    """The configuration of long runs: dropout with shared masks, and the whole schedule within the steps there are."""
+    steps = climb.trajectory_steps
+    config = material.with_dropout(climb.config, climb.config.model.dropout or DROPOUT)
+    train = dataclasses.replace(config.train, max_steps=steps)
+    return dataclasses.replace(config, optim=whole_schedule(config.optim, steps), train=train)
+
+
+def whole_schedule(optim: OptimConfig, steps: int) -> OptimConfig:
+    """Warm-up and decay within the steps there are: during a warm-up of thousands nothing would move."""
+    return dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, steps // 10), decay_steps=0)
+
+
+def batches_for(twin: Twin, step: int) -> Batches:
+    """Batches are a function of seed and step; that a run was resumed changes nothing."""
+    return material.batches(twin.config, step)
+
+
+def train(twin: Twin, first: int, last: int, tick: Callable[[int], None] = lambda _: None) -> list[float]:
+    """Steps `first` to `last`; the loss of each."""
+    losses = []
+    for step in range(first, last):
+        rate = learning_rate(step, twin.config.optim, twin.config.train.max_steps)
+        losses.append(twin.step(batches_for(twin, step), step, rate)[0])
+        tick(step)
+    return losses
+
+
+def drift(losses: Sequence[float], other: Sequence[float]) -> np.ndarray:
+    """Relative difference of two trajectories, step by step."""
+    a, b = np.array(losses), np.array(other)
+    return np.asarray(np.abs(a - b) / np.abs(b))
+
+
+def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
+    """Hundreds of steps with dropout: losses within the gate and within the noise envelope, weights at the end."""
+    config, steps = trajectory_config(climb), climb.trajectory_steps
+    twins = climb.twins(config)
+    losses: dict[str, list[float]] = {}
+    weights: dict[str, Arrays] = {}
+
+    def run(name: str, twin: Twin, start: Arrays) -> list[float]:
+        twin.set_weights(start)
+        return train(twin, 0, steps, lambda step: climb.progress(f"trajectory, {name}", step, steps))
+
+    reference = twins[climb.reference]
+    for name, twin in twins.items():
+        losses[name] = run(name, twin, climb.start())
+        weights[name] = without_key_bias(twin.weights())
+    climb.uninterrupted = losses[climb.reference]
+    climb.curves["loss"] = losses[climb.reference]
+
+    # What the loss alone is off by, from equal weights, is no drift.
+    envelope = np.full(steps, max(ROUNDING[climb.precision], climb.loss_noise))
+    for seed in range(PERTURBED_RUNS):
+        other = run("one unit in the last place off", reference, material.nudged(climb.start(), seed))
+        envelope = np.maximum(envelope, drift(other, losses[climb.reference]))
+    envelope = np.maximum.accumulate(envelope)
+    climb.curves["one unit in the last place"] = envelope.tolist()
+
+    for name in climb.names[1:]:
+        differences = drift(losses[name], losses[climb.reference])
+        climb.curves[f"{name} ~ {climb.reference}"] = differences.tolist()
+        yield from _trajectory_gates(climb, "L7 loss", losses[name], losses[climb.reference], name)
+        if climb.precision == "strict":
+            worst = int(np.argmax(differences / envelope))
+            yield Measurement(
+                tensor=f"drift beside one unit in the last place's, step {worst}",
+                error=float(differences[worst] / envelope[worst]),
+                gate=ENVELOPE,
+                between=f"{name} ~ {climb.reference}",
+                times=True,
+            )
+    if climb.has_gate("L7 weights"):
+        final = {name: {f"{t} after {steps} steps": v for t, v in w.items()} for name, w in weights.items()}
+        yield from climb.compare(final, None, climb.gate("L7 weights"))
+
+
+def _trajectory_gates(
+    climb: Climb, gate: str, losses: Sequence[float], reference: Sequence[float], name: str
+) -> Iterator[Measurement]:
+    """The worst loss and, in the classes that have such a gate, the mean of the last fifty."""
+    limit = climb.gate(gate)
+    differences = drift(losses, reference)
+    worst = int(np.argmax(differences))
+    between = f"{name} ~ {climb.reference}"
+    yield Measurement(tensor=f"loss, step {worst}", error=float(differences[worst]), gate=limit, between=between)
+    mean_gate = f"{gate.split()[0]} mean of last 50"
+    if climb.has_gate(mean_gate):
+        means = np.mean(losses[-50:]), np.mean(reference[-50:])
+        error = abs(means[0] - means[1]) / means[1]
+        yield Measurement(
+            tensor="mean of the last 50 losses", error=float(error), gate=climb.gate(mean_gate), between=between
+        )
+
+
+def rung_switch(climb: Climb) -> Iterator[Measurement]:
+    """A run that changes framework half-way, both ways, and one that goes back and forth, on the same loss curve."""
+    config, steps = trajectory_config(climb), climb.switch_steps
+    twins = climb.twins(config)
+    first = climb.reference
+    uninterrupted = climb.uninterrupted[:steps]
+    if len(uninterrupted) < steps:
+        twins[first].set_weights(climb.start())
+        uninterrupted = train(twins[first], 0, steps)
+    for other in climb.names[1:]:
+        there, back = [first, other], [other, first]
+        plans = {
+            f"{first} > {other}": _switches(there, steps, 2),
+            f"{other} > {first}": _switches(back, steps, 2),
+            f"{first} > {other} > {first} ...": _switches(there, steps, SWITCHES + 1),
+        }
+        for plan, legs in plans.items():
+            losses = _relay(climb, twins, legs, plan)
+            climb.curves[plan] = drift(losses, uninterrupted).tolist()
+            yield from _trajectory_gates(climb, "L8", losses, uninterrupted, plan)
+
+
+def _switches(names: Sequence[str], steps: int, legs: int) -> list[tuple[str, int, int]]:
+    """Who runs from which step to which."""
+    bounds = [round(steps * i / legs) for i in range(legs + 1)]
+    return [(names[i % len(names)], bounds[i], bounds[i + 1]) for i in range(legs)]
+
+
+def _relay(climb: Climb, twins: dict[str, Twin], legs: Sequence[tuple[str, int, int]], plan: str) -> list[float]:
+    losses: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint: Path | None = None
+        for name, first, last in legs:
+            twin = twins[name]
+            if checkpoint is None:
+                twin.set_weights(climb.start())
+            else:
+                first = twin.restore(checkpoint)
+            losses += train(twin, first, last, lambda step: climb.progress(plan, step, climb.switch_steps))
+            checkpoint = twin.save(Path(folder), last)
+    return losses

@@ -1,0 +1,270 @@
+"""The PyTorch twin as the ladder sees it; in float64 on a CPU it is the oracle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from convert.parity.backends import Backend, Batches, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.compare import Array, Arrays, Tokens
+from gpt_common.checkpoint import write_checkpoint
+from gpt_common.cli import SampleSettings
+from gpt_common.config import RunConfig, to_dict
+from torch_gpt import checkpoint, model, optim, sample, train
+
+
+class TorchTwin:
+    """A model and its optimiser on one PyTorch backend."""
+
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
+        torch.set_num_threads(1)
+        self.config = config
+        self.device = torch.device(backend.device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.compiled = backend.compiled
+        self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing).to(self.device)
+        if self.dtype == torch.float64:
+            self.network.double()
+        self.loss: Callable[..., torch.Tensor] = torch.compile(model.loss) if self.compiled else model.loss
+        self._forget()
+
+    def _forget(self) -> None:
+        self.resumed_at = 0
+        self.optimizer = optim.build_optimizer(self.network, self.config.optim)
+        self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def initialise(self, seed: int) -> None:
+        """Initial weights as the trainer draws them."""
+        self.network.initialise(seed)
+        self._forget()
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Replace every parameter, and forget the optimiser's state."""
+        parameters = dict(self.network.named_parameters())
+        with torch.no_grad():
+            for name, value in weights.items():
+                parameters[name].copy_(torch.from_numpy(value))
+        self._forget()
+
+    def weights(self) -> Arrays:
+        """Every parameter by canonical name."""
+        return {name: _numpy(value) for name, value in self.network.named_parameters()}
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>."""
+        tensors = optim.optimizer_tensors(self.network, self.optimizer)
+        return {name: _numpy(value) for name, value in tensors.items()}
+
+    # ---- one pass ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, tokens: Tokens) -> Array:
+        """(B, T) ids -> (B, T, V), without dropout."""
+        with self._exact():
+            return _numpy(self.network(self._ids(tokens)))
+
+    @torch.no_grad()
+    def cached_logits(self, tokens: Tokens) -> Array:
+        """The same through the key-value cache."""
+        caches = self.network.new_caches()
+        half = max(1, tokens.shape[1] // 2)
+        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        with self._exact():
+            return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
+
+    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+        """Loss in nats per token, and the gradient of every parameter."""
+        with self._exact():
+            value = self.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+            value.backward()
+        gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
+        self.network.zero_grad(set_to_none=True)
+        return float(value.detach()), gradients
+
+    def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
+        """One module of the model on its own."""
+        module = self.network.get_submodule(path)
+        takes = inspect.signature(module.forward).parameters
+        if "dtype" in takes:
+            arguments: tuple[Any, ...] = (self._ids(inputs), self.dtype)
+        else:
+            x = self._tensor(inputs).requires_grad_()
+            arguments = (x, self._key(key), None) if "key" in takes else (x,)
+        with self._exact():
+            output = module(*arguments)
+            output.backward(self._tensor(upstream))
+        gradients = {name: _numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+        if "dtype" not in takes:
+            gradients["input"] = _numpy(x.grad)
+        module.zero_grad(set_to_none=True)
+        return LayerPass(_numpy(output), gradients)
+
+    def operation(self, operation: Operation, upstream: Array) -> LayerPass:
+        """One building block on its own."""
+        exact = torch.float64 if self.dtype == torch.float64 else torch.float32
+        values = {f"input {i}": self._tensor(value) for i, value in enumerate(operation.inputs)}
+        values |= {
+            f"parameter {i}": torch.from_numpy(value).to(self.device, exact)
+            for i, value in enumerate(operation.parameters)
+        }
+        for value in values.values():
+            value.requires_grad_()
+        more: list[Any] = [self.dtype] if operation.kind == "embedding" else []
+        if operation.integers is not None:
+            # Ids are computed with on the device; the words of a dropout key stay where they are.
+            words = operation.kind == "dropout"
+            more.insert(0, self._key(operation.integers) if words else self._ids(operation.integers))
+        with self._exact():
+            output = OPERATIONS[operation.kind](*values.values(), *more)
+            output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
+        return LayerPass(_numpy(output), {name: _numpy(value.grad) for name, value in values.items()})
+
+    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+        """A whole pass with hooks at every module."""
+        traced = Traced([], {}, {})
+        hooks = []
+
+        def watch(path: str, module: nn.Module) -> None:
+            def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+                traced.inputs[path] = _numpy(arguments[0])
+                traced.taps.append((f"{path} input", traced.inputs[path]))
+
+            def after(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
+                traced.taps.append((f"{path} output", _numpy(output)))
+                output.register_hook(lambda gradient: traced.upstream.__setitem__(path, _numpy(gradient)))
+
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_hook(after))
+
+        for path, module in self.network.named_modules():
+            if path and not isinstance(module, nn.ModuleList):
+                watch(path, module)
+        try:
+            with self._exact():
+                model.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key)).backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.network.zero_grad(set_to_none=True)
+        return traced
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update with given gradients; the norm before clipping."""
+        for name, parameter in self.network.named_parameters():
+            # A copy: clipping works in place.
+            parameter.grad = torch.from_numpy(gradients[name]).to(self.device, parameter.dtype, copy=True)
+        norm = optim.clip_gradients(self.network, self.config.optim.grad_clip)
+        optim.set_step(self.optimizer, step + 1, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
+        """One training step; loss and gradient norm."""
+        with self._exact():
+            loss, norm = self.train_step(batches, step, rate)
+        return float(loss), float(norm)
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write a checkpoint into a run folder."""
+        return write_checkpoint(
+            folder,
+            step,
+            state={"config": to_dict(self.config)},
+            write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
+            best=False,
+            keep=2,
+        )
+
+    def restore(self, path: Path) -> int:
+        """Take up a checkpoint; its step."""
+        self._forget()
+        self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+        return self.resumed_at
+
+    def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
+        """New token ids."""
+        return list(sample.generate(self.network, prompt, settings, draws))
+
+    # ---- numpy and back ------------------------------------------------------------------------------------------
+
+    def _ids(self, ids: Array) -> torch.Tensor:
+        return torch.from_numpy(ids).to(self.device, torch.long)
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, self.dtype)
+
+    def _key(self, words: Array | None) -> torch.Tensor | None:
+        return None if words is None else torch.from_numpy(words)
+
+    def _exact(self) -> AbstractContextManager[Any]:
+        """In the oracle the model's float32 is float64: it upcasts norms, scores and logits, and must not downcast."""
+        if self.dtype != torch.float64:
+            return nullcontext()
+        return mock.patch.object(model, "torch", Float64Torch())
+
+
+class Float64Torch:
+    """torch, but for one name."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is torch's."""
+        return getattr(torch, name)
+
+
+def _numpy(value: Any) -> Array:
+    """float64 stays what it is, integers too; everything else becomes float32."""
+    value = value.detach().cpu()
+    if value.is_floating_point() and value.dtype != torch.float64:
+        value = value.float()
+    return np.array(value.numpy())
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    output: torch.Tensor = functional_call(layer, parameters, (x,))
+    return output
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return _call(model.Linear(weight.shape[1], weight.shape[0], bias is not None), x, weight, bias)
+
+
+def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return _call(model.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
+
+
+OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "embedding": lambda table, ids, dtype: functional_call(
+        model.Embedding(*table.shape), {"weight": table}, (ids, dtype)
+    ),
+    "attention": lambda q, k, v: model.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
+    "softmax": lambda x: torch.softmax(_at_least_float32(x), dim=-1),
+    "dropout": lambda x, key: model.dropout(x, 0.2, key, 3, "shared"),
+    "cross_entropy": lambda logits, labels: F.cross_entropy(_at_least_float32(logits).flatten(0, 1), labels.flatten()),
+}
+"""The building blocks of the model, by the name that rungs_operations.py uses."""
