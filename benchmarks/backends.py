@@ -1,0 +1,84 @@
+"""What can be measured: a framework on a device, eager or compiled, with our model or with somebody else's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from gpt_common.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One row of the result."""
+
+    name: str
+    framework: Literal["mlx", "torch"]
+    device: Literal["auto", "cpu", "mps", "cuda"]
+    """auto: MLX's GPU (Metal or CUDA) if there is one, else its CPU; the row says which."""
+    compiled: bool = False
+    peer: Literal["", "transformers", "mlx-lm"] = ""
+    """Whose model; empty: ours."""
+    control: bool = False
+    """The same backend a second time, to show what this machine calls a difference where there is none."""
+
+    @property
+    def label(self) -> str:
+        """Name in tables."""
+        return f"{self.name} again" if self.control else self.name
+
+    def again(self) -> Backend:
+        """This backend as its own control."""
+        return dataclasses.replace(self, control=True)
+
+    def first(self) -> Backend:
+        """What a control repeats."""
+        return dataclasses.replace(self, control=False)
+
+
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("mlx", "mlx", "auto"),
+        Backend("mlx-cpu", "mlx", "cpu"),
+        Backend("mps", "torch", "mps"),
+        Backend("mps-compiled", "torch", "mps", compiled=True),
+        Backend("cpu", "torch", "cpu"),
+        Backend("cpu-compiled", "torch", "cpu", compiled=True),
+        Backend("cuda", "torch", "cuda"),
+        Backend("cuda-compiled", "torch", "cuda", compiled=True),
+    )
+}
+PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": "mlx"}
+"""Published implementations of the same model, and what they run on."""
+
+
+def choose_backends(names: str, peers: str = "") -> list[Backend]:
+    """The rows that `--backends a,b --peers p` asks for.
+
+    A peer gets a row per device of its framework among the backends, or one on the CPU if there is none.
+
+    Raises:
+        UserError: an unknown name, or none at all.
+    """
+    chosen = [BACKENDS[name] for name in _names(names, BACKENDS, "backend")]
+    rows = list(chosen)
+    for peer in _names(peers, PEERS, "peer"):
+        framework = PEERS[peer]
+        devices = dict.fromkeys(b.device for b in chosen if b.framework == framework) or {"cpu": None}
+        for device in devices:
+            where = "mlx" if device == "auto" else device
+            rows.append(Backend(f"{peer}-{where}", framework, device, peer=peer))  # type: ignore[arg-type]
+    if not chosen:
+        raise UserError("no backend: --backends takes names with commas between them, from: " + ", ".join(BACKENDS))
+    return rows
+
+
+def _names(text: str, known: Iterable[str], kind: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        if name not in known:
+            raise UserError(f"no {kind} '{name}': {nearest(name, known)}")
+    return names

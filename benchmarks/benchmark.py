@@ -1,0 +1,237 @@
+"""A benchmark from its command to its files: who is here, who is correct, how fast they are, and what it means."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.backends import Backend, choose_backends
+from benchmarks.parity_gate import Verdict, ladder, verify
+from benchmarks.power import Reader, find_reader
+from benchmarks.processes import run_worker
+from benchmarks.progress import Display, Task
+from benchmarks.report import write_report
+from benchmarks.resources import load
+from benchmarks.result import describe_case
+from benchmarks.schema import VERSION
+from benchmarks.session import Case, Row, Session, Settings, tasks
+from benchmarks.workload import parse_sweep, smallest
+from gpt_common.config import RunConfig, preset_names, to_dict
+from gpt_common.hardware import Hardware, thermal_pressure
+from gpt_common.opening import git_state, versions
+
+if TYPE_CHECKING:
+    from benchmarks.run import Benchmark
+
+PRESENCE_SECONDS, PARITY_SECONDS = 15.0, 90.0
+IDLE_SECONDS = 5.0
+"""How long the power of the idle machine is measured."""
+VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "VECLIB_", "MLX_", "METAL_", "MTL_", "PYTORCH_", "TORCH_", "CUDA_")
+"""Beginnings of the names of environment variables that decide about speed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a benchmark ended."""
+
+    measured: bool
+    """Whether any row has figures."""
+    interrupted: bool
+    reasons: dict[str, str]
+    """Why rows have none."""
+    all_absent: bool
+    """Whether all of those are absent, which the person can change and the program cannot."""
+
+
+def measure(command: Benchmark, name: str, hardware: Hardware) -> Outcome:
+    """Do what the command says, print the table, write the files."""
+    backends = choose_backends(command.backends, command.peers)
+    sweep = parse_sweep(command.sweep, command.run)
+    settings = Settings(
+        rounds=command.rounds,
+        seconds=command.seconds,
+        cooldown=command.cooldown,
+        sustained=60 * command.sustained_minutes if command.sustained else 0.0,
+        generation=command.generation,
+        overhead=command.overhead,
+    )
+    created = datetime.now(UTC)
+    reader, no_energy = find_reader() if command.energy else (None, ["turned off"])
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
+        environment = worker_environment(Path(scratch))
+        idle = {"load": load(), "thermal_pressure": thermal_pressure()}
+        if reader is not None:
+            reader.measure_idle(IDLE_SECONDS)
+        cases, verdict = prepare(command, name, backends, sweep, environment)
+        session = run_session(cases, settings, hardware, environment, reader)
+    if reader is not None:
+        reader.close()
+    about = describe_environment(hardware, environment, idle, reader.source if reader else None, no_energy)
+    result = assemble(session, verdict, name=name, created=created, checked=command.parity, environment=about)
+    write_report(command.out, created, result, verdict.reports)
+    rows = [row for case in cases for row in case.rows if not row.backend.control]
+    without = {row.backend.name: row.reason or "" for row in rows if row.status not in ("measured", "waiting")}
+    return Outcome(
+        measured=any(row.status == "measured" for row in rows),
+        interrupted=session.interrupted,
+        reasons=without,
+        all_absent=all(row.status == "absent" for row in rows),
+    )
+
+
+def assemble(
+    session: Session,
+    verdict: Verdict,
+    *,
+    name: str,
+    created: datetime,
+    checked: bool,
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """The result of a session, as schema.json describes it."""
+    return {
+        "schema": "mlx-torch-gpt/benchmark",
+        "version": VERSION,
+        "name": name,
+        "created": created.isoformat(timespec="seconds"),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interrupted": session.interrupted,
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "environment": environment,
+        "parity": {"checked": checked, "passed": verdict.passed, "reports": verdict.summary()},
+        "settings": asdict(session.settings),
+        "cases": [describe_case(case, session.hardware) for case in session.cases],
+    }
+
+
+def describe_environment(
+    hardware: Hardware,
+    variables: Mapping[str, str],
+    before: dict[str, Any],
+    energy_source: str | None,
+    no_energy: Sequence[str],
+) -> dict[str, Any]:
+    """Where a result was measured, and with what."""
+    return {
+        "hardware": asdict(hardware),
+        "host": platform.node(),
+        "versions": versions(),
+        "git": git_state(),
+        "variables": speed_variables({**os.environ, **variables}),
+        "before": before,
+        "energy": {"source": energy_source, "without": list(no_energy)},
+    }
+
+
+def prepare(
+    command: Benchmark,
+    name: str,
+    backends: list[Backend],
+    sweep: list[tuple[dict[str, Any], RunConfig]],
+    environment: Mapping[str, str],
+) -> tuple[list[Case], Verdict]:
+    """Which rows there will be: who is present, and of those who passes the ladder."""
+    first = [Task("which backends are here", PRESENCE_SECONDS)]
+    first += [Task("parity", PARITY_SECONDS)] if command.parity else []
+    display = Display(first)
+    display.begin()
+    rows = find_present(backends, smallest([config for _, config in sweep]), environment)
+    there = [row.backend.label for row in rows.values() if row.open]
+    display.end(f"present: {', '.join(there) or 'none'}")
+    verdict = Verdict()
+    if command.parity:
+        display.begin()
+        verdict = prove(rows, name, command.run.train.dtype, environment)
+        display.end(f"parity passed: {', '.join(verdict.passed) or 'none'}")
+    display.close()
+    control = next((row.backend for row in rows.values() if row.open and not row.backend.peer), None)
+    cases = []
+    for changes, config in sweep:
+        own = [Row(r.backend, r.status, r.reason, r.verified) for r in rows.values()]
+        if control is not None:
+            own.append(Row(control.again(), verified=rows[control.name].verified))
+        label = ", ".join(f"{key}={value}" for key, value in changes.items()) or "base"
+        cases.append(Case(label, changes, config, own))
+    return cases, verdict
+
+
+def find_present(backends: list[Backend], config: RunConfig, environment: Mapping[str, str]) -> dict[str, Row]:
+    """A row per backend, absent ones with the reason; each framework is asked in a process of its own."""
+    rows = {backend.name: Row(backend) for backend in backends}
+    for framework in dict.fromkeys(backend.framework for backend in backends):
+        asked = {b.name: asdict(b) for b in backends if b.framework == framework}
+        job = {"task": "presence", "backends": asked, "config": to_dict(config)}
+        event = run_worker(job, lambda *_: None, environment=environment)
+        for name in asked:
+            if event["event"] != "result":
+                rows[name].end("failed", event["reason"])
+            elif "reason" in (found := event["devices"][name]):
+                rows[name].end("absent", found["reason"])
+            else:
+                rows[name].about["device"] = found["device"]
+    return rows
+
+
+def prove(rows: dict[str, Row], name: str, dtype: str, environment: Mapping[str, str]) -> Verdict:
+    """Send what is present up the ladder; what fails is not timed. Peers are judged by their losses, later.
+
+    Args:
+        name: a preset, whose family of models climbs; another configuration has the default's.
+    """
+    names = {}
+    for label, row in rows.items():
+        if row.open and not row.backend.peer:
+            # The ladder knows MLX without a GPU by another name.
+            names[label] = "mlx-cpu" if label == "mlx" and row.about["device"] == "cpu" else label
+    extra = ["--dtype", dtype, *(["--preset", name] if name in preset_names() else [])]
+    if environment["MLX_ENABLE_TF32"] != "0":
+        extra.append("--tf32")
+    verdict = verify(names, ladder(extra, {**os.environ, **environment}))
+    for label in names:
+        if label in verdict.passed:
+            rows[label].verified = "parity"
+        else:
+            rows[label].end("unproven", verdict.failed[label])
+    return verdict
+
+
+def run_session(
+    cases: list[Case],
+    settings: Settings,
+    hardware: Hardware,
+    environment: Mapping[str, str],
+    reader: Reader | None,
+) -> Session:
+    """Measure all cases."""
+    display = Display(tasks([], cases, settings))
+    session = Session(cases, settings, hardware, display, environment, reader)
+    session.run()
+    return session
+
+
+def worker_environment(scratch: Path) -> dict[str, str]:
+    """Variables of every worker.
+
+    Compiled kernels are made anew in this session; nobody asks the network; float32 means float32 on MLX's GPUs too,
+    unless the person has said otherwise.
+    """
+    return {
+        "MLX_ENABLE_TF32": os.environ.get("MLX_ENABLE_TF32", "0"),
+        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "TRITON_CACHE_DIR": str(scratch / "triton"),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment variables that decide about speed."""
+    return {key: value for key, value in sorted(environment.items()) if key.startswith(VARIABLES)}

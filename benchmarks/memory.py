@@ -1,0 +1,172 @@
+"""`python benchmarks/memory.py`: the memory that is planned for a training step beside the memory that it takes.
+
+Both twins on this CPU, by their trainers' own steps, each in a process of its own. Measured is the peak of what the
+framework's allocator has handed out: on MLX its own figure; PyTorch keeps none on a CPU, so every allocation and
+release that its profiler reports is added up. The process needs some hundred megabytes more, for code and libraries.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+
+from gpt_common.cli import parse
+from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from gpt_common.data.batches import Tokens
+from gpt_common.errors import WorkFailed, run_main
+from gpt_common.memory import Twin, memory_plan
+
+PROG = "python benchmarks/memory.py"
+STEPS = 2
+"""The first step makes what the second one keeps."""
+BAR = 0.15
+"""How far the plan may be off."""
+TRAIN_FIELDS = ("dtype", "grad_accum_steps", "gradient_checkpointing")
+
+
+def _config(V: int, T: int, L: int, H: int, D: int, B: int, **changes: Any) -> RunConfig:
+    train = {
+        name: changes.pop(name) for name in ("dtype", "grad_accum_steps", "gradient_checkpointing") if name in changes
+    }
+    model = ModelConfig(vocab_size=V, block_size=T, n_layer=L, n_head=H, n_embd=D, **changes)
+    return RunConfig(model=model, train=TrainConfig(batch_size=B, **train))
+
+
+CONFIGURATIONS = {
+    "shakespeare-char-cpu": _config(65, 64, 4, 4, 128, 12),
+    "long context": _config(65, 512, 2, 8, 64, 2),
+    "deep": _config(65, 64, 12, 2, 64, 16),
+    "wide": _config(65, 128, 3, 6, 384, 2),
+    "vocabulary": _config(5000, 64, 2, 4, 128, 8),
+    "vocabulary, one sequence": _config(20000, 64, 2, 4, 128, 1),
+    "weights only": _config(65, 64, 6, 8, 384, 1),
+    "biases and tanh": _config(500, 64, 4, 4, 192, 8, bias=True, feed_forward="gelu_tanh"),
+    "untied head": _config(1000, 128, 4, 4, 128, 4, tied_head=False),
+    "dropout": _config(65, 128, 4, 4, 128, 8, dropout=0.2),
+    "bfloat16": _config(500, 128, 4, 4, 192, 4, dtype="bfloat16"),
+    "three micro-steps": _config(500, 64, 4, 4, 192, 4, grad_accum_steps=3),
+    "checkpointing": _config(500, 128, 8, 4, 192, 4, gradient_checkpointing=True),
+    "checkpointing, dropout": _config(65, 128, 6, 4, 128, 8, gradient_checkpointing=True, dropout=0.1),
+}
+"""One factor after another, small enough for a laptop: at most 150 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCheck:
+    """Lay the planned memory of a training step beside the measured one, for both twins on this CPU."""
+
+    twin: Twin | None = None
+    """Check this twin only."""
+    worker: bool = False
+    """For this program's own use: measure configurations from the standard input, print bytes."""
+
+
+def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
+    """Bytes at the peak of a step of each configuration, measured in one fresh process on one thread.
+
+    Raises:
+        WorkFailed: the process ended with an error.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", "--twin", twin],
+        input="\n".join(json.dumps(to_dict(config)) for config in configs),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise WorkFailed(f"measuring {twin} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return [int(line) for line in done.stdout.split()]
+
+
+def _batches(config: RunConfig) -> list[tuple[Tokens, Tokens]]:
+    shape = (config.train.batch_size, config.model.block_size)
+    ids = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    return [(ids, ids)] * config.train.grad_accum_steps
+
+
+def _measure_torch(config: RunConfig) -> int:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from torch_gpt.device import compute_dtype
+    from torch_gpt.model import GPT
+    from torch_gpt.optim import build_optimizer
+    from torch_gpt.train import TrainStep
+
+    torch.set_num_threads(1)
+    batches = _batches(config)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        dtype = compute_dtype(config.train, torch.device("cpu"))
+        model = GPT(config.model, dtype, config.train.gradient_checkpointing)
+        step = TrainStep(model, build_optimizer(model, config.optim), config, compiled=False)
+        for i in range(STEPS):
+            step(batches, i, 1e-3)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+def _measure_mlx(config: RunConfig) -> int:
+    import gc
+
+    import mlx_gpt  # noqa: F401 - it loads a fast BLAS before MLX
+
+    gc.collect()
+    import mlx.core as mx
+
+    from mlx_gpt.device import compute_dtype, select_device
+    from mlx_gpt.model import GPT
+    from mlx_gpt.optim import build_optimizer
+    from mlx_gpt.train import TrainStep
+
+    batches = _batches(config)
+    device = select_device("cpu")
+    before = mx.get_active_memory()
+    model = GPT(config.model, compute_dtype(config.train, device), config.train.gradient_checkpointing)
+    model.initialise(0)
+    optimizer = build_optimizer(model, config.optim)
+    mx.eval(model.parameters(), optimizer.state)  # type: ignore[no-untyped-call]
+    step = TrainStep(model, optimizer, config, compiled=False)
+    mx.reset_peak_memory()
+    for i in range(STEPS):
+        step(batches, i, 1e-3)
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    command = parse(MemoryCheck, argv, prog=PROG)
+    if command.worker:
+        measure = _measure_mlx if command.twin == "mlx" else _measure_torch
+        for line in sys.stdin.read().splitlines():
+            print(measure(from_dict(json.loads(line))), flush=True)
+        return
+    worst = 0.0
+    for twin in [command.twin] if command.twin else get_args(Twin):
+        print(f"{twin:<26} {'planned':>9} {'measured':>9}  ratio  at")
+        peaks = measured_peaks(list(CONFIGURATIONS.values()), twin)
+        for (name, config), peak in zip(CONFIGURATIONS.items(), peaks, strict=True):
+            plan = memory_plan(config, twin)
+            worst = max(worst, abs(plan.total / peak - 1))
+            sizes = f"{plan.total / 1e6:7.1f}MB {peak / 1e6:7.1f}MB"
+            print(f"  {name:<24} {sizes}  {plan.total / peak:5.3f}  {plan.moment}")
+    print(f"largest error {worst:.1%}")
+    if worst > BAR:
+        raise WorkFailed(f"the plan is off by more than {BAR:.0%}")
+
+
+if __name__ == "__main__":
+    run_main(main)

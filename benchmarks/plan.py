@@ -1,0 +1,291 @@
+"""`python benchmarks/plan.py --preset gpt2 --chip "M3 Max" --memory 64GB`: what a run will take, before it is run.
+
+Parameters, FLOPs, memory of both twins and whether it fits, the largest batch, time and energy for a number of tokens,
+and how many tokens are the best use of a model of this size. Knows no framework and runs nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gpt_common.cli import parse
+from gpt_common.config import RunConfig, TrainConfig
+from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.hardware import Hardware, detect
+from gpt_common.peaks import APPLE_GPUS
+
+PROG = "python benchmarks/plan.py"
+NVIDIA_CHIPS = {
+    "A100": ("NVIDIA A100-SXM4-80GB", 80),
+    "H100": ("NVIDIA H100 80GB HBM3", 80),
+    "H200": ("NVIDIA H200", 141),
+    "L4": ("NVIDIA L4", 24),
+    "RTX 4090": ("NVIDIA GeForce RTX 4090", 24),
+    "RTX 3090": ("NVIDIA GeForce RTX 3090", 24),
+}
+"""Full name and memory in GB of GPUs that --chip knows by a short one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will take: memory, time, energy. Every field of a configuration is a flag too."""
+
+    preset: str | None = None
+    """Plan this preset; without one and without --config, nanoGPT's Shakespeare by characters."""
+    config: Path | None = None
+    """Plan the configuration in this TOML file."""
+    chip: str | None = None
+    """Plan for this chip ("M3 Max", "H200"), not for this machine."""
+    gpu_cores: int | None = None
+    """GPU cores of an Apple chip given with --chip; the most that are sold if not given."""
+    memory: str | None = None
+    """Memory to plan for: 64GB."""
+    tokens: str | None = None
+    """Tokens to train on: 300M, 2.5B; the configuration's own steps if not given."""
+    mfu: float | None = None
+    """Share of the published peak that training reaches, 0 to 1; 0.3 is assumed if not given."""
+    watts: float | None = None
+    """Power to reckon energy with."""
+    result: Path | None = None
+    """Result of benchmarks/run.py on the machine planned for: its measured speed and power replace assumptions."""
+    json: Path | None = None
+    """Write all figures as JSON to this file; `-` writes them to the standard output, without tables."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """The configuration; every field is a flag."""
+
+    def __post_init__(self) -> None:
+        if self.mfu is not None and not 0 < self.mfu <= 1:
+            raise UserError(f"mfu is {self.mfu}: it must be above 0 and at most 1, as in --mfu 0.3")
+        if self.watts is not None and not self.watts > 0:
+            raise UserError(f"watts is {self.watts}: it must be above 0")
+        if self.gpu_cores is not None and self.gpu_cores < 1:
+            raise UserError(f"gpu_cores is {self.gpu_cores}: it must be at least 1")
+        if self.mfu is not None and self.result is not None:
+            raise UserError("--mfu assumes a speed and --result brings a measured one: leave one out")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    command = parse(Plan, argv, prog=PROG)
+
+    from benchmarks.planning import make_plan, read_result
+    from benchmarks.workload import base_config, settle
+
+    hardware = _hardware(command)
+    name, base = base_config(command.preset, command.config, has_gpu=hardware.kind != "cpu")
+    command = parse(Plan, argv, prog=PROG, default=replace(command, run=base))
+    # Only the vocabulary is wanted: where and in which dtype is decided for each twin.
+    model = settle(replace(command.run, train=TrainConfig())).model
+    plan = make_plan(
+        name,
+        replace(command.run, model=model),
+        hardware,
+        tokens=None if command.tokens is None else parse_amount(command.tokens, "--tokens"),
+        mfu=command.mfu,
+        watts=command.watts,
+        measured=read_result(command.result) if command.result else None,
+    )
+    if command.json is not None:
+        _write_json(plan, command.json)
+    if command.json != Path("-"):
+        print_plan(plan)
+
+
+def _hardware(command: Plan) -> Hardware:
+    """The machine to plan for: this one, or the chip and memory that were given."""
+    from benchmarks.planning import this_machine
+
+    hardware = this_machine(detect()) if command.chip is None else named_chip(command.chip, command.gpu_cores)
+    if command.memory is not None:
+        hardware = replace(hardware, memory_bytes=parse_amount(command.memory, "--memory", unit=2**30))
+    return hardware
+
+
+def named_chip(chip: str, gpu_cores: int | None) -> Hardware:
+    """A chip by its name, upper or lower case, with or without "Apple" or "NVIDIA".
+
+    Raises:
+        UserError: a chip that no table here knows; the message names the nearest.
+    """
+    words = re.sub("^(apple|nvidia) ", "", " ".join(chip.split()), flags=re.IGNORECASE)
+    known = {name.lower(): name for name in (*APPLE_GPUS, *NVIDIA_CHIPS)}
+    name = known.get(words.lower())
+    if name in NVIDIA_CHIPS:
+        full, memory = NVIDIA_CHIPS[name]
+        return Hardware(chip=full, kind="cuda", memory_bytes=memory * 2**30)
+    if name in APPLE_GPUS:
+        cores = gpu_cores or APPLE_GPUS[name].cores
+        return Hardware(chip=f"Apple {name}", kind="apple", cpu=f"Apple {name}", gpu_cores=cores)
+    if match := re.fullmatch(r"m(\d+)( pro| max| ultra)?", words.lower()):
+        # Newer than the table: its memory can be planned, its peak is unknown.
+        title = f"Apple M{match.group(1)}{(match.group(2) or '').title()}"
+        return Hardware(chip=title, kind="apple", cpu=title, gpu_cores=gpu_cores)
+    raise UserError(f"no chip '{chip}': {nearest(words, known.values())}")
+
+
+def parse_amount(text: str, flag: str, unit: int = 1) -> int:
+    """`64GB` as bytes, `2.5B` as a number; for bytes K, M, G and T are powers of 1024, and G if none is given.
+
+    Raises:
+        UserError: not an amount.
+    """
+    match = re.fullmatch(r"([\d_,.]+(?:e\d+)?) *([KMGTB]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    try:
+        number = float(match.group(1).replace(",", "").replace("_", "")) if match else 0.0
+    except ValueError:
+        number = 0.0
+    letter = match.group(2).upper() if match else ""
+    if unit > 1:
+        factor = {"": unit, "B": 0, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[letter]
+    else:
+        factor = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}[letter]
+    if number * factor < 1:
+        raise UserError(f"{flag} {text}: write it as {'64GB' if unit > 1 else '300M or 2.5B'}")
+    return int(number * factor)
+
+
+def _write_json(plan: dict[str, Any], path: Path) -> None:
+    """All figures, to a file or the standard output."""
+    import json
+    import os
+
+    text = json.dumps(plan, indent=2) + "\n"
+    if path == Path("-"):
+        sys.stdout.write(text)
+        return
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """The tables, 80 columns wide."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=80, highlight=False)
+
+    def table(title: str, rows: Iterator[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
+        grid = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 2, 0, 0))
+        grid.show_header = bool(columns)
+        for i, column in enumerate(columns or ("", "")):
+            grid.add_column(column, justify="right" if i and columns else "left", no_wrap=bool(columns))
+        for row in rows:
+            grid.add_row(*row)
+        console.print(grid)
+        console.print()
+
+    machine = plan["machine"]
+    cores = f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else ""
+    memory = f", {gigabytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ", memory unknown: add --memory"
+    console.print()
+    table(f"{plan['name']} on {machine['chip']}{cores}{memory}", _model_rows(plan))
+    columns = ("memory of one step", *(f"{_twin_name(one)}" for one in plan["twins"]))
+    table("", _memory_rows(plan), columns)
+    table("", _time_rows(plan), (f"{amount(plan['tokens']['count'])} tokens", *columns[1:]))
+    for line in _notes(plan):
+        console.print(line, markup=False)
+
+
+def _twin_name(one: dict[str, Any]) -> str:
+    name = "MLX" if one["twin"] == "mlx" else "PyTorch"
+    return f"{name} {one['device']} {one['dtype'].replace('float', 'fp').replace('bfp', 'bf')}"
+
+
+def _model_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    parts = ", ".join(f"{name} {amount(count)}" for name, count in plan["model"]["parts"].items())
+    yield "parameters", f"{plan['model']['parameters']:,}"
+    yield "", parts
+    yield "FLOPs per token", f"{plan['flops']['per_token_palm']:.3g} by PaLM's formula, 6N + 12LHQT"
+    yield "", f"{plan['flops']['per_token_exact']:.3g} counted exactly, causal"
+    for one in plan["compute_optimal"].values():
+        yield "compute-optimal", f"{amount(one['tokens'])} tokens: {one['source']}"
+
+
+def _memory_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    twins, train = plan["twins"], plan["config"]["train"]
+    for part in ("weights", "moments", "gradients", "activations", "logits", "temporary", "total"):
+        yield part, *(gigabytes(one["memory"][part]) for one in twins)
+    yield "is largest at", *(one["memory"]["moment"] for one in twins)
+    usable = plan["machine"]["usable_bytes"]
+    answers = {True: "yes", False: "no", None: "-"}
+    yield f"fits in {gigabytes(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
+    yield f"largest batch (here {train['batch_size']})", *(_batch(one["largest_batch"]) for one in twins)
+    yield "  with gradient checkpointing", *(_batch(one["largest_batch_checkpointing"]) for one in twins)
+
+
+def _batch(size: int | None) -> str:
+    return "-" if size is None else "none" if size == 0 else f"{size:,}"
+
+
+def _time_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    twins = plan["twins"]
+
+    def figures(write: Any, *keys: str) -> Iterator[str]:
+        for one in twins:
+            value = one
+            for key in keys:
+                value = value[key] if value is not None else None
+            yield "-" if value is None else write(value)
+
+    yield "peak, TFLOP/s", *figures(lambda v: f"{v:.1f}", "peak", "tflops")
+    yield "MFU", *figures(lambda v: f"{100 * v:.1f}%", "speed", "mfu")
+    yield "tokens/s", *figures(amount, "speed", "tokens_per_second")
+    yield "time", *figures(long_duration, "seconds")
+    yield "energy", *figures(lambda v: f"{v / 3.6e6:.3g} kWh", "joules")
+
+
+def _notes(plan: dict[str, Any]) -> Iterator[str]:
+    """Where the figures come from: one line each, those that both twins share once."""
+    import textwrap
+
+    twins = plan["twins"]
+    notes = [f"tokens: {plan['tokens']['basis']}"]
+    if plan["machine"]["usable_bytes"]:
+        notes.append(f"fits: {plan['machine']['usable_basis']}")
+    notes.append("memory: within 15 % of the measured peak on CPUs; unchecked on GPUs, where MLX may need less")
+    notes += [f"peak: {one['peak']['source']}" for one in twins if one["peak"]]
+    notes += [f"MFU: {one['speed']['basis']}" for one in twins]
+    notes += [f"energy: {one['power']['watts']:g} W, {one['power']['basis']}" for one in twins if one["power"]]
+    if not any(one["power"] for one in twins):
+        notes.append("energy: no source for the power of this machine: add --watts or --result")
+    for note in dict.fromkeys(notes):
+        yield textwrap.fill(note, 80, subsequent_indent="  ")
+
+
+def gigabytes(count: int | None) -> str:
+    """`512 MB`, `1.25 GB`, in powers of 1024."""
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def amount(count: float) -> str:
+    """`12.3M`, `2.49B`."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return f"{count:.3g}"
+
+
+def long_duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`, `5.6 days`, `2.1 years`."""
+    for size, unit in ((365.25 * 86400, "years"), (86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+if __name__ == "__main__":
+    run_main(main)

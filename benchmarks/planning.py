@@ -1,0 +1,245 @@
+"""What a run will take, worked out before it: the figures behind `benchmarks/plan.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gpt_common.config import RunConfig, to_dict
+from gpt_common.errors import UserError
+from gpt_common.flops import flops_per_step_exact, flops_per_token_palm, parameter_count, parameter_table
+from gpt_common.hardware import Hardware, nvidia_smi, published_peak
+from gpt_common.memory import Twin, memory_plan
+from gpt_common.peaks import largest_power
+
+VERSION = 1
+ASSUMED_MFU = 0.3
+TOKENS_PER_PARAMETER = 20
+"""Hoffmann et al. 2022 ("Chinchilla", arXiv:2203.15556), table 3: about 20 tokens for each parameter."""
+CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
+"""L = E + A / N^alpha + B / D^beta, their approach 3, with the constants of Besiroglu et al. 2024 (arXiv:2404.10102),
+who corrected the fit; nats per token of their corpus and their tokenizer of 32 000 entries."""
+
+USABLE = {
+    "apple": (0.74, "74 % of memory: what macOS lets a GPU hold (11.8 of 16, 17.8 of 24, 107.5 of 128 GB seen)"),
+    "cuda": (0.95, "95 % of the GPU's memory: the driver takes its share"),
+    "cpu": (0.9, "90 % of memory: the rest is the system's"),
+}
+MAX_BATCH = 1 << 16
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A speed that a benchmark found."""
+
+    flops_per_second: float
+    """PaLM's count over the time of a step."""
+    watts: float | None
+    """Mean power during it, where a source was found."""
+    source: str
+    """Which row of which file."""
+
+
+def make_plan(
+    name: str,
+    config: RunConfig,
+    hardware: Hardware,
+    *,
+    tokens: int | None = None,
+    mfu: float | None = None,
+    watts: float | None = None,
+    measured: dict[Twin, Measured] | None = None,
+) -> dict[str, Any]:
+    """All figures as plain values, for JSON and for the tables.
+
+    Args:
+        name: of the configuration.
+        config: `vocab_size` must be settled.
+        hardware: the machine to plan for.
+        tokens: how many to train on; the configuration's own steps if None.
+        mfu: assumed share of the published peak; `ASSUMED_MFU` if None.
+        watts: power to reckon energy with; a measured or published one if None.
+        measured: speeds that take the place of an assumption.
+
+    Raises:
+        UserError: an MFU is given for a chip whose peak nobody has published.
+    """
+    model, train = config.model, config.train
+    per_step = train.batch_size * train.grad_accum_steps * model.block_size
+    count = tokens or per_step * train.max_steps
+    usable, basis = usable_memory(hardware, train.device)
+    per_token = flops_per_token_palm(model)
+    twins = [
+        _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin))
+        for twin in get_args(Twin)
+    ]
+    if mfu is not None and not any(one["peak"] for one in twins):
+        raise UserError(f"--mfu is a share of a published peak, and {hardware.chip} has none: use --result")
+    return {
+        "version": VERSION,
+        "name": name,
+        "config": to_dict(config),
+        "model": {"parameters": parameter_count(model), "parts": parameter_table(model)},
+        "flops": {
+            "per_token_palm": per_token,
+            "per_token_exact": flops_per_step_exact(model, 1) / model.block_size,
+            "per_step_palm": per_token * per_step,
+        },
+        "machine": {**asdict(hardware), "usable_bytes": usable, "usable_basis": basis},
+        "tokens": {
+            "count": count,
+            "per_step": per_step,
+            "basis": "given" if tokens else f"{train.max_steps:,} steps of {per_step:,}",
+        },
+        "twins": twins,
+        "compute_optimal": compute_optimal(parameter_count(model)),
+    }
+
+
+def _twin(
+    twin: Twin,
+    config: RunConfig,
+    hardware: Hardware,
+    usable: int | None,
+    flops: float,
+    mfu: float | None,
+    watts: float | None,
+    measured: Measured | None,
+) -> dict[str, Any]:
+    """Memory, time and energy of one twin."""
+    device, dtype = _device_and_dtype(twin, config, hardware)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+    plan = memory_plan(config, twin)
+    peak = published_peak(hardware, device, dtype)
+    rate, basis = None, "no published peak for this chip: measure one, and give the result with --result"
+    if measured:
+        rate, basis = measured.flops_per_second, f"measured: {measured.source}"
+    elif peak:
+        share = ASSUMED_MFU if mfu is None else mfu
+        rate, basis = share * peak.flops, "assumed" if mfu is None else "given"
+    power = _power(hardware, watts, measured)
+    seconds = flops / rate if rate else None
+    return {
+        "twin": twin,
+        "device": device,
+        "dtype": dtype,
+        "memory": {**asdict(plan), "total": plan.total},
+        "fits": None if usable is None else plan.total <= usable,
+        "largest_batch": largest_batch(config, twin, usable, checkpointing=False),
+        "largest_batch_checkpointing": largest_batch(config, twin, usable, checkpointing=True),
+        "peak": asdict(peak) if peak else None,
+        "speed": {
+            "flops_per_second": rate,
+            "mfu": rate / peak.flops if rate and peak else None,
+            "tokens_per_second": rate / flops_per_token_palm(config.model) if rate else None,
+            "basis": basis,
+        },
+        "seconds": seconds,
+        "power": None if power is None else {"watts": power[0], "basis": power[1]},
+        "joules": seconds * power[0] if seconds and power else None,
+    }
+
+
+def _device_and_dtype(twin: Twin, config: RunConfig, hardware: Hardware) -> tuple[str, Literal["float32", "bfloat16"]]:
+    """Where a twin would compute and in which dtype, by the rules of its trainer."""
+    device = "cpu"
+    if config.train.device != "cpu" and hardware.kind != "cpu":
+        device = "gpu" if twin == "mlx" else "mps" if hardware.kind == "apple" else "cuda"
+    if config.train.dtype == "auto":
+        return device, "bfloat16" if device in ("gpu", "cuda") else "float32"
+    return device, config.train.dtype
+
+
+def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -> tuple[float, str] | None:
+    """Watts and where they come from: given, measured, or what the maker says at most."""
+    if watts is not None:
+        return watts, "given"
+    if measured and measured.watts:
+        return measured.watts, f"measured: {measured.source}"
+    return largest_power(hardware.chip) if hardware.kind == "apple" else None
+
+
+def usable_memory(hardware: Hardware, device: str = "auto") -> tuple[int | None, str]:
+    """Bytes that training can use, and why so many; None if the memory is unknown."""
+    kind = "cpu" if device == "cpu" else hardware.kind
+    share, basis = USABLE[kind]
+    return (int(hardware.memory_bytes * share), basis) if hardware.memory_bytes else (None, "memory unknown")
+
+
+def this_machine(hardware: Hardware) -> Hardware:
+    """The machine with the memory that counts: an NVIDIA GPU's own."""
+    if hardware.kind != "cuda":
+        return hardware
+    found = nvidia_smi()
+    return dataclasses.replace(hardware, memory_bytes=found[0][1] if found else None)
+
+
+def largest_batch(config: RunConfig, twin: Twin, usable: int | None, *, checkpointing: bool) -> int | None:
+    """Most sequences in a micro-step that fit; 0 if not even one does, None if the memory is unknown."""
+    if usable is None:
+        return None
+
+    def fits(size: int) -> bool:
+        train = dataclasses.replace(config.train, batch_size=size, gradient_checkpointing=checkpointing)
+        return memory_plan(dataclasses.replace(config, train=train), twin).total <= usable
+
+    return largest(fits, MAX_BATCH)
+
+
+def largest(holds: Callable[[int], bool], limit: int) -> int:
+    """The largest number from 1 to `limit` for which something holds that holds for all smaller ones; or 0."""
+    low, high = 0, limit + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def compute_optimal(parameters: int) -> dict[str, Any]:
+    """For which number of tokens a model of this size is the best use of the computation."""
+    E, A, B, alpha, beta = CHINCHILLA.values()
+    # Where C = 6 N D is fixed, the loss is least when alpha A / N^alpha = beta B / D^beta.
+    tokens = (beta * B / (alpha * A) * parameters**alpha) ** (1 / beta)
+    return {
+        "rule": {
+            "tokens": TOKENS_PER_PARAMETER * parameters,
+            "source": "20 tokens per parameter, Hoffmann et al. 2022 (arXiv:2203.15556)",
+        },
+        "fit": {
+            "tokens": tokens,
+            "loss": E + A / parameters**alpha + B / tokens**beta,
+            "source": "parametric fit, Besiroglu et al. 2024 (arXiv:2404.10102)",
+        },
+    }
+
+
+def read_result(path: Path) -> dict[Twin, Measured]:
+    """The fastest row of each twin in a result of `benchmarks/run.py`.
+
+    Raises:
+        UserError: no such file, not a result, or nothing was measured.
+    """
+    try:
+        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
+        found: dict[Twin, Measured] = {}
+        for case in cases:
+            for row in case["rows"]:
+                if row["summary"] is None or row["peer"] or row["control"]:
+                    continue
+                twin: Twin = "mlx" if row["framework"] == "mlx" else "torch"
+                rate = case["work"]["flops_per_step"] / row["summary"]["seconds_per_step"]
+                energy = row["summary"]["energy"]
+                if twin not in found or rate > found[twin].flops_per_second:
+                    source = f"{row['label']}, {case['name']} in {path.name}"
+                    found[twin] = Measured(rate, energy["watts"] if energy else None, source)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--result {path}: not a result of benchmarks/run.py ({type(error).__name__}: {error})"
+        ) from None
+    if not found:
+        raise UserError(f"--result {path}: nothing was measured in it")
+    return found
