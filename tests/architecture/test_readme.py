@@ -1,0 +1,85 @@
+"""The README promises commands and files: they must exist, and its test command must be the one that CI runs."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PACKAGES = ("gpt_common", "mlx_gpt", "torch_gpt", "convert", "benchmarks")
+
+
+def test_every_module_and_script_that_is_named_exists() -> None:
+    modules = set(re.findall(r"python -m ([\w.]+)", README)) - {"venv", "pytest"}
+    assert {"mlx_gpt.train", "torch_gpt.train", "mlx_gpt.sample", "convert", "gpt_common.data"} <= modules
+    assert all(find_spec(module) for module in modules)
+    scripts = set(re.findall(r"python (benchmarks/\w+\.py)", README))
+    assert scripts
+    assert all((ROOT / script).is_file() for script in scripts)
+
+
+def test_the_check_runs_the_readmes_test_command() -> None:
+    command = "python -m pytest -n 2"
+    assert command in README
+    assert command in (ROOT / "check").read_text(encoding="utf-8")
+    assert "./check" in (ROOT / ".ci/run").read_text(encoding="utf-8")
+    assert ".ci/run" in (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_tree_names_every_file_with_its_purpose(package: str) -> None:
+    for path in (ROOT / package).rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py"):
+            assert re.search(rf"^\s+{re.escape(path.name)}\s+\S", README, re.MULTILINE), f"{path} is not in the tree"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_says_what_it_is(package: str) -> None:
+    """Docstrings on modules and on their public classes and functions."""
+    for path in (ROOT / package).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if not tree.body:
+            continue
+        assert ast.get_docstring(tree), f"{path} has no docstring"
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{path}: {node.name} has no docstring"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "gpt_common.data", "--help"],
+        ["-m", "convert", "--help"],
+        ["-m", "convert", "torch2mlx", "--help"],
+        ["-m", "convert", "parity", "--help"],
+        ["benchmarks/run.py", "--help"],
+        ["benchmarks/plan.py", "--help"],
+        ["benchmarks/ratios.py", "--help"],
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_help_is_answered_without_a_framework(command: list[str]) -> None:
+    words = command[1:] if command[0] == "-m" else command
+    runner = "run_module" if command[0] == "-m" else "run_path"
+    code = f"""
+import runpy, sys
+sys.path.insert(0, ".")
+sys.argv = {words!r}
+try:
+    runpy.{runner}({words[0]!r}, run_name="__main__"{", alter_sys=True" if runner == "run_module" else ""})
+except SystemExit as stop:
+    assert not stop.code, stop.code
+heavy = {{"torch", "mlx", "transformers", "matplotlib", "safetensors"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout

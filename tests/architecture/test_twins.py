@@ -1,0 +1,105 @@
+"""The twins are one text: same files, same definitions in the same order, same arguments, and mostly the same lines."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MLX, TORCH = ROOT / "mlx_gpt", ROOT / "torch_gpt"
+FILES = sorted(path.name for path in TORCH.glob("*.py") if path.name != "__init__.py")
+
+# What one framework calls so and the other so. Applied to the MLX text before lines are compared.
+RENAMES = {
+    "mx.array": "Tensor",
+    "mx.Dtype": "torch.dtype",
+    "mx.Device": "torch.device",
+    "mx.float32": "torch.float32",
+    "mx.bool_": "torch.bool",
+    "mx.": "torch.",
+    "__call__": "forward",
+    "swapaxes": "transpose",
+    "axis=": "dim=",
+    ".astype(": ".to(",
+    "mlx_gpt": "torch_gpt",
+    "MLX": "PyTorch",
+}
+# Definitions that only one twin needs, and why.
+ONE_SIDED = {
+    "model.py": {"GPT.named_parameters"},  # PyTorch's modules have it
+    "optim.py": {"AdamW"},  # MLX's own rounds its bias corrections; PyTorch's is the reference
+    "train.py": {"TrainStep.clip_and_update"},  # what MLX compiles apart from the gradient
+}
+# Arguments that only one twin needs, and why.
+ONE_SIDED_ARGUMENTS = {
+    "causal_attention": {"rate"},  # PyTorch's fused attention drops weights itself
+    "clip_gradients": {"model", "gradients"},  # PyTorch keeps gradients in the parameters
+}
+
+
+def definitions(path: Path) -> dict[str, list[str]]:
+    """`Class.method -> argument names` of a file, in order."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = [a.arg for a in node.args.args + node.args.kwonlyargs]
+        elif isinstance(node, ast.ClassDef):
+            found[node.name] = []
+            for item in node.body:
+                if isinstance(item, ast.FunctionDef):
+                    name = "forward" if item.name == "__call__" and path.name == "model.py" else item.name
+                    found[f"{node.name}.{name}"] = [a.arg for a in item.args.args + item.args.kwonlyargs]
+    return found
+
+
+def without_one_sided(file: str, found: dict[str, list[str]]) -> dict[str, list[str]]:
+    names = ONE_SIDED.get(file, set())
+    return {
+        name: [argument for argument in arguments if argument not in ONE_SIDED_ARGUMENTS.get(name, set())]
+        for name, arguments in found.items()
+        if name not in names and name.partition(".")[0] not in names
+    }
+
+
+def shared_lines(file: str) -> float:
+    """Share of the longer twin's lines that are identical after the renames."""
+    mlx = (MLX / file).read_text(encoding="utf-8")
+    for ours, theirs in RENAMES.items():
+        mlx = mlx.replace(ours, theirs)
+    ours_lines = [line for line in mlx.splitlines() if line.strip()]
+    torch = (TORCH / file).read_text(encoding="utf-8").replace("MLX", "PyTorch").replace("torch.Tensor", "Tensor")
+    torch_lines = [line for line in torch.splitlines() if line.strip()]
+    matcher = difflib.SequenceMatcher(a=ours_lines, b=torch_lines, autojunk=False)
+    return sum(block.size for block in matcher.get_matching_blocks()) / max(len(ours_lines), len(torch_lines))
+
+
+def test_same_files() -> None:
+    assert sorted(path.name for path in MLX.glob("*.py") if path.name != "__init__.py") == FILES
+    assert {"model.py", "optim.py", "train.py", "checkpoint.py", "sample.py", "device.py"} <= set(FILES)
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_same_definitions_in_the_same_order_with_the_same_arguments(file: str) -> None:
+    mlx = without_one_sided(file, definitions(MLX / file))
+    torch = without_one_sided(file, definitions(TORCH / file))
+    assert list(mlx.items()) == list(torch.items())
+
+
+@pytest.mark.parametrize(("file", "least"), [("model.py", 0.7), ("train.py", 0.7), ("sample.py", 0.7)])
+def test_mostly_the_same_lines(file: str, least: float, capsys: pytest.CaptureFixture[str]) -> None:
+    share = shared_lines(file)
+    with capsys.disabled():
+        print(f"\n{file}: {share:.0%} of the lines are identical in both twins")
+    assert share >= least
+
+
+def test_the_comparison_bites(tmp_path: Path) -> None:
+    """A renamed argument, a moved definition and a missing one are each seen."""
+    text = "def a(x): ...\ndef b(y): ...\n"
+    (tmp_path / "one.py").write_text(text)
+    for other in ("def a(z): ...\ndef b(y): ...\n", "def b(y): ...\ndef a(x): ...\n", "def a(x): ...\n"):
+        (tmp_path / "two.py").write_text(other)
+        assert list(definitions(tmp_path / "one.py").items()) != list(definitions(tmp_path / "two.py").items())

@@ -1,0 +1,198 @@
+"""What is measured: names, configurations, sweeps, parity before timing, two clocks, and evidence of heat."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.backends import BACKENDS, choose_backends
+from benchmarks.parity_gate import verify
+from benchmarks.samples import Clocks, Series, marked, sleeping_clock, valid
+from benchmarks.thermal import CoreCounters, ThrottleWatch
+from benchmarks.work import Batcher
+from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, settle, smallest
+from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
+from gpt_common.errors import UserError
+
+CONFIG = RunConfig(model=ModelConfig(vocab_size=65))
+
+
+def test_backends_come_in_the_order_asked_for() -> None:
+    assert [b.name for b in choose_backends("mps, mlx,cpu,mlx")] == ["mps", "mlx", "cpu"]
+
+
+def test_a_peer_gets_a_row_per_device_of_its_framework() -> None:
+    rows = choose_backends("mps,mlx,cpu,cpu-compiled", "transformers,mlx-lm")
+    assert [b.name for b in rows[4:]] == ["transformers-mps", "transformers-cpu", "mlx-lm-mlx"]
+    assert [b.name for b in choose_backends("mlx", "transformers")] == ["mlx", "transformers-cpu"]
+
+
+@pytest.mark.parametrize(("names", "peers"), [("mxl", ""), ("cpu", "transformer"), ("", ""), (",", "")])
+def test_unknown_names_are_refused_with_the_nearest(names: str, peers: str) -> None:
+    with pytest.raises(UserError, match=r"did you mean '(mlx|transformers)'|no backend"):
+        choose_backends(names, peers)
+
+
+def test_the_same_backend_twice_is_a_control() -> None:
+    again = BACKENDS["cpu"].again()
+    assert (again.label, again.name, again.first()) == ("cpu again", "cpu", BACKENDS["cpu"])
+
+
+# --- configuration
+
+
+def test_the_default_shape_depends_on_the_machine() -> None:
+    assert base_config(None, None, has_gpu=True)[0] == "shakespeare-char"
+    assert base_config(None, None, has_gpu=False)[0] == "shakespeare-char-cpu"
+
+
+def test_every_preset_can_be_measured_without_its_data() -> None:
+    for name in preset_names():
+        config = settle(base_config(name, None, has_gpu=False)[1])
+        assert config.model.vocab_size > 0
+        assert config.train.dtype == "float32"
+
+
+def test_named_vocabularies_are_right(shared_data: Path) -> None:
+    from gpt_common.data import stories
+    from gpt_common.tokenizers import CharTokenizer
+
+    text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
+    assert VOCABULARIES["stories"] == CharTokenizer(stories.ALPHABET).vocab_size
+    assert VOCABULARIES["shakespeare_char"] == len(set(text))
+
+
+def test_an_unknown_vocabulary_is_asked_for(tmp_path: Path) -> None:
+    config = RunConfig(data=DataConfig(dataset="mine", data_dir=str(tmp_path)))
+    with pytest.raises(UserError, match="--vocab-size"):
+        settle(config)
+
+
+@pytest.mark.parametrize("train", [TrainConfig(device="mps"), TrainConfig(compile=True)])
+def test_what_backends_decide_is_no_flag(train: TrainConfig) -> None:
+    with pytest.raises(UserError, match="--backends"):
+        settle(RunConfig(model=CONFIG.model, train=train))
+
+
+def test_sweeps() -> None:
+    found = parse_sweep("n_layer=2,4", CONFIG)
+    assert [(changes, config.model.n_layer) for changes, config in found] == [({"n_layer": 2}, 2), ({"n_layer": 4}, 4)]
+    assert parse_sweep("batch-size=3", CONFIG)[0][1].train.batch_size == 3
+    assert parse_sweep(None, CONFIG) == [({}, CONFIG)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("n_layer", "write FIELD=VALUE"), ("n_layers=2", "did you mean 'n_layer'"), ("n_layer=two", "whole numbers"),
+     ("n_embd=130", "does not divide"), ("dropout=1", "choose from|did you mean")],
+)  # fmt: skip
+def test_wrong_sweeps_are_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_sweep(text, CONFIG)
+
+
+def test_batches_are_the_same_for_everybody() -> None:
+    config = smallest([CONFIG])
+    one, two = Batcher(config), Batcher(config)
+    first, second = one.take(3), two.take(1) + two.take(2)
+    assert [step for step, _ in first] == [step for step, _ in second] == [0, 1, 2]
+    for (_, a), (_, b) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a[0][0], b[0][0])
+        np.testing.assert_array_equal(a[0][0][:, 1:], a[0][1][:, :-1])
+    assert not np.array_equal(first[0][1][0][0], first[1][1][0][0])
+
+
+# --- parity before timing
+
+
+class Ladder:
+    """Fails for some backends; keeps count."""
+
+    def __init__(self, broken: Sequence[str] = ()) -> None:
+        self.broken = broken
+        self.calls: list[list[str]] = []
+
+    def __call__(self, names: Sequence[str]) -> tuple[int, str, str]:
+        self.calls.append(list(names))
+        report = json.dumps({"class": "strict", "rungs": [], "backends": list(names)})
+        bad = [name for name in names if name in self.broken]
+        return (1, report, f"L3 fails on {bad[0]}") if bad else (0, report, "")
+
+
+def test_what_passes_keeps_the_hash_of_its_report() -> None:
+    ladder = Ladder()
+    verdict = verify({"mlx": "mlx-cpu", "cpu": "cpu"}, ladder)
+    assert ladder.calls == [["mlx-cpu", "cpu"]]
+    assert set(verdict.passed) == {"mlx", "cpu"}
+    assert set(verdict.passed.values()) == set(verdict.reports) == set(verdict.summary())
+
+
+def test_a_single_backend_climbs_beside_the_other_twin() -> None:
+    for name, beside in (("mps", "mlx-cpu"), ("mlx", "cpu")):
+        ladder = Ladder()
+        assert set(verify({name: name}, ladder).passed) == {name}
+        assert ladder.calls == [[name, beside]]
+
+
+def test_one_that_fails_does_not_take_the_others_down() -> None:
+    ladder = Ladder(broken=["mps"])
+    verdict = verify({"cpu": "cpu", "mps": "mps", "mlx": "mlx"}, ladder)
+    assert set(verdict.passed) == {"cpu", "mlx"}
+    assert verdict.failed == {"mps": "parity: L3 fails on mps"}
+
+
+def test_a_broken_reference_passes_nobody() -> None:
+    verdict = verify({"cpu": "cpu", "mps": "mps", "mlx": "mlx"}, Ladder(broken=["cpu"]))
+    assert set(verdict.failed) == {"cpu", "mps", "mlx"}
+
+
+def test_a_ladder_that_cannot_be_climbed_passes_nobody() -> None:
+    verdict = verify({"cpu": "cpu", "mlx": "mlx"}, lambda _: (2, "", "no MLX"))
+    assert verdict.failed == {"cpu": "parity: no MLX", "mlx": "parity: no MLX"}
+    assert verify({}, Ladder()).passed == {}
+
+
+# --- clocks and marks
+
+
+def test_the_two_clocks_run_alike_while_awake() -> None:
+    assert abs((sleeping_clock() - Clocks().awake()) - (sleeping_clock() - Clocks().awake())) < 0.05
+
+
+def test_marks_in_columns() -> None:
+    times = iter([0.0, 0.5, 1.5, 1.5, 2.0, 62.0])
+    always = iter([10.0, 11.0, 12.0, 132.0])
+    series = Series(2, Clocks(lambda: next(times), lambda: next(always)))
+    series.take(lambda: None, lambda _: None)
+    series.take(lambda: None, lambda _: None)
+    series.mark(0, "outlier")
+    series.mark(0, "outlier")
+    found = series.as_dict()
+    assert found["seconds"] == [1.0, 60.0]
+    assert found["data_seconds"] == [0.5, 0.5]
+    assert found["start"] == [0.0, 2.0]
+    assert found["marks"] == {"0": ["outlier"], "1": ["asleep"]}
+    assert valid(found) == [0.5]
+    assert (marked(found, "asleep"), marked(found, "throttled")) == (1, 0)
+
+
+def test_intel_counters_of_throttling(tmp_path: Path) -> None:
+    files = [tmp_path / f"cpu{i}" / "thermal_throttle" / "core_throttle_count" for i in range(2)]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        file.write_text("5\n")
+    watch = ThrottleWatch(CoreCounters(tmp_path).read, clock=lambda: 0.0)
+    assert watch.known
+    assert watch.look() is None
+    files[1].write_text("8\n")
+    assert watch.look() == "3 throttling events of the processor's cores"
+    assert watch.look() is None
+    assert watch.seen == ["3 throttling events of the processor's cores"]
+
+
+def test_without_counters_nothing_is_known(tmp_path: Path) -> None:
+    assert not ThrottleWatch(CoreCounters(tmp_path).read).known

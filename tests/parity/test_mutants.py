@@ -1,0 +1,49 @@
+"""The gates bite: every wrong twin is rejected by the rung that is named for it, or by one below."""
+
+from __future__ import annotations
+
+import pytest
+
+from convert.parity.ladder import NAMES, climb_ladder
+from convert.parity.mutant_climb import first_rejection, mutant_climb
+from convert.parity.mutants import MUTANTS, Mutant
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.mark.parametrize("untied", [False, True], ids=["tied", "untied"])
+def test_the_unmutated_twin_passes(untied: bool) -> None:
+    report = climb_ladder(mutant_climb(untied=untied))
+    assert report.failed is None
+    assert [result.rung.name for result in report.results] == NAMES
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_rejected_by_its_rung(mutant: Mutant) -> None:
+    """Exactly by that one: what a lower rung lets pass is what this one is for."""
+    assert first_rejection(mutant) == mutant.rung
+
+
+def test_every_rung_rejects_mutants_that_those_below_let_pass() -> None:
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 20
+    assert [rung for rung in NAMES if not any(mutant.rung == rung for mutant in MUTANTS)] == []
+
+
+@pytest.mark.parametrize("twin", ["mlx", "torch"])
+def test_mutants_leave_nothing_behind(twin: str) -> None:
+    """What a mutant replaces is put back, so that the next climb is of the right twin."""
+    import mlx.core as mx
+
+    import mlx_gpt.model
+    import torch_gpt.checkpoint
+
+    watched = {
+        "mlx": lambda: (mx.arange, mlx_gpt.model.loss, mlx_gpt.model.Linear.__call__),
+        "torch": lambda: (torch_gpt.checkpoint.load_optimizer_tensors,),
+    }[twin]
+    before = watched()
+    for mutant in MUTANTS:
+        if mutant.twin == twin:
+            with mutant.change():
+                pass
+    assert watched() == before
