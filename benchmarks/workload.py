@@ -11,7 +11,7 @@ from gpt_common.config import RunConfig, from_dict, load_preset, load_toml
 from gpt_common.data.dataset import read_meta
 from gpt_common.errors import UserError, nearest
 
-VOCABULARIES = {"stories": 55, "shakespeare_char": 65, "shakespeare": 50257, "tinystories": 10000}
+VOCABULARIES = {"stories": 54, "shakespeare_char": 65, "shakespeare": 50257, "tinystories": 10000}
 """Entries of the tokenizers of named corpora, so that nothing must be downloaded to measure speed."""
 SWEEPABLE = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "grad_accum_steps", "vocab_size")
 
@@ -48,7 +48,7 @@ def _vocabulary(config: RunConfig) -> int:
     if name in VOCABULARIES:
         return VOCABULARIES[name]
     try:
-        return int(read_meta(Path(config.data.data_dir) / name)["vocab_size"])
+        return int(read_meta(Path(config.data.data_dir) / name)["tokenizer"]["vocab_size"])
     except (UserError, KeyError):
         raise UserError(f"the vocabulary of dataset '{name}' is not known here: add --vocab-size") from None
 

@@ -35,6 +35,11 @@ def load_fast_blas() -> str | None:
     # Between two products MLX works on one thread, and the other ones of the BLAS would spin all the while. With a busy
     # neighbour on two cores that was seen to cost a factor of 5 to 10.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # The products of a small model are too small to share: waking a second thread for each took 145 ms a step instead
+    # of 85 (width 64), and saves a sixth at width 768. docs/results.md has the figures.
+    if "OMP_NUM_THREADS" not in os.environ:
+        for variable in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            os.environ.setdefault(variable, "1")
     for path in [wish] if wish else _candidates():
         try:
             library = ctypes.CDLL(path, ctypes.RTLD_GLOBAL)

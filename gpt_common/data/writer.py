@@ -141,7 +141,8 @@ def _take_name(temporary: Path, folder: Path, *, overwrite: bool) -> None:
             folder.rename(replaced)
         except FileNotFoundError:
             continue
-    shutil.rmtree(replaced, ignore_errors=True)
+        # At once: another process may take the name first, and its folder must step aside to the same place.
+        shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _remove_leftovers(folder: Path) -> None:
