@@ -92,10 +92,10 @@ class TimedRun(Run):
         with self._timed("stepped"):
             super().stepped(step, waited=waited)
 
-    def record(self, step: int, *, loss: float, lr: float, grad_norm: float, memory: int) -> None:
+    def record(self, step: int, **figures: Any) -> None:
         """See Run."""
         with self._timed("record"):
-            super().record(step, loss=loss, lr=lr, grad_norm=grad_norm, memory=memory)
+            super().record(step, **figures)
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.init import parameter_shapes
+from gpt_common.init import tensor_shapes
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -277,7 +277,7 @@ def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
     Raises:
         UserError: a tensor is missing, superfluous or of another shape; a block longer than the checkpoint's.
     """
-    wanted = parameter_shapes(model)
+    wanted = tensor_shapes(model)
     for name in sorted(wanted.keys() ^ shapes.keys()):
         what = "is missing" if name in wanted else "has no place in the model"
         raise UserError(f"{checkpoint} does not fit the configuration: tensor {name} {what}")

@@ -21,7 +21,7 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of the network: the GPT-2 family."""
+    """The shape of the network. Families are data: GPT-2, Llama, DeepSeek and CustomLLM are choices of these fields."""
 
     vocab_size: int = 0
     """Rows of the token embedding; 0 takes the vocabulary of the dataset's tokenizer."""
@@ -30,51 +30,186 @@ class ModelConfig:
     n_layer: int = 4
     """Number of transformer blocks."""
     n_head: int = 4
-    """Attention heads per block; divides n_embd."""
+    """Attention heads per block; divides n_embd unless head_size is given."""
     n_embd: int = 128
     """Width of the residual stream."""
     bias: bool = False
     """Biases in linear layers and layer norms (GPT-2 has them, nanoGPT's small configurations do not)."""
-    feed_forward: Literal["gelu", "gelu_tanh"] = "gelu"
-    """Kind of feed-forward layer: exact (erf) GELU as in nanoGPT, or its tanh form as in GPT-2's weights."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """Kind of normalisation: GPT-2's, or Llama's without a mean."""
+    norm_eps: float = 1e-5
+    """Added to the variance, or to the mean square, in norms."""
+    final_norm: bool = True
+    """Normalise before the output layer (CustomLLM does not)."""
+    positions: Literal["learned", "rope", "both"] = "learned"
+    """How a token knows where it is: an embedding per position, rotated queries and keys, or both."""
+    rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
+    rope_layout: Literal["halves", "interleaved"] = "halves"
+    """Which two numbers rotate together: i and i + half (Llama), or 2i and 2i + 1 (DeepSeek)."""
+    attention: Literal["multi_head", "grouped_query", "latent", "latent_per_head"] = "multi_head"
+    """Kind of attention: one projection for q, k, v; fewer key heads; DeepSeek's latents; CustomLLM's latents."""
+    attention_bias: bool = False
+    """Biases in attention's projections even where `bias` is off."""
+    n_kv_head: int = 0
+    """Key and value heads of grouped_query attention, divides n_head; 0 is n_head."""
+    head_size: int = 0
+    """Width of a head of multi_head or grouped_query attention; 0 is n_embd / n_head."""
+    qk_norm: bool = False
+    """RMS norm of every query and key head before they rotate (multi_head and grouped_query)."""
+    kv_latent: int = 0
+    """Latent attention: width of the latent that keys and values are made of, and that the cache keeps."""
+    q_latent: int = 0
+    """Latent attention: width of the latent that queries are made of; 0 makes them from the input (DeepSeek only)."""
+    nope_size: int = 0
+    """Latent attention: width of the part of a query or key head that does not rotate."""
+    rope_size: int = 0
+    """Latent attention: width of the part that rotates; its key is shared by all heads (DeepSeek)."""
+    value_size: int = 0
+    """Latent attention: width of a value head."""
+    feed_forward: Literal["gelu", "gelu_tanh", "relu2", "swiglu", "moe"] = "gelu"
+    """Kind of feed-forward layer: exact GELU (nanoGPT), its tanh form (GPT-2), ReLU squared, SwiGLU, or experts."""
+    feed_forward_width: int = 0
+    """Inner width; 0 is 4 n_embd, and for swiglu 8/3 n_embd rounded up to a multiple of 64."""
+    n_dense_layer: int = 0
+    """moe: how many blocks from the first have a dense SwiGLU instead of experts."""
+    n_expert: int = 0
+    """moe: routed experts per block."""
+    n_shared_expert: int = 0
+    """moe: experts that every token passes."""
+    experts_per_token: int = 0
+    """moe: routed experts that a token is sent to."""
+    expert_width: int = 0
+    """moe: inner width of one expert, a SwiGLU."""
+    n_expert_group: int = 1
+    """moe: groups of neighbouring experts; a token's experts come from the best groups."""
+    groups_per_token: int = 1
+    """moe: how many groups a token may choose from."""
+    router: Literal["softmax", "sigmoid"] = "softmax"
+    """moe: how router logits become gates."""
+    router_normalise: bool = True
+    """moe: make the gates of the chosen experts sum to one."""
+    router_scale: float = 1.0
+    """moe: factor on the gates."""
+    balancing: Literal["none", "bias", "loss"] = "none"
+    """moe: keep experts busy by a bias on the choice (no gradient), by an auxiliary loss, or not at all."""
+    balancing_rate: float = 1e-3
+    """moe: step of the bias per update, or weight of the auxiliary loss."""
     tied_head: bool = True
     """The output layer shares the token embedding's weight."""
     head_bias: bool = False
     """Bias in an untied output layer."""
-    norm_eps: float = 1e-5
-    """Added to the variance in layer norms."""
     dropout: float = 0.0
     """Share of activations dropped in training: embeddings, attention weights, both outputs of a block."""
     dropout_rng: Literal["native", "shared"] = "native"
     """Dropout masks: the framework's own, or threefry bits that are equal in both twins."""
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "n_layer", "n_head", "n_embd"):
+        for name in ("block_size", "n_layer", "n_head", "n_embd", "n_expert_group", "groups_per_token"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in _SIZES:
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
         if self.vocab_size < 0:
             raise UserError(f"vocab_size is {self.vocab_size}: it must be at least 1, or 0 to follow the tokenizer")
-        if self.n_embd % self.n_head:
+        if not 0.0 <= self.dropout < 1.0:
+            raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+        for name in ("norm_eps", "rope_theta", "router_scale", "balancing_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.tied_head and self.head_bias:
+            raise UserError("head_bias needs an untied head: add --no-tied-head, or leave out --head-bias")
+        self._check_attention()
+        self._check_experts()
+
+    def _check_attention(self) -> None:
+        latent = self.attention in ("latent", "latent_per_head")
+        if latent:
+            needed = ("kv_latent", "nope_size", "rope_size", "value_size")
+            for name in needed if self.attention == "latent" else (*needed, "q_latent"):
+                if not getattr(self, name):
+                    raise UserError(f"attention {self.attention} needs {name}: add --{name.replace('_', '-')}")
+            if self.positions == "learned":
+                raise UserError(f"attention {self.attention} rotates: set positions to rope or both")
+            if self.qk_norm or self.head_size:
+                name = "qk_norm" if self.qk_norm else "head_size"
+                raise UserError(f"{name} belongs to multi_head and grouped_query attention, not to {self.attention}")
+        elif not self.head_size and self.n_embd % self.n_head:
             divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
             closest = min(divisors, key=lambda h: abs(h - self.n_head))
             raise UserError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}: try n_head {closest}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise UserError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
-        if not self.norm_eps > 0:
-            raise UserError(f"norm_eps is {self.norm_eps}: it must be above 0")
-        if self.tied_head and self.head_bias:
-            raise UserError("head_bias needs an untied head: add --no-tied-head, or leave out --head-bias")
+        if self.positions != "learned" and self.rotary_size % 2:
+            raise UserError(f"rotary positions need an even width, and {self.rotary_size} is odd")
+        if self.n_kv_head and self.attention != "grouped_query":
+            raise UserError("n_kv_head belongs to attention grouped_query: set that, or leave n_kv_head out")
+        if self.n_kv_head and self.n_head % self.n_kv_head:
+            raise UserError(f"n_kv_head {self.n_kv_head} does not divide n_head {self.n_head}")
+
+    def _check_experts(self) -> None:
+        if self.feed_forward != "moe":
+            for name in ("n_expert", "n_shared_expert", "experts_per_token", "expert_width", "n_dense_layer"):
+                if getattr(self, name):
+                    raise UserError(f"{name} belongs to feed_forward moe: set that, or leave {name} out")
+            if self.balancing != "none":
+                raise UserError("balancing belongs to feed_forward moe: set that, or leave balancing out")
+            return
+        for name in ("n_expert", "experts_per_token", "expert_width"):
+            if not getattr(self, name):
+                raise UserError(f"feed_forward moe needs {name}: add --{name.replace('_', '-')}")
+        if self.n_dense_layer > self.n_layer:
+            raise UserError(f"n_dense_layer {self.n_dense_layer} is more than n_layer {self.n_layer}")
+        if self.n_expert % self.n_expert_group:
+            raise UserError(f"n_expert_group {self.n_expert_group} does not divide n_expert {self.n_expert}")
+        if self.groups_per_token > self.n_expert_group:
+            raise UserError(
+                f"groups_per_token {self.groups_per_token} is more than n_expert_group {self.n_expert_group}"
+            )
+        if self.n_expert_group > 1 and self.n_expert // self.n_expert_group < 2:
+            raise UserError("a group of experts needs at least two: its score is the sum of its two best")
+        reachable = self.n_expert // self.n_expert_group * self.groups_per_token
+        if self.experts_per_token > reachable:
+            raise UserError(
+                f"experts_per_token {self.experts_per_token} is more than the {reachable} that can be chosen"
+            )
 
     @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.n_embd // self.n_head
+    def key_size(self) -> int:
+        """Width of one query or key head."""
+        if self.attention in ("latent", "latent_per_head"):
+            return self.nope_size + self.rope_size
+        return self.head_size or self.n_embd // self.n_head
+
+    @property
+    def rotary_size(self) -> int:
+        """Width of the part of a head that rotates, where positions are rotary."""
+        return self.rope_size if self.attention in ("latent", "latent_per_head") else self.key_size
+
+    @property
+    def inner_width(self) -> int:
+        """Inner width of a dense feed-forward layer."""
+        if self.feed_forward_width:
+            return self.feed_forward_width
+        gated = self.feed_forward in ("swiglu", "moe")
+        return -(-8 * self.n_embd // 3 // 64) * 64 if gated else 4 * self.n_embd
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether block number `layer` routes tokens to experts."""
+        return self.feed_forward == "moe" and layer >= self.n_dense_layer
+
+
+_SIZES = (
+    "n_kv_head", "head_size", "kv_latent", "q_latent", "nope_size", "rope_size", "value_size", "feed_forward_width",
+    "n_dense_layer", "n_expert", "n_shared_expert", "experts_per_token", "expert_width",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning-rate schedule."""
+    """The optimiser and its learning-rate schedule."""
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for everything, or Muon for the blocks' matrices and AdamW for the rest."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 1e-4
@@ -97,6 +232,8 @@ class OptimConfig:
     """Added to the root of the second moment."""
     grad_clip: float = 1.0
     """Largest global gradient norm; 0 turns clipping off."""
+    muon_momentum: float = 0.95
+    """Muon's Nesterov momentum."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "adam_eps"):
@@ -105,7 +242,7 @@ class OptimConfig:
         for name in ("min_lr", "warmup_steps", "decay_steps", "weight_decay", "grad_clip"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.decay_fraction <= 1:

@@ -51,6 +51,7 @@ class Run:
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
         self.interrupted: int | None = None
+        self.expert_shares: list[list[float]] = []
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -206,8 +207,21 @@ class Run:
 
     # ---- what the loop reports -----------------------------------------------------------------------------------
 
-    def record(self, step: int, *, loss: float, lr: float, grad_norm: float, memory: int) -> None:
-        """Log a step; raises Diverged if its loss or gradient is not finite."""
+    def record(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        memory: int,
+        expert_loads: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """Log a step; raises Diverged if its loss or gradient is not finite.
+
+        Args:
+            expert_loads: tokens that each expert got since the last record, for every router.
+        """
         dt, _ = self.timer.window()
         train, block_size = self.config.train, self.config.model.block_size
         sequences = train.batch_size * train.grad_accum_steps / dt
@@ -224,11 +238,19 @@ class Run:
                 tps=tokens,
                 mfu=mfu(tokens * flops_per_token_palm(self.config.model), self.peak),
                 memory=memory,
+                expert_load=self._shares(expert_loads),
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
         for alarm in self.alarms.on_step(step, loss, grad_norm):
             self.log.warn(alarm)
+
+    def _shares(self, expert_loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """Loads as multiples of the fair share, 1 if all experts of a router are equally busy; None without experts."""
+        if not expert_loads:
+            return None
+        self.expert_shares = [[len(loads) * load / sum(loads) for load in loads] for loads in expert_loads]
+        return [[round(share, 4) for share in shares] for shares in self.expert_shares]
 
     def evaluated(self, step: int, val_loss: float) -> None:
         """Log an evaluation and remember the best."""
@@ -292,6 +314,11 @@ class Run:
             tokens = self.config.train.batch_size * self.config.train.grad_accum_steps * self.config.model.block_size
             per_step = self.timer.total_seconds / self.timer.total_steps
             rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
+        if self.expert_shares:
+            shares = [share for router in self.expert_shares for share in router]
+            rows.append(
+                ("load of an expert", f"{min(shares):.2f} to {max(shares):.2f} times its fair share, at the end")
+            )
         if self.timer.skipped:
             rows.append(("left out of averages", f"{self.timer.skipped} slow steps (machine asleep or throttled)"))
         rows.append(("files", str(self.folder)))

@@ -52,6 +52,8 @@ class StepRecord:
     """Model FLOPs utilisation, a share of the chip's published peak; None where the peak is unknown."""
     memory: int | None
     """Peak memory in bytes; None where the backend does not tell."""
+    expert_load: list[list[float]] | None = None
+    """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
 
 
 class RunLog:
@@ -115,6 +117,8 @@ class RunLog:
         self._step = record.step
         row = dataclasses.asdict(record)
         row |= {key: None for key in MEASUREMENTS if row[key] is not None and math.isnan(row[key])}
+        if record.expert_load is None:
+            del row["expert_load"]
         self._metrics.append(row)
         self._track(row)
         self._console.step(record)

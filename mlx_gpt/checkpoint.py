@@ -16,7 +16,7 @@ from mlx_gpt.optim import AdamW, load_optimizer_tensors, optimizer_tensors
 
 def save_tensors(folder: Path, model: GPT, optimizer: AdamW) -> None:
     """Write both tensor files of a checkpoint into `folder`."""
-    mx.save_safetensors(str(folder / MODEL_FILE), dict(model.named_parameters()))
+    mx.save_safetensors(str(folder / MODEL_FILE), model.state_dict())
     mx.save_safetensors(str(folder / OPTIMIZER_FILE), optimizer_tensors(model, optimizer))
 
 

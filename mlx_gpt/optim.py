@@ -1,6 +1,7 @@
-"""AdamW with decoupled weight decay on matrices only, and global gradient clipping.
+"""AdamW with decoupled weight decay on matrices only, Muon, and global gradient clipping.
 
-The state has one scheme in both twins: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and the number of steps done.
+The state has one scheme in both twins: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, or `momentum.<parameter>`
+where Muon is at work, and the number of steps done.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from gpt_common.config import OptimConfig
+from gpt_common.init import is_block_matrix
 from mlx_gpt.model import GPT
 
-MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v"}
+MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "momentum": "momentum"}
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon": steepest at zero, and no more than 1.2 beyond
+NEWTON_SCHULZ_STEPS = 5
 
 
 class AdamW(optimizers.Adam):
@@ -50,9 +54,60 @@ class AdamW(optimizers.Adam):
         return parameter - self.state["step_size"] * m / (mx.sqrt(v) / self.state["root_correction"] + self.eps)
 
 
+class Muon(AdamW):
+    """Muon (Jordan et al. 2024) for matrices, and AdamW for the rest.
+
+    The momentum of a matrix is replaced by the nearest orthogonal one, scaled so that an entry moves as far as AdamW
+    would move it, 0.2 sqrt(max(out, in)) (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2): learning
+    rate and weight decay of AdamW serve both. Experts are orthogonalised one by one.
+    """
+
+    def __init__(self, config: OptimConfig) -> None:
+        super().__init__(config)
+        self.momentum = config.muon_momentum
+
+    def set_step(self, step: int, learning_rate: float) -> None:
+        """What changes from step to step, as state: a compiled step follows it."""
+        super().set_step(step, learning_rate)
+        self.state["rate"] = mx.array(learning_rate)
+
+    def init(self, parameters: Any) -> None:
+        """Zero moments for every parameter, or a zero momentum."""
+        super().init(parameters)
+        state = dict(tree_flatten(self.state))
+        shapes: Any = tree_flatten(parameters)
+        for name, parameter in shapes:
+            if is_block_matrix(name, parameter.ndim) and f"{name}.momentum" not in state:
+                del state[f"{name}.m"], state[f"{name}.v"]
+                state[f"{name}.momentum"] = mx.zeros_like(parameter)
+        self.state = tree_unflatten(list(state.items()))
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
+        """One parameter after the update."""
+        if "momentum" not in state:
+            return super().apply_single(gradient, parameter, state)
+        # As torch.lerp: from the nearer end.
+        m = state["momentum"] = state["momentum"] + (1 - self.momentum) * (gradient - state["momentum"])
+        direction = orthogonal(m - (1 - self.momentum) * (m - gradient))
+        scale = 0.2 * math.sqrt(max(parameter.shape[-2:]))
+        return parameter * self.state["decay"] - direction * (self.state["rate"] * scale)
+
+
+def orthogonal(x: mx.array) -> mx.array:
+    """About U V^T for a matrix U S V^T, or a stack of them, by Newton-Schulz iteration in float32."""
+    a, b, c = NEWTON_SCHULZ
+    wide = x.shape[-2] <= x.shape[-1]
+    y = x if wide else x.swapaxes(-2, -1)
+    y = y / (y.square().sum(axis=-1, keepdims=True).sum(axis=-2, keepdims=True).sqrt() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = y @ y.swapaxes(-2, -1)
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return y if wide else y.swapaxes(-2, -1)
+
+
 def build_optimizer(model: GPT, config: OptimConfig) -> AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with zero moments; `set_step` gives it its learning rate."""
-    optimizer = AdamW(config)
+    """AdamW (Loshchilov & Hutter 2019), or Muon beside it, with zero moments; `set_step` gives it its learning rate."""
+    optimizer = Muon(config) if config.optimizer == "muon" else AdamW(config)
     optimizer.init(model.trainable_parameters())
     return optimizer
 
@@ -72,21 +127,23 @@ def clip_gradients(gradients: Any, largest: float) -> tuple[Any, mx.array]:
 
 
 def optimizer_tensors(model: GPT, optimizer: AdamW) -> dict[str, mx.array]:
-    """Both moments of every parameter by name; zeros before the first update."""
+    """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     names = [name for name, _ in model.named_parameters()]
     state = dict(tree_flatten(optimizer.state))
-    return {f"{moment}.{name}": state[f"{name}.{key}"] for moment, key in MOMENTS.items() for name in names}
+    return {
+        f"{moment}.{name}": state[f"{name}.{key}"]
+        for moment, key in MOMENTS.items()
+        for name in names
+        if f"{name}.{key}" in state
+    }
 
 
 def load_optimizer_tensors(model: GPT, optimizer: AdamW, tensors: Mapping[str, mx.array], step: int) -> None:
     """Put back what `optimizer_tensors` gave after `step` updates."""
-    names = [name for name, _ in model.named_parameters()]
-    state = [
-        (f"{name}.{key}", tensors[f"{moment}.{name}"].astype(mx.float32))
-        for moment, key in MOMENTS.items()
-        for name in names
-    ]
-    scalars = {name: value for name, value in optimizer.state.items() if isinstance(value, mx.array)}
-    optimizer.state = {**tree_unflatten(state), **scalars}
-    optimizer.init(model.trainable_parameters())
+    state = dict(tree_flatten(optimizer.state))
+    for moment, key in MOMENTS.items():
+        for name, _ in model.named_parameters():
+            if f"{name}.{key}" in state:
+                state[f"{name}.{key}"] = tensors[f"{moment}.{name}"].astype(mx.float32)
+    optimizer.state = tree_unflatten(list(state.items()))
     optimizer.set_step(step + 1, 0.0)

@@ -37,14 +37,14 @@ from mlx_gpt.device import (
     synchronise,
     waits,
 )
-from mlx_gpt.model import GPT, loss
+from mlx_gpt.model import GPT, objective
 from mlx_gpt.optim import AdamW, build_optimizer, clip_gradients, set_step
 from mlx_gpt.probe import TrainingProbe
 from mlx_gpt.sample import generate
 
 
 class TrainStep:
-    """One optimiser step: forward and backward over the micro-batches, clip, AdamW. This is what benchmarks time.
+    """One optimiser step: forward and backward over the micro-batches, clip, update. This is what benchmarks time.
 
     Args:
         model: updated in place.
@@ -57,8 +57,9 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.loss_and_gradients: Callable[..., tuple[mx.array, Any]] = partial(nn.value_and_grad(model, loss), model)
-        self.update: Callable[[Any], mx.array] = self.clip_and_update
+        self.loads_LE: list[mx.array] = []
+        self.loss_and_gradients: Callable[..., Any] = partial(nn.value_and_grad(model, objective), model)
+        self.update: Callable[..., mx.array] = self.clip_and_update
         self.previous: mx.array | None = None
         if compiled:
             state = [model.state, optimizer.state]
@@ -74,31 +75,39 @@ class TrainStep:
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total, gradients = mx.zeros(()), None
+        total, gradients, loads_LE = mx.zeros(()), None, self.loads_LE[:0]
         for micro_step, (tokens, labels) in enumerate(batches):
-            micro_loss, micro_gradients = self.loss_and_gradients(
+            (_, micro_loss, micro_loads_LE), micro_gradients = self.loss_and_gradients(
                 self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
             )
             total = total + micro_loss / len(batches)
+            loads_LE = added(loads_LE, micro_loads_LE)
             micro_gradients = tree_map(lambda gradient: gradient / len(batches), micro_gradients)
             gradients = micro_gradients if gradients is None else tree_map(mx.add, gradients, micro_gradients)
             # Before the update joins the graph: otherwise MLX recomputes all checkpointed blocks at once.
-            mx.async_eval(total, gradients)
+            mx.async_eval(total, gradients, loads_LE)
         set_step(self.optimizer, step + 1, rate)
-        norm = self.update(gradients)
+        norm = self.update(gradients, loads_LE)
+        self.loads_LE = added(self.loads_LE, loads_LE)
         del gradients, micro_gradients  # what Python still names, MLX cannot overwrite
-        mx.async_eval(total, norm, self.model.parameters(), self.optimizer.state)
+        mx.async_eval(total, norm, self.loads_LE, self.model.parameters(), self.optimizer.state)
         # Python prepares the next step while this one runs; waiting for the one before bounds memory.
         if self.previous is not None:
             mx.eval(self.previous)
         self.previous = total
         return total, norm
 
-    def clip_and_update(self, gradients: Any) -> mx.array:
-        """Clip and step; returns the gradient norm before clipping."""
+    def clip_and_update(self, gradients: Any, loads_LE: list[mx.array]) -> mx.array:
+        """Clip, step, and balance experts; returns the gradient norm before clipping."""
         gradients, norm = clip_gradients(gradients, self.config.optim.grad_clip)
         self.optimizer.update(self.model, gradients)
+        self.model.balance(loads_LE)
         return norm
+
+    def take_loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got since this was last asked."""
+        loads_LE, self.loads_LE = self.loads_LE, []
+        return [load_E.tolist() for load_E in loads_LE]  # type: ignore[misc]
 
     def key(self, step: int, micro_step: int) -> mx.array | None:
         """Dropout key of a micro-step; None without dropout."""
@@ -110,6 +119,11 @@ class TrainStep:
     def tensor(self, ids: Tokens) -> mx.array:
         """Token ids on the device."""
         return mx.array(ids)
+
+
+def added(total_LE: list[mx.array], loads_LE: list[mx.array]) -> list[mx.array]:
+    """Sums per router and expert; an empty total is zero."""
+    return [total_E + load_E for total_E, load_E in zip(total_LE, loads_LE, strict=True)] if total_LE else loads_LE
 
 
 def train(run: Run) -> None:
@@ -145,7 +159,10 @@ def train(run: Run) -> None:
                 synchronise(device)
             run.stepped(done, waited=run.anything_due(done) or waits(device))
             if run.log_due(done):
-                run.record(done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=peak_memory(device))
+                memory, loads = peak_memory(device), train_step.take_loads()
+                run.record(
+                    done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
+                )
             with run.timer.paused():
                 if step == run.first_step:
                     run.check_first_update(before, probe.checksums(), rate)

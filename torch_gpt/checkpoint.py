@@ -14,15 +14,15 @@ from torch_gpt.model import GPT
 from torch_gpt.optim import load_optimizer_tensors, optimizer_tensors
 
 
-def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.AdamW) -> None:
+def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
     """Write both tensor files of a checkpoint into `folder`."""
-    save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, folder / MODEL_FILE)
+    save_file({name: p.detach().contiguous() for name, p in model.state_dict().items()}, folder / MODEL_FILE)
     save_file(
         {name: t.contiguous() for name, t in optimizer_tensors(model, optimizer).items()}, folder / OPTIMIZER_FILE
     )
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.AdamW) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
 
     Raises:
@@ -43,9 +43,10 @@ def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
     state = validate(checkpoint)
     tensors = read_tensors(checkpoint / MODEL_FILE)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    places = model.state_dict()
     with torch.no_grad():
         for name, rows in fitting(checkpoint, shapes, model.config).items():
-            model.get_parameter(name).copy_(tensors[name][:rows])
+            places[name].copy_(tensors[name][:rows])
     return state
 
 

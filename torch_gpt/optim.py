@@ -1,30 +1,85 @@
-"""AdamW with decoupled weight decay on matrices only, and global gradient clipping.
+"""AdamW with decoupled weight decay on matrices only, Muon, and global gradient clipping.
 
-The state has one scheme in both twins: `exp_avg.<parameter>`, `exp_avg_sq.<parameter>` and the number of steps done.
+The state has one scheme in both twins: `exp_avg.<parameter>` and `exp_avg_sq.<parameter>`, or `momentum.<parameter>`
+where Muon is at work, and the number of steps done.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from gpt_common.config import OptimConfig
+from gpt_common.init import is_block_matrix
 from torch_gpt.model import GPT
 
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon": steepest at zero, and no more than 1.2 beyond
+NEWTON_SCHULZ_STEPS = 5
 
-def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with zero moments; `set_step` gives it its learning rate."""
-    parameters = list(model.parameters())
+
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for matrices, and another optimiser for the rest.
+
+    The momentum of a matrix is replaced by the nearest orthogonal one, scaled so that an entry moves as far as AdamW
+    would move it, 0.2 sqrt(max(out, in)) (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2): learning
+    rate and weight decay of AdamW serve both. Experts are orthogonalised one by one.
+    """
+
+    def __init__(self, matrices: Sequence[torch.Tensor], rest: torch.optim.AdamW, config: OptimConfig) -> None:
+        super().__init__(matrices, {"lr": config.learning_rate})
+        self.momentum = config.muon_momentum
+        self.weight_decay = config.weight_decay
+        self.rest = rest
+        # The same dictionaries: whoever sets the learning rate sets both.
+        self.param_groups += rest.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # noqa: ARG002 (no closure)
+        """Update every parameter that has a gradient."""
+        group = self.param_groups[0]
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                state = self.state[parameter]
+                m = state["momentum"] = torch.lerp(
+                    state.get("momentum", torch.zeros_like(parameter)), parameter.grad, 1 - self.momentum
+                )
+                direction = orthogonal(torch.lerp(parameter.grad, m, self.momentum))
+                scale = 0.2 * math.sqrt(max(parameter.shape[-2:]))
+                parameter.mul_(1 - group["lr"] * self.weight_decay)
+                parameter.sub_(direction * (group["lr"] * scale))
+        self.rest.step()
+
+
+def orthogonal(x: torch.Tensor) -> torch.Tensor:
+    """About U V^T for a matrix U S V^T, or a stack of them, by Newton-Schulz iteration in float32."""
+    a, b, c = NEWTON_SCHULZ
+    wide = x.shape[-2] <= x.shape[-1]
+    y = x if wide else x.transpose(-2, -1)
+    y = y / (y.square().sum(dim=-1, keepdim=True).sum(dim=-2, keepdim=True).sqrt() + 1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = y @ y.transpose(-2, -1)
+        y = a * y + (b * gram + c * (gram @ gram)) @ y
+    return y if wide else y.transpose(-2, -1)
+
+
+def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), or Muon beside it, with zero moments; `set_step` gives it its learning rate."""
+    muon = config.optimizer == "muon"
+    matrices = [p for name, p in model.named_parameters() if muon and is_block_matrix(name, p.ndim)]
+    parameters = [p for name, p in model.named_parameters() if not (muon and is_block_matrix(name, p.ndim))]
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, eps=config.adam_eps, fused=True)
+    return Muon(matrices, adamw, config) if muon else adamw
 
 
-def set_step(optimizer: torch.optim.AdamW, step: int, learning_rate: float) -> None:  # noqa: ARG001 (PyTorch counts)
+def set_step(optimizer: torch.optim.Optimizer, step: int, learning_rate: float) -> None:  # noqa: ARG001 (it counts)
     """Prepare update number `step` (from 1)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -35,23 +90,36 @@ def clip_gradients(model: GPT, largest: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
 
 
-def optimizer_tensors(model: GPT, optimizer: torch.optim.AdamW) -> dict[str, torch.Tensor]:
-    """Both moments of every parameter by name; zeros before the first update."""
+def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     tensors = {}
-    for moment in ("exp_avg", "exp_avg_sq"):
+    for moment in ("exp_avg", "exp_avg_sq", "momentum"):
         for name, parameter in model.named_parameters():
-            state = optimizer.state.get(parameter)
-            tensors[f"{moment}.{name}"] = state[moment] if state else torch.zeros_like(parameter)
+            owner, moments = owner_of(optimizer, name, parameter)
+            if moment in moments:
+                state = owner.state.get(parameter)
+                tensors[f"{moment}.{name}"] = state[moment] if state else torch.zeros_like(parameter)
     return tensors
 
 
 def load_optimizer_tensors(
-    model: GPT, optimizer: torch.optim.AdamW, tensors: Mapping[str, torch.Tensor], step: int
+    model: GPT, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], step: int
 ) -> None:
     """Put back what `optimizer_tensors` gave after `step` updates."""
     for name, parameter in model.named_parameters():
-        optimizer.state[parameter] = {
+        owner, moments = owner_of(optimizer, name, parameter)
+        owner.state[parameter] = {
             "step": torch.tensor(float(step), device=parameter.device),
-            "exp_avg": tensors[f"exp_avg.{name}"].to(parameter.device, torch.float32, copy=True),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device, torch.float32, copy=True),
+            **{m: tensors[f"{m}.{name}"].to(parameter.device, torch.float32, copy=True) for m in moments},
         }
+
+
+def owner_of(
+    optimizer: torch.optim.Optimizer, name: str, parameter: torch.Tensor
+) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+    """Which optimiser updates a parameter, and what it remembers of it."""
+    if not isinstance(optimizer, Muon):
+        return optimizer, ("exp_avg", "exp_avg_sq")
+    if is_block_matrix(name, parameter.ndim):
+        return optimizer, ("momentum",)
+    return optimizer.rest, ("exp_avg", "exp_avg_sq")

@@ -34,14 +34,14 @@ from torch_gpt.device import (
     synchronise,
     waits,
 )
-from torch_gpt.model import GPT, loss
+from torch_gpt.model import GPT, objective
 from torch_gpt.optim import build_optimizer, clip_gradients, set_step
 from torch_gpt.probe import TrainingProbe
 from torch_gpt.sample import generate
 
 
 class TrainStep:
-    """One optimiser step: forward and backward over the micro-batches, clip, AdamW. This is what benchmarks time.
+    """One optimiser step: forward and backward over the micro-batches, clip, update. This is what benchmarks time.
 
     Args:
         model: updated in place.
@@ -50,12 +50,13 @@ class TrainStep:
         compiled: compile the loss and its gradient.
     """
 
-    def __init__(self, model: GPT, optimizer: torch.optim.AdamW, config: RunConfig, compiled: bool) -> None:
+    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, config: RunConfig, compiled: bool) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
         self.device = model.token_embedding.weight.device
-        self.loss = torch.compile(loss) if compiled else loss
+        self.loads_LE: list[torch.Tensor] = []
+        self.objective = torch.compile(objective) if compiled else objective
 
     def __call__(
         self, batches: Sequence[tuple[Tokens, Tokens]], step: int, rate: float
@@ -68,17 +69,26 @@ class TrainStep:
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total = torch.zeros((), device=self.device)
+        total, loads_LE = torch.zeros((), device=self.device), self.loads_LE[:0]
         for micro_step, (tokens, labels) in enumerate(batches):
-            micro_loss = self.loss(self.model, self.tensor(tokens), self.tensor(labels), self.key(step, micro_step))
-            micro_loss = micro_loss / len(batches)
-            micro_loss.backward()
-            total = total + micro_loss.detach()
+            value, micro_loss, micro_loads_LE = self.objective(
+                self.model, self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
+            )
+            (value / len(batches)).backward()
+            total = total + micro_loss.detach() / len(batches)
+            loads_LE = added(loads_LE, micro_loads_LE)
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
         set_step(self.optimizer, step + 1, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.balance(loads_LE)
+        self.loads_LE = added(self.loads_LE, loads_LE)
         return total, norm
+
+    def take_loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got since this was last asked."""
+        loads_LE, self.loads_LE = self.loads_LE, []
+        return [load_E.tolist() for load_E in loads_LE]
 
     def key(self, step: int, micro_step: int) -> torch.Tensor | None:
         """Dropout key of a micro-step; None without dropout."""
@@ -92,6 +102,11 @@ class TrainStep:
     def tensor(self, ids: Tokens) -> torch.Tensor:
         """Token ids on the device."""
         return torch.from_numpy(ids).to(self.device, torch.long)
+
+
+def added(total_LE: list[torch.Tensor], loads_LE: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Sums per router and expert; an empty total is zero."""
+    return [total_E + load_E for total_E, load_E in zip(total_LE, loads_LE, strict=True)] if total_LE else loads_LE
 
 
 def train(run: Run) -> None:
@@ -127,7 +142,10 @@ def train(run: Run) -> None:
                 synchronise(device)
             run.stepped(done, waited=run.anything_due(done) or waits(device))
             if run.log_due(done):
-                run.record(done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=peak_memory(device))
+                memory, loads = peak_memory(device), train_step.take_loads()
+                run.record(
+                    done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
+                )
             with run.timer.paused():
                 if step == run.first_step:
                     run.check_first_update(before, probe.checksums(), rate)

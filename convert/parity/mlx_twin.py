@@ -23,7 +23,7 @@ from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
 from gpt_common.config import RunConfig, to_dict
-from mlx_gpt import checkpoint, model, optim, sample, train
+from mlx_gpt import attention, checkpoint, layers, model, optim, sample, train
 
 
 class MlxTwin:
@@ -46,11 +46,10 @@ class MlxTwin:
     def _after_loading(self) -> None:
         """A compiled step holds on to the state that it was made with."""
         self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
-        self.loss: Callable[..., tuple[mx.array, Any]] = partial(
-            nn.value_and_grad(self.network, model.loss), self.network
-        )
+        self.objective: Callable[..., Any] = partial(nn.value_and_grad(self.network, model.objective), self.network)
         if self.compiled:
-            self.loss = mx.compile(self.loss, inputs=[self.network.state], outputs=[self.network.state])
+            state = [self.network.state]
+            self.objective = mx.compile(self.objective, inputs=state, outputs=state)
 
     # ---- weights -------------------------------------------------------------------------------------------------
 
@@ -94,14 +93,14 @@ class MlxTwin:
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
         with self._here():
-            value, gradients = self.loss(mx.array(tokens), mx.array(labels), _key(key))
-            return float(value), {name: _numpy(g) for name, g in _flat(gradients)}
+            (_, loss, _), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
+            return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
 
     def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
         module = self._module(path)
         takes = inspect.signature(type(module).__call__).parameters
-        parameters = _flat(module.parameters())
+        parameters = _flat(module.trainable_parameters())
         names = [name for name, _ in parameters]
         differentiable = "dtype" not in takes
 
@@ -111,7 +110,7 @@ class MlxTwin:
             if not differentiable:
                 output = module(mx.array(inputs), self.dtype)
             elif "key" in takes:
-                output = module(values[-1], _key(key), None)
+                output = module(values[-1], _key(key), None, self._angles(inputs))
             else:
                 output = module(values[-1])
             return output
@@ -170,7 +169,7 @@ class MlxTwin:
         with self._here():
             tree = tree_unflatten([(name, mx.array(value)) for name, value in gradients.items()])
             optim.set_step(self.optimizer, step + 1, rate)
-            norm = self.train_step.update(tree)
+            norm = self.train_step.update(tree, [mx.zeros(1)] * len(self.network.mixtures()))
             mx.eval(norm, self.network.parameters(), self.optimizer.state)
             return float(norm)
 
@@ -220,6 +219,10 @@ class MlxTwin:
     def _array(self, values: Array) -> mx.array:
         return mx.array(values.astype(np.float32)).astype(self.dtype)
 
+    def _angles(self, inputs: Array) -> Any:
+        rotary = self.network.rotary
+        return None if rotary is None else rotary.angles(0, inputs.shape[1])
+
     def _module(self, path: str) -> nn.Module:
         module: nn.Module = dict(self.network.named_modules())[path]
         return module
@@ -249,17 +252,17 @@ def _with(layer: Any, weight: mx.array, bias: mx.array | None) -> Any:
 
 OPERATIONS: dict[str, Callable[..., mx.array]] = {
     "linear": lambda x, weight, bias=None: _with(
-        model.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias
+        layers.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias
     )(x),
     "layer_norm": lambda x, weight, bias=None: _with(
-        model.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias
+        layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias
     )(x),
     "gelu": lambda x: nn.gelu(x),
     "gelu_tanh": lambda x: nn.gelu_approx(x),
-    "embedding": lambda table, ids, dtype: _with(model.Embedding(*table.shape), table, None)(ids, dtype),
-    "attention": lambda q, k, v: model.causal_attention(q, k, v, q.shape[-1] ** -0.5),
+    "embedding": lambda table, ids, dtype: _with(layers.Embedding(*table.shape), table, None)(ids, dtype),
+    "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5),
     "softmax": lambda x: mx.softmax(x.astype(mx.float32), axis=-1),
-    "dropout": lambda x, key: model.dropout(x, 0.2, key, 3, "shared"),
+    "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
     "cross_entropy": lambda logits, labels: nn.losses.cross_entropy(
         logits.astype(mx.float32), labels, reduction="mean"
     ),

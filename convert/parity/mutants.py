@@ -24,7 +24,7 @@ from mlx.utils import tree_map
 import torch_gpt.checkpoint
 from convert.parity import rungs_training
 from convert.parity.mlx_twin import MlxTwin
-from mlx_gpt import checkpoint, model, optim, train
+from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
 Change = AbstractContextManager[Any]
 
@@ -55,9 +55,14 @@ def _together(*changes: Change) -> Iterator[None]:
         yield
 
 
+def _dropout(wrong: Callable[[Any], Any]) -> Change:
+    """Dropout is known by three names."""
+    return _together(*(wrap(module, "dropout", wrong) for module in (layers, attention, model)))
+
+
 def _loss(wrong: Callable[[Any], Any]) -> Change:
-    """The loss is known by two names."""
-    return _together(wrap(model, "loss", wrong), wrap(train, "loss", wrong))
+    """The loss that training minimises."""
+    return wrap(model, "loss", wrong)
 
 
 def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
@@ -69,8 +74,8 @@ def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
             right = self.loss_and_gradients
 
             def wrong_gradients(*batch: Any) -> Any:
-                loss, gradients = right(*batch)
-                return loss, wrong(gradients)
+                losses, gradients = right(*batch)
+                return losses, wrong(gradients)
 
             self.loss_and_gradients = wrong_gradients
 
@@ -169,7 +174,7 @@ MUTANTS = (
         "attention scaled by the model's width",
         "L1",
         lambda: wrap(
-            model, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
+            attention, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
         ),
     ),
     Mutant(
@@ -188,31 +193,27 @@ MUTANTS = (
     Mutant(
         "dropout does not scale up",
         "L1",
-        lambda: wrap(
-            model,
-            "dropout",
-            lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate),
-        ),
+        lambda: _dropout(lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)),
     ),
     Mutant(
         "one dropout mask for all sites",
         "L1",
-        lambda: wrap(model, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)),
+        lambda: wrap(layers, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)),
     ),
     # ---- L2: layers
-    Mutant("q, k, v interleaved", "L2", lambda: wrap(model.Linear, "__call__", _interleaved)),
+    Mutant("q, k, v interleaved", "L2", lambda: wrap(layers.Linear, "__call__", _interleaved)),
     Mutant(
         "no positions",
         "L2",
         lambda: wrap(
-            model.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids, dtype) * (ids.ndim > 1)
+            layers.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids, dtype) * (ids.ndim > 1)
         ),
     ),
     Mutant(
         "square out_proj transposed",
         "L2",
         lambda: wrap(
-            model.Linear,
+            layers.Linear,
             "__call__",
             lambda f: (
                 lambda self, x: f(self, x) + x @ (self.weight - self.weight.T) if _square(self.weight) else f(self, x)
@@ -354,7 +355,7 @@ MUTANTS = (
         "the cache keeps the values of the first token",
         "G",
         lambda: wrap(
-            model.KVCache,
+            attention.KVCache,
             "append",
             lambda f: (
                 lambda self, k, v: (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -20,7 +20,7 @@ from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
 from gpt_common.config import RunConfig, to_dict
-from torch_gpt import checkpoint, model, optim, sample, train
+from torch_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
 
 
 class TorchTwin:
@@ -35,7 +35,7 @@ class TorchTwin:
         self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing).to(self.device)
         if self.dtype == torch.float64:
             self.network.double()
-        self.loss: Callable[..., torch.Tensor] = torch.compile(model.loss) if self.compiled else model.loss
+        self.objective: Callable[..., Any] = torch.compile(model.objective) if self.compiled else model.objective
         self._forget()
 
     def _forget(self) -> None:
@@ -52,10 +52,10 @@ class TorchTwin:
 
     def set_weights(self, weights: Arrays) -> None:
         """Replace every parameter, and forget the optimiser's state."""
-        parameters = dict(self.network.named_parameters())
+        places = self.network.state_dict()
         with torch.no_grad():
             for name, value in weights.items():
-                parameters[name].copy_(torch.from_numpy(value))
+                places[name].copy_(torch.from_numpy(value))
         self._forget()
 
     def weights(self) -> Arrays:
@@ -87,11 +87,11 @@ class TorchTwin:
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
         with self._exact():
-            value = self.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+            value, loss, _ = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
             value.backward()
         gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
         self.network.zero_grad(set_to_none=True)
-        return float(value.detach()), gradients
+        return float(loss.detach()), gradients
 
     def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
@@ -101,7 +101,7 @@ class TorchTwin:
             arguments: tuple[Any, ...] = (self._ids(inputs), self.dtype)
         else:
             x = self._tensor(inputs).requires_grad_()
-            arguments = (x, self._key(key), None) if "key" in takes else (x,)
+            arguments = (x, self._key(key), None, self._angles(inputs)) if "key" in takes else (x,)
         with self._exact():
             output = module(*arguments)
             output.backward(self._tensor(upstream))
@@ -208,14 +208,21 @@ class TorchTwin:
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, self.dtype)
 
+    def _angles(self, inputs: Array) -> Any:
+        rotary = self.network.rotary
+        return None if rotary is None else rotary.angles(0, inputs.shape[1])
+
     def _key(self, words: Array | None) -> torch.Tensor | None:
         return None if words is None else torch.from_numpy(words)
 
-    def _exact(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
         """In the oracle the model's float32 is float64: it upcasts norms, scores and logits, and must not downcast."""
-        if self.dtype != torch.float64:
-            return nullcontext()
-        return mock.patch.object(model, "torch", Float64Torch())
+        with ExitStack() as stack:
+            if self.dtype == torch.float64:
+                for module in (layers, attention, feed_forward, model):
+                    stack.enter_context(mock.patch.object(module, "torch", Float64Torch()))
+            yield
 
 
 class Float64Torch:
@@ -247,11 +254,11 @@ def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.T
 
 
 def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return _call(model.Linear(weight.shape[1], weight.shape[0], bias is not None), x, weight, bias)
+    return _call(layers.Linear(weight.shape[1], weight.shape[0], bias is not None), x, weight, bias)
 
 
 def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return _call(model.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
+    return _call(layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
 
 
 OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
@@ -260,11 +267,11 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "embedding": lambda table, ids, dtype: functional_call(
-        model.Embedding(*table.shape), {"weight": table}, (ids, dtype)
+        layers.Embedding(*table.shape), {"weight": table}, (ids, dtype)
     ),
-    "attention": lambda q, k, v: model.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
+    "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
     "softmax": lambda x: torch.softmax(_at_least_float32(x), dim=-1),
-    "dropout": lambda x, key: model.dropout(x, 0.2, key, 3, "shared"),
+    "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
     "cross_entropy": lambda logits, labels: F.cross_entropy(_at_least_float32(logits).flatten(0, 1), labels.flatten()),
 }
 """The building blocks of the model, by the name that rungs_operations.py uses."""

@@ -16,13 +16,14 @@ import pytest
 
 import gpt_common.run
 from gpt_common.runlog import read_metrics
-from mlx_gpt import model, optim, probe, train
+from mlx_gpt import attention, layers, model, optim, probe, train
 from mlx_gpt.model import GPT
 from tests.twins import fails
 from tests.twins import train as run_command
 
 TWIN, FORWARD = "mlx_gpt", "__call__"
 Patch = pytest.MonkeyPatch
+right_loss = model.loss
 
 
 def after_initialising(patch: Patch, change: Callable[[GPT], Any]) -> None:
@@ -39,25 +40,25 @@ def after_initialising(patch: Patch, change: Callable[[GPT], Any]) -> None:
 def with_loss(patch: Patch, loss: Callable[..., mx.array]) -> None:
     """Train with another loss."""
     patch.setattr(probe, "loss", loss)
-    patch.setattr(train, "loss", loss)
+    patch.setattr(model, "loss", loss)
 
 
 def with_mask(patch: Patch, allowed: Callable[[int], mx.array]) -> None:
     """Attend where `allowed(T)` (T, T) is true."""
 
-    def attention(q_BHTK: mx.array, k_BHSK: mx.array, v_BHSK: mx.array, scale: float) -> mx.array:
+    def masked(q_BHTK: mx.array, k_BHSK: mx.array, v_BHSK: mx.array, scale: float) -> mx.array:
         mask_TS = allowed(q_BHTK.shape[2])
         return mx.fast.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, scale=scale, mask=mask_TS)
 
-    patch.setattr(model, "causal_attention", attention)
+    patch.setattr(attention, "causal_attention", masked)
 
 
 def skips_its_decoder(patch: Patch) -> None:
-    patch.setattr(model.Block, FORWARD, lambda self, x_BTD, key=None, cache=None: x_BTD)  # noqa: ARG005
+    patch.setattr(model.Block, FORWARD, lambda self, x_BTD, *_: x_BTD)  # noqa: ARG005
 
 
 def skips_its_attention(patch: Patch) -> None:
-    patch.setattr(model.Attention, FORWARD, lambda self, x_BTD, key, cache: mx.zeros_like(x_BTD))  # noqa: ARG005
+    patch.setattr(attention.MultiHeadAttention, FORWARD, lambda self, x_BTD, *_: mx.zeros_like(x_BTD))  # noqa: ARG005
 
 
 def has_no_mask(patch: Patch) -> None:
@@ -78,12 +79,12 @@ def leaves_labels_unshifted(patch: Patch) -> None:
 
 
 def compares_with_its_input(patch: Patch) -> None:
-    with_loss(patch, lambda gpt, tokens_BT, _, key=None: model.loss(gpt, tokens_BT, tokens_BT, key))
+    with_loss(patch, lambda gpt, tokens_BT, _, key=None: right_loss(gpt, tokens_BT, tokens_BT, key))
 
 
 def shifts_labels_again(patch: Patch) -> None:
     def loss(gpt: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None) -> mx.array:
-        return model.loss(gpt, tokens_BT[:, :-1], labels_BT[:, 1:], key)
+        return right_loss(gpt, tokens_BT[:, :-1], labels_BT[:, 1:], key)
 
     with_loss(patch, loss)
 
@@ -98,7 +99,7 @@ def leaves_dropout_on(patch: Patch) -> None:
 
 
 def never_goes_backward(patch: Patch) -> None:
-    with_loss(patch, lambda *what: mx.stop_gradient(model.loss(*what)))
+    with_loss(patch, lambda *what: mx.stop_gradient(right_loss(*what)))
 
 
 def never_updates(patch: Patch) -> None:
@@ -118,12 +119,12 @@ def withholds_a_parameter(patch: Patch) -> None:
 
 
 def has_no_positions(patch: Patch) -> None:
-    forward = model.Embedding.__call__
+    forward = layers.Embedding.__call__
 
-    def silent(self: model.Embedding, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+    def silent(self: layers.Embedding, ids: mx.array, dtype: mx.Dtype) -> mx.array:
         return forward(self, ids, dtype) * (ids.ndim == 2)
 
-    patch.setattr(model.Embedding, FORWARD, silent)
+    patch.setattr(layers.Embedding, FORWARD, silent)
 
 
 def starts_too_large(patch: Patch) -> None:

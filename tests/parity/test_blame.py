@@ -18,7 +18,7 @@ from convert.parity.climb import Climb
 from convert.parity.ladder import Report, climb_ladder
 from convert.parity.mutant_climb import mutant_climb
 from convert.parity.mutants import MUTANTS, wrap
-from mlx_gpt import model
+from mlx_gpt import layers
 
 pytestmark = pytest.mark.parity
 
@@ -50,7 +50,7 @@ def fault_in_backward(climb: Climb, framework: str) -> Iterator[None]:
             SCALE * call(self, x) - mx.stop_gradient((SCALE - 1) * call(self, x)) if self is faulty else call(self, x)
         )
 
-    with wrap(model.Linear, "__call__", wrong):
+    with wrap(layers.Linear, "__call__", wrong):
         yield
 
 

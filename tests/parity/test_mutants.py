@@ -34,11 +34,12 @@ def test_mutants_leave_nothing_behind(twin: str) -> None:
     """What a mutant replaces is put back, so that the next climb is of the right twin."""
     import mlx.core as mx
 
+    import mlx_gpt.layers
     import mlx_gpt.model
     import torch_gpt.checkpoint
 
     watched = {
-        "mlx": lambda: (mx.arange, mlx_gpt.model.loss, mlx_gpt.model.Linear.__call__),
+        "mlx": lambda: (mx.arange, mlx_gpt.model.loss, mlx_gpt.layers.Linear.__call__),
         "torch": lambda: (torch_gpt.checkpoint.load_optimizer_tensors,),
     }[twin]
     before = watched()

@@ -20,11 +20,12 @@ import gpt_common.run
 from gpt_common.runlog import read_metrics
 from tests.twins import fails
 from tests.twins import train as run_command
-from torch_gpt import model, probe, train
+from torch_gpt import attention, layers, model, probe, train
 from torch_gpt.model import GPT
 
 TWIN, FORWARD = "torch_gpt", "forward"
 Patch = pytest.MonkeyPatch
+right_loss = model.loss
 
 
 def after_initialising(patch: Patch, change: Callable[[GPT], Any]) -> None:
@@ -41,25 +42,25 @@ def after_initialising(patch: Patch, change: Callable[[GPT], Any]) -> None:
 def with_loss(patch: Patch, loss: Callable[..., Tensor]) -> None:
     """Train with another loss."""
     patch.setattr(probe, "loss", loss)
-    patch.setattr(train, "loss", loss)
+    patch.setattr(model, "loss", loss)
 
 
 def with_mask(patch: Patch, allowed: Callable[[int], Tensor]) -> None:
     """Attend where `allowed(T)` (T, T) is true."""
 
-    def attention(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, rate: float) -> Tensor:
+    def masked(q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, scale: float, rate: float) -> Tensor:
         mask_TS = allowed(q_BHTK.shape[2])
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask_TS, rate, scale=scale)
 
-    patch.setattr(model, "causal_attention", attention)
+    patch.setattr(attention, "causal_attention", masked)
 
 
 def skips_its_decoder(patch: Patch) -> None:
-    patch.setattr(model.Block, FORWARD, lambda self, x_BTD, key=None, cache=None: x_BTD)  # noqa: ARG005
+    patch.setattr(model.Block, FORWARD, lambda self, x_BTD, *_: x_BTD)  # noqa: ARG005
 
 
 def skips_its_attention(patch: Patch) -> None:
-    patch.setattr(model.Attention, FORWARD, lambda self, x_BTD, key, cache: torch.zeros_like(x_BTD))  # noqa: ARG005
+    patch.setattr(attention.MultiHeadAttention, FORWARD, lambda self, x_BTD, *_: torch.zeros_like(x_BTD))  # noqa: ARG005
 
 
 def has_no_mask(patch: Patch) -> None:
@@ -80,12 +81,12 @@ def leaves_labels_unshifted(patch: Patch) -> None:
 
 
 def compares_with_its_input(patch: Patch) -> None:
-    with_loss(patch, lambda gpt, tokens_BT, _, key=None: model.loss(gpt, tokens_BT, tokens_BT, key))
+    with_loss(patch, lambda gpt, tokens_BT, _, key=None: right_loss(gpt, tokens_BT, tokens_BT, key))
 
 
 def shifts_labels_again(patch: Patch) -> None:
     def loss(gpt: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None) -> Tensor:
-        return model.loss(gpt, tokens_BT[:, :-1], labels_BT[:, 1:], key)
+        return right_loss(gpt, tokens_BT[:, :-1], labels_BT[:, 1:], key)
 
     with_loss(patch, loss)
 
@@ -123,12 +124,12 @@ def withholds_a_parameter(patch: Patch) -> None:
 
 
 def has_no_positions(patch: Patch) -> None:
-    forward = model.Embedding.forward
+    forward = layers.Embedding.forward
 
-    def silent(self: model.Embedding, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    def silent(self: layers.Embedding, ids: Tensor, dtype: torch.dtype) -> Tensor:
         return forward(self, ids, dtype) * (ids.ndim == 2)
 
-    patch.setattr(model.Embedding, FORWARD, silent)
+    patch.setattr(layers.Embedding, FORWARD, silent)
 
 
 def starts_too_large(patch: Patch) -> None:

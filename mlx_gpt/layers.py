@@ -1,0 +1,136 @@
+"""What every family is built of: linear, norms, embeddings, rotary positions, dropout. In PyTorch: torch_gpt/layers.py.
+
+Shape suffixes: B batch, T time, D model width, H heads, K head size.
+
+Precision is explicit: parameters are float32, every module casts them to the dtype of its input, and the
+embedding decides that dtype. A dropout key of None means evaluation: nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from gpt_common.config import ModelConfig
+from gpt_common.rope import rotary_tables
+
+
+class Linear(nn.Module):
+    """`x @ weight.T + bias`, weight (out, in), computed in the dtype of x."""
+
+    def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
+        super().__init__()
+        self.weight = mx.zeros((outputs, inputs))
+        self.bias = mx.zeros(outputs) if bias else None
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """(..., in) -> (..., out)."""
+        if self.bias is None:
+            return x @ self.weight.astype(x.dtype).T
+        return mx.addmm(self.bias.astype(x.dtype), x, self.weight.astype(x.dtype).T)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) with an optional bias; statistics in float32."""
+
+    def __init__(self, width: int, eps: float, bias: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = mx.ones(width)
+        self.bias = mx.zeros(width) if bias else None
+
+    def __call__(self, x_BTD: mx.array) -> mx.array:
+        """(B, T, D) -> (B, T, D)."""
+        weight = self.weight.astype(x_BTD.dtype)
+        bias = None if self.bias is None else self.bias.astype(x_BTD.dtype)
+        return mx.fast.layer_norm(x_BTD, weight, bias, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich 2019): no mean, no bias; statistics in float32."""
+
+    def __init__(self, width: int, eps: float, bias: bool = False) -> None:  # noqa: ARG002 (as LayerNorm)
+        super().__init__()
+        self.eps = eps
+        self.weight = mx.ones(width)
+
+    def __call__(self, x_BTD: mx.array) -> mx.array:
+        """(..., D) -> (..., D)."""
+        return mx.fast.rms_norm(x_BTD, self.weight.astype(x_BTD.dtype), self.eps)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+class Embedding(nn.Module):
+    """Rows of a table, cast to the compute dtype."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((rows, width))
+
+    def __call__(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
+        """(...) integer ids -> (..., D) of `dtype`."""
+        return self.weight[ids].astype(dtype)
+
+
+class Rotary:
+    """Cosine and sine of every position's rotary angles; nothing of it is trained or saved."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        cos_TK, sin_TK = rotary_tables(config)
+        self.cos_TK = mx.array(cos_TK)
+        self.sin_TK = mx.array(sin_TK)
+
+    def angles(self, start: int, end: int) -> Angles:
+        """Cosine and sine for the positions from `start` to before `end`, each (T, K/2)."""
+        return self.cos_TK[start:end], self.sin_TK[start:end]
+
+
+Angles = tuple[mx.array, mx.array]
+
+
+def rotate_halves(x_BHTK: mx.array, angles: Angles | None) -> mx.array:
+    """Rotate number i together with number i + K/2 (Llama)."""
+    assert angles is not None
+    cos_TK, sin_TK = angles
+    a_BHTK, b_BHTK = x_BHTK.astype(mx.float32).split(2, axis=-1)
+    y_BHTK = mx.concatenate([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], axis=-1)
+    return y_BHTK.astype(x_BHTK.dtype)
+
+
+def rotate_interleaved(x_BHTK: mx.array, angles: Angles | None) -> mx.array:
+    """Rotate number 2i together with number 2i + 1 (RoFormer, section 3.4.2; DeepSeek)."""
+    assert angles is not None
+    cos_TK, sin_TK = angles
+    pairs_BHTK2 = x_BHTK.astype(mx.float32).reshape(*x_BHTK.shape[:-1], -1, 2)
+    a_BHTK, b_BHTK = pairs_BHTK2[..., 0], pairs_BHTK2[..., 1]
+    y_BHTK2 = mx.stack([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], axis=-1)
+    return y_BHTK2.reshape(x_BHTK.shape).astype(x_BHTK.dtype)
+
+
+def rotate_not(x_BHTK: mx.array, angles: Angles | None) -> mx.array:  # noqa: ARG001 (as the others)
+    """Positions that are learned rotate nothing."""
+    return x_BHTK
+
+
+ROTATIONS = {"halves": rotate_halves, "interleaved": rotate_interleaved}
+
+
+def dropout(x: mx.array, rate: float, key: mx.array | None, site: int, rng: str) -> mx.array:  # noqa: ARG001
+    """Set a share `rate` of x to zero and scale the rest up; `site` numbers the places in execution order."""
+    if key is None or rate == 0:
+        return x
+    # MLX's own generator is threefry: `native` and `shared` masks are the same.
+    keep = uniform(key, site, x.shape) < 1 - rate
+    return mx.where(keep, x / (1 - rate), mx.zeros_like(x))
+
+
+def uniform(key: mx.array, site: int, shape: tuple[int, ...]) -> mx.array:
+    """Numbers in [0, 1] by threefry, the same in both twins bit for bit (gpt_common/dropout.py), of `shape`."""
+    size = math.prod(shape)
+    # An odd number of words is laid out in another way; one more makes it even.
+    words = mx.random.uniform(shape=(size + size % 2,), key=key + mx.array([0, site], dtype=mx.uint32))
+    return words[:size].reshape(shape)
