@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import ModelConfig
-from gpt_common.init import initial_weights
+from gpt_common.init import buffer_shapes, initial_weights
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.feed_forward import MixtureOfExperts, feed_forward
 from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
@@ -107,8 +107,9 @@ class GPT(nn.Module):
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def named_parameters(self) -> list[tuple[str, mx.array]]:
-        """Every trained parameter with its canonical name, as PyTorch's modules have it."""
-        return list(tree_flatten(self.trainable_parameters()))  # type: ignore[arg-type]
+        """Every parameter, but no buffer, with its canonical name, as PyTorch's modules have it."""
+        buffers = buffer_shapes(self.config)
+        return [(name, value) for name, value in self.state_dict().items() if name not in buffers]
 
     def state_dict(self) -> dict[str, mx.array]:
         """Every tensor that is saved, parameters and buffers, by canonical name, as PyTorch's modules have it."""

@@ -185,6 +185,41 @@ def test_a_broken_model_is_caught_and_named(
     assert not list(run.glob("checkpoints/*")), "a broken model is not worth saving"
 
 
+def of_family(tiny_run: list[str], preset: str) -> list[str]:
+    """A tiny run of another family."""
+    return [preset if flag == "stories-cpu" else flag for flag in tiny_run]
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        (leaves_labels_unshifted, "labels: the labels are the tokens themselves"),
+        (compares_with_its_input, "loss: the model says"),
+        (skips_its_decoder, "gradients: blocks.0.attention"),
+    ],
+)
+def test_the_faults_of_the_reference_are_caught_on_its_family(
+    broken: Callable[[Patch], None],
+    found: str,
+    tiny_run: list[str],
+    tmp_path: Path,
+    monkeypatch: Patch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """CustomLLM's public code compared each token with itself and never called its layers."""
+    broken(monkeypatch)
+    command = [*of_family(tiny_run, "custom-llm-tiny"), "--max-steps", "5", "--out", tmp_path / "run"]
+    assert fails(capsys, TWIN, *command, code=1).startswith(f"error: health: {found}")
+
+
+@pytest.mark.parametrize("preset", ["llama-tiny", "custom-llm-tiny", "deepseek-tiny"])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_family_passes(preset: str, optimizer: str, tiny_run: list[str], tmp_path: Path) -> None:
+    run_command(
+        TWIN, *of_family(tiny_run, preset), "--max-steps", "2", "--optimizer", optimizer, "--out", tmp_path / "run"
+    )
+
+
 @pytest.mark.parametrize(
     "flags",
     [
