@@ -189,6 +189,8 @@ def transformers_step(preset: str) -> Callable[[], None]:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
         )
     )
     groups = [

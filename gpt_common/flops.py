@@ -53,9 +53,9 @@ def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> f
     """
     T = block_size or model.block_size
     table = parameter_table(model)
-    N = parameter_count(model) - table["position embedding"]
+    N = parameter_count(model) - table.get("position embedding", 0)
     if not model.tied_head:
-        N -= table["token embedding"]
+        N -= table.get("token embedding", 0)
     return 6 * N + 12 * model.n_layer * model.n_embd * T
 
 
