@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -19,6 +20,7 @@ from benchmarks.thermal import ThrottleWatch
 from benchmarks.workload import parse_sweep
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
 from gpt_common.hardware import Hardware
+from gpt_common.init import keyed_generator
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.noise import process_steps
 
@@ -56,9 +58,12 @@ class NoisyMachine(Machine):
 
 
 def worker(speeds: Mapping[str, float] = SPEEDS, *, seed: int = 1) -> Worker:
-    """Runs every job on a made-up machine of the backend's speed."""
-    rng = np.random.default_rng(seed)
-    session_clock = [1000.0]
+    """Runs every job on a made-up machine of the backend's speed.
+
+    Every process draws from a stream of its own: with one for all, a single step more or less in any of them, a changed
+    order or another backend would give all later processes other noise, and every session other intervals.
+    """
+    session_clock, started = [1000.0], Counter[str]()
 
     def run(job: dict[str, Any], on_progress: Callable[[str, float], None], **_: Any) -> dict[str, Any]:
         backend = Backend(**job["backend"])
@@ -91,7 +96,9 @@ def worker(speeds: Mapping[str, float] = SPEEDS, *, seed: int = 1) -> Worker:
             ]
             return {"event": "result", "about": about, "new_tokens": 32, "lengths": lengths, "greedy_sha256": "a" * 64}
         machine = NoisyMachine(awake=session_clock[0], always=session_clock[0], flops_per_second=5e12, device=device)
-        machine.rng, machine.level = rng, speeds[backend.name] * float(np.exp(rng.normal() * 0.01))
+        started[backend.label] += 1
+        machine.rng = rng = keyed_generator(seed, backend.label, started[backend.label])
+        machine.level = speeds[backend.name] * float(np.exp(rng.normal() * 0.01))
         watch = ThrottleWatch(machine.evidence, clock=lambda: machine.awake)
         plan = Plan(**{**job["plan"], "largest_product": 1024})
         measured = Measurement(machine, config, plan, watch, on_progress, clocks=machine.clocks).run()
@@ -115,7 +122,8 @@ def make_session(
     absent: tuple[str, ...] = ("transformers-cpu",),
 ) -> Session:
     """A session of made-up workers."""
-    settings = settings or Settings(cooldown=0.0, seconds=0.3)
+    # Series as long as real ones: in 0.3 s there are one to four blocks, and one slow step decides a process's figure.
+    settings = settings or Settings(cooldown=0.0)
     cases = []
     for changes, changed in parse_sweep(sweep, config):
         rows = [

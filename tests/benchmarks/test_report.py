@@ -28,7 +28,7 @@ from gpt_common.errors import UserError
 from tests.benchmarks.recipes import SPEEDS, make_result, worker
 
 CREATED = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
-SHORT = {"rounds": 6, "seconds": 0.3, "cooldown": 0.0}
+SHORT = {"rounds": 6, "cooldown": 0.0}
 
 
 @pytest.fixture(scope="module")

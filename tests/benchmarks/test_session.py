@@ -75,6 +75,17 @@ def test_the_result_ranks_and_claims() -> None:
     assert rows["transformers-cpu"]["status"] == "absent"
 
 
+def test_what_a_made_up_process_measures_depends_on_no_other() -> None:
+    """Otherwise a step more or less in one of them would change every interval, and the tests of them with it."""
+    settings = Settings(rounds=2, seconds=0.3, cooldown=0.0)
+    alone = rows_by_label(make_result(backends="mlx", peers="", settings=settings))["mlx"]
+    among = rows_by_label(make_result(backends="mps,mlx,cpu", settings=settings))["mlx"]
+    for one, other in zip(alone["processes"], among["processes"], strict=True):
+        assert one["latency"]["seconds"] == pytest.approx(other["latency"]["seconds"], rel=1e-6)
+        assert one["throughput"]["seconds"] == pytest.approx(other["throughput"]["seconds"], rel=1e-6)
+    assert alone["processes"][0]["latency"]["seconds"] != alone["processes"][1]["latency"]["seconds"]
+
+
 def test_mfu_equals_the_hand_calculation() -> None:
     """6N + 12LHQT without the position embedding, on an M3 Max of 40 cores; the made-up products reach 5 TFLOP/s."""
     result = make_result(run=worker(dict.fromkeys(SPEEDS, 0.01)), backends="mps", peers="")
