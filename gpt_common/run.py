@@ -17,10 +17,10 @@ import numpy as np
 
 from gpt_common.checkpoint import TOKENIZER_FILE, write_checkpoint
 from gpt_common.cli import SampleSettings, TrainCommand
-from gpt_common.config import to_dict
+from gpt_common.config import ModelConfig, to_dict
 from gpt_common.data.batches import Tokens, evaluation_batches, training_batch
 from gpt_common.errors import Stopped
-from gpt_common.flops import flops_per_token_palm, mfu, parameter_count
+from gpt_common.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count
 from gpt_common.hardware import detect, published_peak
 from gpt_common.health import Alarms, Probe, check_first_update, check_start
 from gpt_common.opening import open_run, versions, write_run_files
@@ -114,10 +114,7 @@ class Run:
         if self.why_preset:
             self.log.note(self.why_preset)
         self.log.note(f"{description}, on {chip}")
-        self.log.note(
-            f"model: {parameter_count(config.model):,} parameters, {config.model.n_layer} layers x "
-            f"{config.model.n_embd}, {config.model.n_head} heads, block {config.model.block_size}"
-        )
+        self.log.note(describe_model(config.model))
         floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
         self.log.note(f"data: {data.name}, {len(data.train):,} + {len(data.val):,} tokens{floor}")
         self.log.note(f"steps: {self.first_step} to {self.stop_at}, {batch} x {config.model.block_size} tokens each")
@@ -329,3 +326,13 @@ class Run:
         self.log.summary(title=title, rows=rows, command_hint=hint)
         if self.interrupted is not None:
             raise Stopped(self.interrupted)
+
+
+def describe_model(model: ModelConfig) -> str:
+    """The console line on the network; parameters that a token meets where they are not all."""
+    parameters, active = parameter_count(model), active_parameter_count(model)
+    some = f" ({active:,} active)" if active != parameters else ""
+    return (
+        f"model: {parameters:,} parameters{some}, {model.n_layer} layers x {model.n_embd}, "
+        f"{model.n_head} heads, block {model.block_size}"
+    )
