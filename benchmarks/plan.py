@@ -205,9 +205,13 @@ def _twin_name(one: dict[str, Any]) -> str:
 
 def _model_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     parts = ", ".join(f"{name} {amount(count)}" for name, count in plan["model"]["parts"].items())
-    yield "parameters", f"{plan['model']['parameters']:,}"
+    of = ", N active" if plan["model"]["active_parameters"] != plan["model"]["parameters"] else ""
+    total, active = plan["model"]["parameters"], plan["model"]["active_parameters"]
+    yield "parameters", f"{total:,}" + (f", {active:,} active" if active != total else "")
     yield "", parts
-    yield "FLOPs per token", f"{plan['flops']['per_token_palm']:.3g} by PaLM's formula, 6N + 12LHQT"
+    if buffers := plan["model"]["buffers"]:
+        yield "", f"and {buffers:,} numbers of routing bias, which no gradient trains"
+    yield "FLOPs per token", f"{plan['flops']['per_token_palm']:.3g} by PaLM's formula, 6N + 12LHQT{of}"
     yield "", f"{plan['flops']['per_token_exact']:.3g} counted exactly, causal"
     for one in plan["compute_optimal"].values():
         yield "compute-optimal", f"{amount(one['tokens'])} tokens: {one['source']}"
@@ -223,6 +227,9 @@ def _memory_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     yield f"fits in {gigabytes(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
     yield f"largest batch (here {train['batch_size']})", *(_batch(one["largest_batch"]) for one in twins)
     yield "  with gradient checkpointing", *(_batch(one["largest_batch_checkpointing"]) for one in twins)
+    yield "generation keeps, per token", *(f"{one['kv_cache_bytes_per_token']:,} B" for one in twins)
+    if any(one["kv_cache_bytes_per_token"] != one["full_kv_bytes_per_token"] for one in twins):
+        yield "  as full keys and values", *(f"{one['full_kv_bytes_per_token']:,} B" for one in twins)
 
 
 def _batch(size: int | None) -> str:

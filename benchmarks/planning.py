@@ -11,9 +11,16 @@ from typing import Any, Literal, get_args
 
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
-from gpt_common.flops import flops_per_step_exact, flops_per_token_palm, parameter_count, parameter_table
+from gpt_common.flops import (
+    active_parameter_count,
+    buffer_count,
+    flops_per_step_exact,
+    flops_per_token_palm,
+    parameter_count,
+    parameter_table,
+)
 from gpt_common.hardware import Hardware, nvidia_smi, published_peak
-from gpt_common.memory import Twin, memory_plan
+from gpt_common.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
 from gpt_common.peaks import largest_power
 
 VERSION = 1
@@ -83,7 +90,12 @@ def make_plan(
         "version": VERSION,
         "name": name,
         "config": to_dict(config),
-        "model": {"parameters": parameter_count(model), "parts": parameter_table(model)},
+        "model": {
+            "parameters": parameter_count(model),
+            "active_parameters": active_parameter_count(model),
+            "buffers": buffer_count(model),
+            "parts": parameter_table(model),
+        },
         "flops": {
             "per_token_palm": per_token,
             "per_token_exact": flops_per_step_exact(model, 1) / model.block_size,
@@ -123,12 +135,15 @@ def _twin(
         rate, basis = share * peak.flops, "assumed" if mfu is None else "given"
     power = _power(hardware, watts, measured)
     seconds = flops / rate if rate else None
+    number = 2 if dtype == "bfloat16" else 4
     return {
         "twin": twin,
         "device": device,
         "dtype": dtype,
         "memory": {**asdict(plan), "total": plan.total},
         "fits": None if usable is None else plan.total <= usable,
+        "kv_cache_bytes_per_token": kv_cache_bytes_per_token(config.model, number),
+        "full_kv_bytes_per_token": full_kv_bytes_per_token(config.model, number),
         "largest_batch": largest_batch(config, twin, usable, checkpointing=False),
         "largest_batch_checkpointing": largest_batch(config, twin, usable, checkpointing=True),
         "peak": asdict(peak) if peak else None,

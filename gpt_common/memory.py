@@ -177,3 +177,30 @@ def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
             )
         )
     return max(moments, key=lambda one: one.total)
+
+
+def kv_cache_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
+    """Bytes that generation keeps of one token of one sequence, over all layers.
+
+    Of a layer: keys and values of all heads, 2 H K; of the fewer key heads of grouped queries, 2 G K; the latent and
+    the shared rotary key, R + rope (DeepSeek-V2, Liu et al. 2024, table 1); the latent and every head's rotary key,
+    R + H rope.
+
+    Args:
+        model: the network.
+        number_bytes: size of one number in the compute dtype.
+    """
+    full = 2 * model.n_head * model.key_size
+    numbers = {
+        "multi_head": full,
+        "grouped_query": full * (model.n_kv_head or model.n_head) // model.n_head,
+        "latent": model.kv_latent + model.rope_size,
+        "latent_per_head": model.kv_latent + model.n_head * model.rope_size,
+    }[model.attention]
+    return model.n_layer * numbers * number_bytes
+
+
+def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
+    """What keys and values of every head would take: H (K + V) numbers per layer."""
+    value_size = model.value_size if model.attention in ("latent", "latent_per_head") else model.key_size
+    return model.n_layer * model.n_head * (model.key_size + value_size) * number_bytes
