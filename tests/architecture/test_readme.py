@@ -13,6 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCUMENTS = (
+    *ROOT.glob("*.md"),
+    *ROOT.glob("docs/*.md"),
+    *ROOT.glob(".github/workflows/*.yml"),
+    *ROOT.glob("**/presets/*.toml"),
+)
+COMMAND = re.compile(
+    r"python (-m (?:mlx_gpt|torch_gpt|gpt_common|convert|benchmarks)[\w.]*|benchmarks/\w+\.py)([^`|#,)\n]*)"
+)
 PACKAGES = ("gpt_common", "mlx_gpt", "torch_gpt", "convert", "benchmarks")
 
 
@@ -31,6 +40,32 @@ def test_the_check_runs_the_readmes_test_command() -> None:
     assert command in (ROOT / "check").read_text(encoding="utf-8")
     assert "./check" in (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert ".ci/run" in (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+
+
+def documented_flags() -> dict[str, dict[str, str]]:
+    """Command without its arguments -> flag -> a document that shows it."""
+    found: dict[str, dict[str, str]] = {}
+    for document in DOCUMENTS:
+        for command, arguments in COMMAND.findall(document.read_text(encoding="utf-8")):
+            words = arguments.split()
+            if command in ("-m convert", "-m gpt_common.data") and words:
+                command = f"{command} {words[0]}"
+            for flag in (word for word in words if word.startswith("--")):
+                found.setdefault(command, {})[flag.partition("=")[0].rstrip(".,;:")] = document.name
+    return found
+
+
+FLAGS = documented_flags()
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_that_a_document_shows_exists(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    offered = set(re.findall(r"--[\w-]+", done.stdout))
+    assert not {flag: document for flag, document in FLAGS[command].items() if flag not in offered}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
