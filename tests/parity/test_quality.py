@@ -80,6 +80,19 @@ def test_identical_runs_and_too_few() -> None:
         equivalence([2.0], [2.0])
 
 
+def test_the_committed_result_says_what_its_losses_say() -> None:
+    """docs/results/parity-l9.json, whose command it contains: ten pairs or more, and the verdict computed again."""
+    found = json.loads((ROOT / "docs/results/parity-l9.json").read_text(encoding="utf-8"))["L9"]
+    assert found["margin_nats"] == quality.MARGIN
+    assert len(found["seeds"]) >= 10
+    losses, written = found["validation_loss"], found["tests"]["mlx-cpu ~ cpu"]
+    test = equivalence(losses["mlx-cpu"], losses["cpu"])
+    assert test.passed
+    assert written["equivalent"]
+    assert test.p == pytest.approx(written["p"], rel=1e-6)
+    assert test.mean == pytest.approx(written["mean_difference"], rel=1e-6)
+
+
 def trainer(calls: list[list[str]], fail: bool = False) -> Any:
     """A stand-in for `subprocess` whose `run` leaves what a finished run leaves."""
 
