@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from gpt_common.errors import Stopped, UserError, nearest, run_main
 
 COMMANDS = {
-    "torch2mlx": "a nanoGPT ckpt.pt, a state dict or a transformers GPT-2 folder into a run of this project",
+    "torch2mlx": "a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder into a run of this project",
     "mlx2torch": "a run of this project into what nanoGPT, transformers or mlx-lm load",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
     "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",

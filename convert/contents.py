@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.names import MASK_BUFFERS, inverted, translate, without_prefixes
+from convert.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
 from convert.pickles import shown
 from convert.tensors import AGAIN, PEOPLE, WEIGHT_DTYPES, Loss, Tensor, cast, same
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError
-from gpt_common.init import parameter_shapes
+from gpt_common.init import optimizer_shapes, tensor_shapes
 from gpt_common.tokenizers import Tokenizer
 
+OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FoundTokenizer = tuple[Tokenizer | None, tuple[str, ...]]
 """A tokenizer, if there is one, and what there is to say about it."""
 SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
+KEEP = "choose another --to, or keep the run as it is"
 LARGEST_SIZE = 1 << 24
 """No model is larger in any direction; what a file says beyond it is refused before anything is computed from it."""
 
@@ -31,12 +33,14 @@ class Contents:
     path: Path
     format: str
     """What the file is, for people."""
+    family: str = "a GPT-2 model"
+    """Whose tensors it holds, for people."""
     config: RunConfig | None
     """None where the source does not say enough (a bare state dict)."""
     tensors: dict[str, Tensor]
     """Weights by canonical name, in the file's layout turned into ours: matrices are (out, in)."""
     moments: dict[str, Tensor] = field(default_factory=dict)
-    """exp_avg.<name> and exp_avg_sq.<name>; empty if there is no optimiser state."""
+    """exp_avg.<name> and exp_avg_sq.<name>, momentum.<name>; empty if there is no optimiser state."""
     step: int = 0
     """Optimiser updates done."""
     tokens: int | None = None
@@ -73,11 +77,13 @@ def problems(contents: Contents) -> list[str]:
         return ["there is no tensor in the model"]
     if model.vocab_size < 1:
         return [f"{contents.described_in} says vocab_size {model.vocab_size}"]
-    found = [f"tensor {name} is not part of a GPT-2 model" for name in contents.unknown]
+    found = [f"tensor {name} is not part of {contents.family}" for name in contents.unknown]
     layers = shape_of_model(contents.tensors).get("n_layer", 0)
     said = f"{contents.described_in} says n_layer {model.n_layer}"
     # The number comes from a file: what is missing is said before anything is computed for each of 10^9 layers.
-    shapes = parameter_shapes(dataclasses.replace(model, n_layer=min(model.n_layer, layers + 1)))
+    n_layer = min(model.n_layer, layers + 1)
+    model = dataclasses.replace(model, n_layer=n_layer, n_dense_layer=min(model.n_dense_layer, n_layer))
+    shapes = tensor_shapes(model)
     for name, shape in shapes.items():
         if name not in contents.tensors:
             found.append(f"tensor {own(name)} is missing" + (f" ({said})" if layers < model.n_layer else ""))
@@ -89,21 +95,24 @@ def problems(contents: Contents) -> list[str]:
             found.append(f"tensor {own(name)} is {dtype}, weights are float32, bfloat16 or float16")
     extra = [name for name in contents.tensors if name not in shapes]
     found += [f"tensor {own(name)} is too much ({said}, bias {model.bias})" for name in extra]
-    return found + _moment_problems(contents, shapes)
+    return found + _moment_problems(contents, model)
 
 
-def _moment_problems(contents: Contents, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    if not contents.moments:
+def _moment_problems(contents: Contents, model: ModelConfig) -> list[str]:
+    if not contents.moments or contents.config is None:
         return []
-    expected = {f"{moment}.{name}": (moment, name) for moment in MOMENTS for name in shapes}
-    found = [f"the optimiser has {key}, which AdamW does not" for key in contents.moments if key not in expected]
-    for key, (moment, name) in expected.items():
+    optim = contents.config.optim
+    expected = optimizer_shapes(model, optim)
+    kind = OPTIMIZERS[optim.optimizer]
+    found = [f"the optimiser has {key}, which {kind} does not" for key in contents.moments if key not in expected]
+    for key, shape in expected.items():
+        moment, _, name = key.partition(".")
         what = f"{moment} of tensor {contents.own_name(name)}" if contents.key_map else key
         tensor = contents.moments.get(key)
         if tensor is None:
             found.append(f"{what} is missing in the optimiser state")
-        elif tensor.shape != shapes[name]:
-            found.append(f"{what} has shape {list(tensor.shape)}, the tensor has {list(shapes[name])}")
+        elif tensor.shape != shape:
+            found.append(f"{what} has shape {list(tensor.shape)}, the tensor has {list(shape)}")
         elif tensor.dtype not in WEIGHT_DTYPES:
             found.append(f"{what} is {PEOPLE[tensor.dtype]}, moments are float32: add --no-optimizer")
     return found
@@ -137,7 +146,9 @@ def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Loss]:
     tensors = dict(contents.tensors)
     for name, tensor in tensors.items():
         if dtype is not None:
-            tensors[name] = cast(contents.own_name(name), tensor, dtype, loss)
+            # A bias is moved in steps of 1e-3 and decides between experts: half precision would lose them.
+            kept = "F32" if name.endswith("routing_bias") else dtype
+            tensors[name] = cast(contents.own_name(name), tensor, kept, loss)
         elif tensor.dtype == "F64":
             raise UserError(
                 f"{contents.path}: tensor {contents.own_name(name)} is float64, which no format here holds: "
@@ -167,20 +178,26 @@ def by_name(path: Path, raw: Mapping[str, Tensor], names: Mapping[str, str]) -> 
     tensors: dict[str, Tensor] = {}
     own: dict[str, str] = {}
     unknown: dict[str, Tensor] = {}
-    masks = 0
+    masks = angles = 0
     for name, tensor in raw.items():
         bare = without_prefixes(name)
         if MASK_BUFFERS.fullmatch(bare) and tensor.shape[:2] in ((), (1, 1)):
             masks += 1
             continue
-        ours = translate(bare, to_ours) or translate(f"transformer.{bare}", to_ours)
+        if ANGLE_BUFFERS.fullmatch(bare):
+            angles += 1
+            continue
+        # GPT2Model and LlamaModel are saved without the name that the model with a head gives them.
+        full = (f"{base}{bare}" for base in ("", "transformer.", "model."))
+        ours = next((found for candidate in full if (found := translate(candidate, to_ours)) is not None), None)
         if ours is None:
             unknown[name] = tensor
         elif ours in tensors:
             raise UserError(f"{path}: tensors {own[ours]} and {name} are the same one: remove one of them")
         else:
             tensors[ours], own[ours] = tensor, name
-    notes = (f"{masks} causal mask buffers left out: they are not weights",) if masks else ()
+    notes: tuple[str, ...] = (f"{masks} causal mask buffers left out: they are not weights",) if masks else ()
+    notes += (f"{angles} rotary buffers left out: they follow from the configuration",) if angles else ()
     return Named(tensors=tensors, names=own, unknown=unknown, notes=notes)
 
 
@@ -219,10 +236,48 @@ def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
     if layers:
         fields["n_layer"] = len(layers)
-    fields["bias"] = "final_norm.bias" in tensors
+    fields["bias"] = any(".feed_forward." in name and name.endswith(".bias") for name in tensors)
     fields["tied_head"] = "head.weight" not in tensors
     fields["head_bias"] = "head.bias" in tensors
     return fields
+
+
+def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, tuple[object, ...]], advice: str) -> None:
+    """Refuse a target that cannot hold a model.
+
+    Args:
+        holder: the target, for people.
+        fields: what the target computes, by field of the configuration.
+        advice: what to do instead.
+
+    Raises:
+        UserError: names the first field that the target does not have.
+    """
+    for name, values in fields.items():
+        found = getattr(model, name)
+        if found not in values:
+            known = " or ".join(str(value) for value in values)
+            raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {advice}")
+
+
+def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
+    """Refuse to write another family as GPT-2.
+
+    Raises:
+        UserError: names the first field that is not GPT-2's.
+    """
+    fields: dict[str, tuple[object, ...]] = {
+        "attention": ("multi_head",),
+        "norm": ("layernorm",),
+        "final_norm": (True,),
+        "positions": ("learned",),
+        "qk_norm": (False,),
+        "attention_bias": (True, False) if model.bias else (False,),
+        "head_size": (0, model.n_embd // model.n_head) if model.n_embd % model.n_head == 0 else (0,),
+        "feed_forward": ("gelu", "gelu_tanh"),
+        "feed_forward_width": (0, 4 * model.n_embd),
+    }
+    refuse_fields(model, holder, fields, KEEP)
 
 
 def refuse_activation(model: ModelConfig, computed: str, target: str, allowed: bool) -> None:

@@ -14,13 +14,23 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from convert import formats
-from convert.contents import Contents, FoundTokenizer, checked, with_dtype
-from convert.formats import mlx_lm_gpt2, nanogpt, native, transformers_gpt2
+from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, with_dtype
+from convert.formats import (
+    mlx_lm_deepseek_v3,
+    mlx_lm_gpt2,
+    mlx_lm_llama,
+    nanogpt,
+    native,
+    transformers_deepseek_v3,
+    transformers_gpt2,
+    transformers_llama,
+)
 from convert.options import ReadOptions, WriteOptions
 from convert.progress import readable, show
 from convert.tensors import WEIGHT_DTYPES
 from convert.tokenizer_files import given_tokenizer
 from gpt_common.checkpoint import cannot_write, discard_on_error, sync
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 
 DTYPES = {people: ours for ours, people in WEIGHT_DTYPES.items()}
@@ -39,7 +49,7 @@ class Conversion:
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     optimizer: bool = True
-    """Take AdamW's state along where there is one."""
+    """Take the optimiser's state along where there is one."""
     other_gelu: bool = False
     """Write even where the target computes another form of GELU (logits differ by about 1e-3)."""
     overwrite: bool = False
@@ -48,7 +58,7 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class Torch2mlx(Conversion):
-    """Turn a nanoGPT ckpt.pt, a state dict or a transformers GPT-2 folder into a run that both twins continue."""
+    """Turn a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder of transformers into a run."""
 
     preset: str | None = None
     """Which model a bare state dict is: a preset."""
@@ -68,21 +78,38 @@ class Mlx2torch(Conversion):
     """For whom: a folder with ckpt.pt (or that file, if --out ends in .pt), or a folder of the library."""
 
 
-TARGETS: dict[str, tuple[ModuleType, str, frozenset[str]]] = {
-    "native": (native, "-mlx", frozenset({"config.toml", "checkpoints"})),
-    "nanogpt": (nanogpt, "-nanogpt", frozenset({nanogpt.FILE, nanogpt.META})),
-    "transformers": (
-        transformers_gpt2,
-        "-transformers",
-        frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}),
-    ),
-    "mlx-lm": (
-        mlx_lm_gpt2,
-        "-mlx-lm",
-        frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}),
-    ),
+CARD = frozenset({"README.md"})
+FOLDER = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})
+TARGETS: dict[str, tuple[str, frozenset[str]]] = {
+    "native": ("-mlx", frozenset({"config.toml", "checkpoints"})),
+    "nanogpt": ("-nanogpt", frozenset({nanogpt.FILE, nanogpt.META})),
+    "transformers": ("-transformers", FOLDER | CARD),
+    "mlx-lm": ("-mlx-lm", FOLDER),
 }
-"""For each --to: its format, what the default destination is called, and what lies in a folder that it wrote."""
+"""For each --to: what the default destination is called, and what lies in a folder that it wrote."""
+LIBRARIES: dict[str, dict[str, ModuleType]] = {
+    "transformers": {
+        "multi_head": transformers_gpt2,
+        "grouped_query": transformers_llama,
+        "latent": transformers_deepseek_v3,
+    },
+    "mlx-lm": {"multi_head": mlx_lm_gpt2, "grouped_query": mlx_lm_llama, "latent": mlx_lm_deepseek_v3},
+}
+"""Which of a library's models could be ours: the kind of attention tells, and its format refuses what else differs."""
+
+
+def target_of(to: str, model: ModelConfig) -> ModuleType:
+    """The format that `--to` means for a model.
+
+    Raises:
+        UserError: the library has no such model.
+    """
+    if to not in LIBRARIES:
+        return native if to == "native" else nanogpt
+    if model.attention not in LIBRARIES[to]:
+        known = ", ".join(LIBRARIES[to])
+        raise UserError(f"the model's attention is {model.attention}, and {to} has only {known}: keep the run as it is")
+    return LIBRARIES[to][model.attention]
 
 
 def convert(command: Torch2mlx | Mlx2torch) -> Path:
@@ -92,11 +119,11 @@ def convert(command: Torch2mlx | Mlx2torch) -> Path:
         UserError: anything wrong with source, destination or the pair of them; nothing is left behind.
     """
     started = time.monotonic()
-    target, suffix, _ = TARGETS[command.to]
-    destination = command.out or _beside(command.src, suffix)
+    destination = command.out or _beside(command.src, TARGETS[command.to][0])
     _check_destination(command.src, destination, command.to, command.overwrite)
     source = _read(command)
     config = checked(source)
+    target = target_of(command.to, config.model)
     contents, loss = with_dtype(source, command.dtype and DTYPES[command.dtype])
     tokenizer, notes = _tokenizer(source, command.tokenizer, config.model.vocab_size)
     for note in (*source.notes, *notes):
@@ -167,7 +194,8 @@ def _state(contents: Contents, to: str) -> str:
         return "weights alone, which is all that this format holds"
     if not contents.moments:
         return f"step {contents.step:,}, no optimiser state"
-    return f"step {contents.step:,} with AdamW's state"
+    assert contents.config is not None
+    return f"step {contents.step:,} with {OPTIMIZERS[contents.config.optim.optimizer]}'s state"
 
 
 def _beside(src: Path, suffix: str) -> Path:
@@ -192,7 +220,7 @@ def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -
         kind = "folder" if destination.is_dir() else "file"
         raise UserError(f"{destination} is a {kind}, which --to {to} cannot replace: choose another -o")
     if destination.is_dir():
-        others = sorted({path.name for path in destination.iterdir()} - TARGETS[to][2])
+        others = sorted({path.name for path in destination.iterdir()} - TARGETS[to][1])
         if others:
             raise UserError(f"{destination} holds {others[0]}, which no conversion wrote: choose another -o")
 

@@ -15,7 +15,11 @@ from convert.options import ReadOptions
 from convert.tensors import Array, Tensor, same, values
 from gpt_common.errors import UserError, WorkFailed
 
-COMPUTED = ("n_head", "feed_forward", "norm_eps", "tied_head")
+COMPUTED = (
+    "n_head", "feed_forward", "norm", "norm_eps", "final_norm", "tied_head", "positions", "rope_theta", "rope_layout",
+    "attention", "n_kv_head", "qk_norm", "nope_size", "rope_size", "experts_per_token", "n_expert_group",
+    "groups_per_token", "router", "router_normalise", "router_scale",
+)  # fmt: skip
 """What decides a model's logits besides its tensors."""
 
 

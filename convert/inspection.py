@@ -10,7 +10,7 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from convert import formats
-from convert.contents import Contents, problems, shape_of_model
+from convert.contents import OPTIMIZERS, Contents, problems, shape_of_model
 from convert.options import ReadOptions
 from convert.progress import readable
 from convert.tensors import Tensor, beside
@@ -51,7 +51,7 @@ def inspect(command: Inspect) -> None:
         print(f"problem: {problem}")
     if contents.config is None:
         for name in contents.unknown:
-            print(f"problem: tensor {name} is not part of a GPT-2 model")
+            print(f"problem: tensor {name} is not part of {contents.family}")
     _print_tensors(contents, command.hashes)
     if command.hashes:
         contents.verify()
@@ -66,7 +66,10 @@ def _print_state(contents: Contents) -> None:
         settings = shape_of_model(contents.tensors) | {"n_head": "?", "feed_forward": "? (add --preset or --config)"}
     print("model: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
     loss = "" if contents.best_val_loss is None else f", best validation loss {contents.best_val_loss:.4f}"
-    state = f"AdamW state of {len(contents.moments) // 2} tensors" if contents.moments else "no optimiser state"
+    state = "no optimiser state"
+    if contents.moments:
+        kind = "adamw" if contents.config is None else contents.config.optim.optimizer
+        state = f"{OPTIMIZERS[kind]} state of {len({name.partition('.')[2] for name in contents.moments})} tensors"
     print(f"step {contents.step:,}, {state}{loss}")
     try:
         tokenizer, notes = contents.find_tokenizer()

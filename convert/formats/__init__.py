@@ -18,7 +18,18 @@ from pathlib import Path
 from types import ModuleType
 
 from convert.contents import Contents
-from convert.formats import mlx_lm_gpt2, nanogpt, native, state_dict, transformers_gpt2
+from convert.formats import (
+    custom_llm,
+    mlx_lm_deepseek_v3,
+    mlx_lm_gpt2,
+    mlx_lm_llama,
+    nanogpt,
+    native,
+    state_dict,
+    transformers_deepseek_v3,
+    transformers_gpt2,
+    transformers_llama,
+)
 from convert.options import ReadOptions
 from convert.pickles import Refused, read_pickle
 from convert.tensors import AGAIN
@@ -27,8 +38,22 @@ from convert.torch_file import LARGEST_PICKLE
 from convert.weights import WEIGHTS, read_json
 from gpt_common.errors import UserError
 
-FORMATS: tuple[ModuleType, ...] = (native, mlx_lm_gpt2, transformers_gpt2, nanogpt, state_dict)
+FORMATS: tuple[ModuleType, ...] = (
+    native,
+    mlx_lm_gpt2,
+    transformers_gpt2,
+    mlx_lm_llama,
+    transformers_llama,
+    mlx_lm_deepseek_v3,
+    transformers_deepseek_v3,
+    nanogpt,
+    custom_llm,
+    state_dict,
+)
 """In the order in which they are tried: what says most of itself first."""
+MODEL_TYPES = "'gpt2', 'llama' or 'deepseek_v3'"
+BARE = (custom_llm, state_dict)
+"""Tensors alone, which `--preset` or `--config` explains."""
 
 
 def read(path: Path, options: ReadOptions) -> Contents:
@@ -45,7 +70,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
             raise UserError(f"{path} is neither a file nor a folder: give one of those")
         for candidate in FORMATS:
             if candidate.recognise(path):
-                if candidate is not state_dict and (options.preset or options.config):
+                if candidate not in BARE and (options.preset or options.config):
                     raise UserError(f"{path} says itself which model it is: leave out --preset and --config")
                 contents: Contents = candidate.read(path, options)
                 return contents
@@ -60,7 +85,7 @@ def _unknown(path: Path) -> str:
     if path.is_dir():
         if (path / "config.json").is_file():
             kind = read_json(path / "config.json").get("model_type")
-            return f"{path}: config.json says model_type {kind!r}; choose one whose model_type is 'gpt2'"
+            return f"{path}: config.json says model_type {kind!r}; choose one that says {MODEL_TYPES}"
         weights = [name for name in (*WEIGHTS, nanogpt.FILE) if (path / name).is_file()]
         if weights:
             return f"{path} has {weights[0]} but no config.json: add it, or convert that file with --preset or --config"

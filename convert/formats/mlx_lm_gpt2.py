@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from convert.contents import Contents, refuse_activation
+from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2
 from convert.formats import transformers_gpt2
 from convert.names import GPT2
 from convert.options import ReadOptions, WriteOptions
@@ -44,6 +44,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     """
     assert contents.config is not None
     model = contents.config.model
+    refuse_all_but_gpt2(model, "mlx-lm's GPT-2")
     refuse_activation(model, "gelu_tanh", "mlx-lm", options.other_gelu)
     if not model.tied_head:
         raise UserError(

@@ -18,6 +18,7 @@ from convert.contents import (
     drop_tied_head,
     problems,
     refuse_activation,
+    refuse_all_but_gpt2,
 )
 from convert.names import GPT2, translate
 from convert.options import ReadOptions, WriteOptions
@@ -249,6 +250,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     config = contents.config
     assert config is not None
     model = config.model
+    refuse_all_but_gpt2(model, "nanoGPT")
     refuse_activation(model, "gelu", "nanoGPT", options.other_gelu)
     if not model.tied_head:
         raise UserError(
@@ -256,6 +258,8 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         )
     if model.norm_eps != 1e-5:
         raise UserError(f"nanoGPT's layer norms add 1e-5 and this model's {model.norm_eps}: --to transformers")
+    if contents.moments and config.optim.optimizer != "adamw":
+        raise UserError(f"nanoGPT has no optimizer {config.optim.optimizer}, only adamw: {ALONE}")
     names = {name: translate(name, GPT2) or name for name in parameter_shapes(model)}
     stored: dict[str, Tensor] = {names[name]: contents.tensors[name] for name in names}
     groups = _groups(model)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, shape_of_model
-from convert.names import CONV1D, GPT2, translate, without_prefixes
+from convert.names import CONV1D, GPT2, OURS, translate, without_prefixes
 from convert.options import ReadOptions
 from convert.safetensors_file import is_safetensors, read_safetensors
 from convert.tensors import Tensor, same, transposed
@@ -23,7 +23,6 @@ from gpt_common.config import PRESETS_FOLDER, RunConfig, load_preset, load_toml
 from gpt_common.errors import UserError
 
 NAME = "state dict"
-OURS = {name: name for name in GPT2}
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under which people save a state dict beside other things."""
 
@@ -39,7 +38,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
     Raises:
         UserError: the file is damaged, holds something else than tensors, or contradicts `--preset` or `--config`.
     """
-    raw, notes, verify = _read_raw(path)
+    raw, notes, verify = read_raw(path)
     ours = sum(translate(without_prefixes(name), OURS) is not None for name in raw)
     key_map = OURS if ours > len(raw) / 2 else GPT2
     named = by_name(path, raw, key_map)
@@ -56,18 +55,39 @@ def read(path: Path, options: ReadOptions) -> Contents:
     return Contents(
         path=path,
         format=NAME,
-        config=_read_config(path, tensors, options),
+        config=read_config(path, tensors, options, {}),
         tensors=tensors,
         key_map=key_map,
         names=named.names,
-        described_in=str(options.config or f"preset {options.preset}"),
+        described_in=described_in(options),
         unknown=named.unknown,
         notes=(*notes, *named.notes),
         verify=verify,
     )
 
 
-def _read_raw(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Any]:
+def described_in(options: ReadOptions) -> str:
+    """What says which model it is, for messages."""
+    return str(options.config or f"preset {options.preset}")
+
+
+def tensor_names(path: Path) -> list[str]:
+    """The names in a file, whatever else is wrong with it."""
+    if not is_torch_file(path):
+        return list(read_safetensors(path))
+    value = TorchFile(path).value
+    inner = next(
+        (value[key] for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)), value
+    )
+    return [name for name in inner if isinstance(name, str)] if isinstance(inner, dict) else []
+
+
+def read_raw(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Any]:
+    """Tensors by their own names, what there is to say, and what checks all that is not read.
+
+    Raises:
+        UserError: the file is damaged, or holds something else than tensors.
+    """
     if not is_torch_file(path):
         return read_safetensors(path), (), lambda: None
     file = TorchFile(path)
@@ -109,13 +129,23 @@ def _said(options: ReadOptions) -> dict[str, Any]:
     return said
 
 
-def _read_config(path: Path, tensors: Mapping[str, Tensor], options: ReadOptions) -> RunConfig | None:
-    """`--config` over `--preset` over what shapes settle; None if neither was given."""
+def read_config(
+    path: Path, tensors: Mapping[str, Tensor], options: ReadOptions, more: Mapping[str, Any]
+) -> RunConfig | None:
+    """`--config` over `--preset` over what shapes settle; None if neither was given.
+
+    Args:
+        more: fields that they settle besides those that every family has.
+
+    Raises:
+        UserError: the shapes contradict what was given, or it does not say the number of heads.
+    """
     files = _files(options)
     if not files:
         return None
     settled = shape_of_model(tensors)
     config = RunConfig(model=dataclasses.replace(RunConfig().model, **{**settled, "n_head": 1}))
+    settled |= more
     for file in files:
         config = load_toml(file, config)
     if config.model.vocab_size == 0 and "vocab_size" in settled:

@@ -6,20 +6,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import Contents, by_name, check_sizes, drop_tied_head
+from convert.contents import Contents, by_name, check_sizes, drop_tied_head, refuse_all_but_gpt2
+from convert.model_folder import check_fixed, dtype_of, model_type, other_model, read_model, write_card
+from convert.model_folder import write_folder as write_model_folder
 from convert.names import CONV1D, GPT2, translate
 from convert.options import ReadOptions, WriteOptions
 from convert.pickles import shown
-from convert.safetensors_file import write_safetensors
 from convert.tensors import Tensor, transposed, zeros
-from convert.tokenizer_files import read_tokenizer, write_tokenizer
+from convert.tokenizer_files import read_tokenizer
 from convert.weights import read_json, read_weights
-from gpt_common.config import ModelConfig, RunConfig, from_dict
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError, nearest
 from gpt_common.init import parameter_shapes
 
@@ -43,12 +43,7 @@ NO_BIASES = {"biases": "none: all of them are zeros"}
 
 def recognise(path: Path) -> bool:
     """A folder whose config.json says `gpt2`."""
-    return _model_type(path) == "gpt2"
-
-
-def _model_type(folder: Path) -> str | None:
-    config = folder / "config.json"
-    return read_json(config).get("model_type") if config.is_file() else None
+    return model_type(path) == "gpt2"
 
 
 def read(path: Path, _: ReadOptions) -> Contents:
@@ -93,9 +88,7 @@ def _is_zero(tensor: Tensor) -> bool:
 
 
 def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool, tied: bool) -> ModelConfig:
-    for key, value in FIXED.items():
-        if settings.get(key, value) != value:
-            raise _other_model(path, key, settings[key], value)
+    check_fixed(path, settings, FIXED)
     activation = settings.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = nearest(shown(activation), ACTIVATIONS)
@@ -110,20 +103,10 @@ def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool, tied: 
         "dropout": float(dropout) if type(dropout) is int else dropout,
     }
     check_sizes(str(path), settings)
-    try:
-        model = from_dict({"model": fields}, where=str(path)).model
-    except UserError as error:
-        own = str(error)[:400]
-        for theirs, ours in OURS.items():
-            own = own.replace(ours, theirs)
-        raise UserError(f"{own}: copy the file again, or choose another model") from None
+    model = read_model(path, fields, OURS)
     if settings.get("n_inner") not in (None, 4 * model.n_embd):
-        raise _other_model(path, "n_inner", settings["n_inner"], 4 * model.n_embd)
+        raise other_model(path, "n_inner", settings["n_inner"], 4 * model.n_embd)
     return model
-
-
-def _other_model(path: Path, key: str, found: object, computed: object) -> UserError:
-    return UserError(f"{path}: {key} is {shown(found)}, only {computed} can be converted: choose another model")
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -133,7 +116,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         UserError: `GPT2LMHeadModel` cannot be this model.
     """
     notes = write_folder(contents, path, options, names=GPT2, settings={})
-    _write_card(contents, path)
+    write_card(contents, path, "GPT-2")
     return notes
 
 
@@ -143,17 +126,16 @@ def write_folder(
     """config.json, model.safetensors and tokenizer of GPT-2 under `names`.
 
     Raises:
-        UserError: a bias in the output layer, which GPT-2 does not have.
+        UserError: the model has something that GPT-2 does not have.
     """
     config = contents.config
     assert config is not None
     model = config.model
+    refuse_all_but_gpt2(model, "GPT-2")
     if model.head_bias:
         raise UserError(
             "GPT-2's output layer has no bias in transformers and this model's has one: --to cannot hold it"
         )
-    path.mkdir()
-    end = None if options.tokenizer is None else options.tokenizer.end_of_text
     encoded = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -168,52 +150,15 @@ def write_folder(
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout),
         **{key: value for key, value in FIXED.items() if value is not None},
         "tie_word_embeddings": model.tied_head,
-        "bos_token_id": end,
-        "eos_token_id": end,
-        "dtype": {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}[_dtype(contents)],
         **settings,
     }
-    (path / "config.json").write_text(json.dumps(encoded, indent=2) + "\n", encoding="utf-8")
     tensors = {}
     # GPT-2 always has biases: where this model has none they are zeros, which changes nothing.
     for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
-        tensor = contents.tensors.get(name) or zeros(shape, _dtype(contents))
+        tensor = contents.tensors.get(name) or zeros(shape, dtype_of(contents))
         foreign = translate(name, names)
         assert foreign is not None
         tensors[foreign] = transposed(tensor) if name.endswith(CONV1D) else tensor
     metadata = {"format": "pt"} | ({} if model.bias else NO_BIASES)
-    write_safetensors(path / "model.safetensors", tensors, metadata, options.progress)
-    if options.tokenizer is not None:
-        write_tokenizer(options.tokenizer, path, model.block_size)
+    write_model_folder(contents, path, options, settings=encoded, tensors=tensors, metadata=metadata)
     return () if model.bias else ("the model has no biases: zeros were written in their place, which changes nothing",)
-
-
-def _dtype(contents: Contents) -> str:
-    return contents.tensors["token_embedding.weight"].dtype
-
-
-def _write_card(contents: Contents, path: Path) -> None:
-    assert contents.config is not None
-    model = contents.config.model
-    trained = f"Trained for {contents.step:,} steps." if contents.step else ""
-    loss = "" if contents.best_val_loss is None else f" Best validation loss {contents.best_val_loss:.4f}."
-    text = f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-
-# A GPT-2 of {model.n_layer} layers
-
-{model.n_layer} layers, {model.n_head} heads, width {model.n_embd}.
-Context {model.block_size}, vocabulary {model.vocab_size}.
-{trained}{loss}
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{path.name.partition(".tmp-")[0]}")
-```
-
-Written by `python -m convert mlx2torch --to transformers` from a {contents.format}.
-"""
-    (path / "README.md").write_text(text, encoding="utf-8")

@@ -172,7 +172,7 @@ CONFIGS = [
     Case("config.json is no JSON", _config_text("{'n_layer': 2}"), ()),
     Case("config.json is a list", _config_text("[2]"), ()),
     Case("config.json nested 100 000 deep", _config_text("[" * 100_000), ()),
-    Case("another architecture", _config(model_type="llama"), ("llama", "gpt2")),
+    Case("another architecture", _config(model_type="mistral"), ("mistral", "gpt2")),
     Case("no n_head", gpt2_folder(config=lambda c: c.pop("n_head")), ("n_head",)),
     Case("n_head that does not divide", _config(n_head=3), ("n_head", "3")),
     Case("n_head of 0", _config(n_head=0), ("n_head", "0")),

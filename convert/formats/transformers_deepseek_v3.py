@@ -1,0 +1,232 @@
+"""DeepSeek-V3 folders of `transformers`: config.json, weights in one or several files, tokenizer.
+
+Latent attention, a few dense blocks, then shared and routed experts with sigmoid gates, balanced by a bias (Liu et al.
+2024; `DeepseekV3ForCausalLM`). On disk every expert has tensors of its own; in memory transformers 5 keeps them
+stacked, gates over ups in one. Both are read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
+from convert.model_folder import (
+    REQUIRED,
+    Fields,
+    check_fixed,
+    model_type,
+    other_model,
+    read_model,
+    read_settings,
+    rope_settings,
+    rope_theta,
+    write_card,
+    write_folder,
+)
+from convert.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translate, without_prefixes
+from convert.options import ReadOptions, WriteOptions
+from convert.stacks import gather, stacked, unstacked, unwoven
+from convert.tensors import Tensor, zeros
+from convert.tokenizer_files import read_tokenizer
+from convert.weights import read_json, read_weights
+from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.errors import UserError
+from gpt_common.init import tensor_shapes
+
+NAME = "transformers DeepSeek-V3 folder"
+FIELDS: Fields = {
+    "vocab_size": ("vocab_size", REQUIRED),
+    "max_position_embeddings": ("block_size", 4096),
+    "num_hidden_layers": ("n_layer", REQUIRED),
+    "num_attention_heads": ("n_head", REQUIRED),
+    "hidden_size": ("n_embd", REQUIRED),
+    "rms_norm_eps": ("norm_eps", 1e-6),
+    "attention_bias": ("attention_bias", False),
+    "kv_lora_rank": ("kv_latent", REQUIRED),
+    "q_lora_rank": ("q_latent", 0),
+    "qk_nope_head_dim": ("nope_size", REQUIRED),
+    "qk_rope_head_dim": ("rope_size", REQUIRED),
+    "v_head_dim": ("value_size", REQUIRED),
+    "intermediate_size": ("feed_forward_width", REQUIRED),
+    "first_k_dense_replace": ("n_dense_layer", REQUIRED),
+    "n_routed_experts": ("n_expert", REQUIRED),
+    "n_shared_experts": ("n_shared_expert", 0),
+    "num_experts_per_tok": ("experts_per_token", REQUIRED),
+    "moe_intermediate_size": ("expert_width", REQUIRED),
+    "n_group": ("n_expert_group", REQUIRED),
+    "topk_group": ("groups_per_token", REQUIRED),
+    "norm_topk_prob": ("router_normalise", REQUIRED),
+    "routed_scaling_factor": ("router_scale", REQUIRED),
+    "tie_word_embeddings": ("tied_head", False),
+    "attention_dropout": ("dropout", 0.0),
+}
+"""Settings of DeepseekV3Config, which drops attention weights only, by our names."""
+MAY_BE_ZERO = ("first_k_dense_replace", "n_shared_experts")
+FIXED = {
+    "hidden_act": "silu",
+    "pretraining_tp": 1,
+    "moe_layer_freq": 1,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+    "partial_rotary_factor": 1.0,
+    "quantization_config": None,
+    "quantization": None,
+}
+"""Switches of DeepSeek-V3 that our model does not have, at the only value it computes."""
+COMPUTED = {
+    "bias": False,
+    "norm": "rmsnorm",
+    "final_norm": True,
+    "positions": "rope",
+    "attention": "latent",
+    "feed_forward": "moe",
+    "router": "sigmoid",
+    "head_bias": False,
+}
+"""What DeepSeek-V3 is among our families."""
+STACKED_EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)")
+
+
+def recognise(path: Path) -> bool:
+    """A folder whose config.json says `deepseek_v3`."""
+    return model_type(path) == "deepseek_v3"
+
+
+def read(path: Path, _: ReadOptions) -> Contents:
+    """Weights, configuration and tokenizer; experts are stacked while they are read.
+
+    Raises:
+        UserError: a setting that our model does not have, an expert that is missing or unlike the others, a missing or
+            damaged file.
+    """
+    model = _model_config(path / "config.json", read_json(path / "config.json"))
+    raw, _metadata, verify = read_weights(path)
+    raw, notes = _without_extra_layer(raw, model.n_layer)
+    experts, others = gather(path, raw, NUMBERED_EXPERTS, model.n_expert)
+    whole = {name: stacked(parts) for name, parts in experts.items()}
+    named = by_name(path, whole | _separated(others), DEEPSEEK_V3)
+    if model.tied_head:
+        drop_tied_head(path, named)
+    return Contents(
+        path=path,
+        format=NAME,
+        family="a DeepSeek-V3 model",
+        config=RunConfig(model=model),
+        tensors=named.tensors,
+        find_tokenizer=lambda: read_tokenizer(path),
+        key_map=DEEPSEEK_V3,
+        names=named.names,
+        described_in="config.json",
+        unknown=named.unknown,
+        notes=(*notes, *named.notes),
+        verify=verify,
+    )
+
+
+def _without_extra_layer(raw: Mapping[str, Tensor], n_layer: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The published model has one more layer, which predicts a second token and which transformers ignores too."""
+    extra = f"model.layers.{n_layer}."
+    if f"{extra}eh_proj.weight" not in raw:
+        return dict(raw), ()
+    kept = {name: tensor for name, tensor in raw.items() if not name.startswith(extra)}
+    return kept, (f"layer {n_layer} left out: it predicts the token after the next one",)
+
+
+def _separated(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stacked experts under the names of numbered ones: (E, 2 F, D) is gates over ups."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in raw.items():
+        match = STACKED_EXPERTS.fullmatch(without_prefixes(name))
+        if match is None or len(tensor.shape) != 3 or not tensor.size:
+            tensors[name] = tensor
+        elif match[2] == "down_proj":
+            tensors[f"{match[1]}*.down_proj.weight"] = tensor
+        elif tensor.shape[1] % 2 == 0:
+            E, F, D = tensor.shape[0], tensor.shape[1] // 2, tensor.shape[2]
+            gate, up = unwoven(tensor, F * D, 2, (E, F, D))
+            tensors |= {f"{match[1]}*.gate_proj.weight": gate, f"{match[1]}*.up_proj.weight": up}
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
+    check_fixed(path, settings, FIXED)
+    heads = settings.get("num_attention_heads")
+    if settings.get("num_key_value_heads") not in (None, heads):
+        raise other_model(path, "num_key_value_heads", settings["num_key_value_heads"], heads)
+    fields = read_settings(path, settings, FIELDS, MAY_BE_ZERO) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
+    interleave = settings.get("rope_interleave", True)
+    if type(interleave) is not bool:
+        raise other_model(path, "rope_interleave", interleave, "true or false")
+    fields["rope_layout"] = "interleaved" if interleave else "halves"
+    fields["balancing"] = "bias"
+    if type(fields["n_dense_layer"]) is int and type(fields["n_layer"]) is int:
+        fields["n_dense_layer"] = min(fields["n_dense_layer"], fields["n_layer"])
+    return read_model(path, fields, {theirs: ours for theirs, (ours, _) in FIELDS.items()})
+
+
+def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    Raises:
+        UserError: `DeepseekV3ForCausalLM` cannot be this model.
+    """
+    assert contents.config is not None
+    model = contents.config.model
+    for name, least in (("n_shared_expert", 1), ("n_expert", 2)):
+        if getattr(model, name) < least:
+            raise UserError(
+                f"the model's {name} is {getattr(model, name)}, and transformers' DeepSeek-V3 needs {least}: {KEEP}"
+            )
+    notes = write_deepseek(contents, path, options, "pt")
+    write_card(contents, path, "DeepSeek-V3")
+    return notes
+
+
+def write_deepseek(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
+    """config.json, model.safetensors with every expert for itself, and tokenizer, for transformers and mlx-lm.
+
+    Args:
+        library: for whom, in the header of the weights: pt or mlx.
+
+    Raises:
+        UserError: DeepSeek-V3 cannot be this model.
+    """
+    assert contents.config is not None
+    model = contents.config.model
+    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
+    settings = {theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()} | {
+        "num_key_value_heads": model.n_head,
+        "q_lora_rank": model.q_latent or None,
+        "n_shared_experts": model.n_shared_expert or None,
+        "intermediate_size": model.inner_width,
+        "rope_interleave": model.rope_layout == "interleaved",
+        "num_nextn_predict_layers": 0,
+        "hidden_act": "silu",
+        **rope_settings(model),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in tensor_shapes(model):
+        foreign = translate(name, DEEPSEEK_V3)
+        assert foreign is not None
+        if "*" in foreign:
+            parts = unstacked(contents.tensors[name])
+            tensors |= {foreign.replace("*", str(expert)): part for expert, part in enumerate(parts)}
+        else:
+            tensors[foreign] = contents.tensors[name]
+    notes: tuple[str, ...] = ()
+    if model.balancing != "bias":
+        notes = (
+            f"the model's balancing is {model.balancing}: routing biases of zero were written, which change nothing",
+        )
+        for layer in filter(model.has_experts, range(model.n_layer)):
+            tensors[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"] = zeros((model.n_expert,), "F32")
+    if model.tied_head and library == "mlx":  # mlx-lm's DeepSeek-V3 has an output layer of its own
+        tensors["lm_head.weight"] = contents.tensors["token_embedding.weight"]
+    head = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
+    write_folder(contents, path, options, settings=head | settings, tensors=tensors, metadata={"format": library})
+    return notes

@@ -1,0 +1,174 @@
+"""Llama folders of `transformers`: config.json, weights in one or several files, tokenizer.
+
+Grouped queries, RMS norms, rotary positions in halves, SwiGLU (Touvron et al. 2023; `LlamaForCausalLM`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
+from convert.model_folder import (
+    REQUIRED,
+    Fields,
+    check_fixed,
+    model_type,
+    read_model,
+    read_settings,
+    rope_settings,
+    rope_theta,
+    write_card,
+    write_folder,
+)
+from convert.names import LLAMA, translate
+from convert.options import ReadOptions, WriteOptions
+from convert.tensors import Tensor
+from convert.tokenizer_files import read_tokenizer
+from convert.weights import read_json, read_weights
+from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.errors import UserError
+from gpt_common.init import tensor_shapes
+
+NAME = "transformers Llama folder"
+FIELDS: Fields = {
+    "vocab_size": ("vocab_size", REQUIRED),
+    "max_position_embeddings": ("block_size", 2048),
+    "num_hidden_layers": ("n_layer", REQUIRED),
+    "num_attention_heads": ("n_head", REQUIRED),
+    "num_key_value_heads": ("n_kv_head", 0),
+    "hidden_size": ("n_embd", REQUIRED),
+    "head_dim": ("head_size", 0),
+    "intermediate_size": ("feed_forward_width", REQUIRED),
+    "rms_norm_eps": ("norm_eps", 1e-6),
+    "attention_bias": ("attention_bias", False),
+    "mlp_bias": ("bias", False),
+    "tie_word_embeddings": ("tied_head", False),
+    "attention_dropout": ("dropout", 0.0),
+}
+"""Settings of LlamaConfig, which drops attention weights only, by our names."""
+FIXED = {
+    "hidden_act": "silu",
+    "pretraining_tp": 1,
+    "rope_interleaved": False,
+    "rope_traditional": False,
+    "partial_rotary_factor": 1.0,
+    "sliding_window": None,
+    "quantization_config": None,
+    "quantization": None,
+}
+"""Switches of Llama, in transformers and mlx-lm, that our model does not have, at the only value it computes."""
+COMPUTED = {
+    "norm": "rmsnorm",
+    "final_norm": True,
+    "positions": "rope",
+    "rope_layout": "halves",
+    "attention": "grouped_query",
+    "qk_norm": False,
+    "feed_forward": "swiglu",
+    "head_bias": False,
+}
+"""What Llama is among our families."""
+
+
+def recognise(path: Path) -> bool:
+    """A folder whose config.json says `llama`."""
+    return model_type(path) == "llama"
+
+
+def read(path: Path, _: ReadOptions) -> Contents:
+    """Weights, configuration and tokenizer.
+
+    Raises:
+        UserError: a setting that our model does not have, a missing or damaged file.
+    """
+    model = _model_config(path / "config.json", read_json(path / "config.json"))
+    raw, _metadata, verify = read_weights(path)
+    named = by_name(path, raw, LLAMA)
+    if model.tied_head:
+        drop_tied_head(path, named)
+    return Contents(
+        path=path,
+        format=NAME,
+        family="a Llama model",
+        config=RunConfig(model=model),
+        tensors=named.tensors,
+        find_tokenizer=lambda: read_tokenizer(path),
+        key_map=LLAMA,
+        names=named.names,
+        described_in="config.json",
+        unknown=named.unknown,
+        notes=named.notes,
+        verify=verify,
+    )
+
+
+def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
+    check_fixed(path, settings, FIXED)
+    layers = settings.get("layer_types")
+    if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
+        raise UserError(f"{path}: layer_types has others than full_attention: choose another model")
+    fields = read_settings(path, settings, FIELDS) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
+    if fields["bias"] is True:
+        if fields["attention_bias"] is False:
+            raise UserError(
+                f"{path}: mlp_bias is true and attention_bias false, and here the feed-forward layer has biases only "
+                "where attention has them: choose another model"
+            )
+        fields["attention_bias"] = False  # `bias` says it for both
+    # Our zeros: as many key heads as heads, and heads that share the width.
+    if fields["n_kv_head"] == fields["n_head"]:
+        fields["n_kv_head"] = 0
+    names = {theirs: ours for theirs, (ours, _) in FIELDS.items()}
+    model = read_model(path, fields, names)
+    if model.head_size * model.n_head == model.n_embd:
+        model = read_model(path, fields | {"head_size": 0}, names)
+    return model
+
+
+def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads.
+
+    Raises:
+        UserError: `LlamaForCausalLM` cannot be this model.
+    """
+    assert contents.config is not None
+    model = contents.config.model
+    if model.n_embd % model.n_head:
+        raise UserError(
+            f"transformers' Llama wants heads (n_head {model.n_head}) that divide the width (n_embd {model.n_embd}), "
+            "whatever their own size is: --to mlx-lm takes others"
+        )
+    write_llama(contents, path, options, "pt")
+    write_card(contents, path, "Llama")
+    return ()
+
+
+def write_llama(contents: Contents, path: Path, options: WriteOptions, library: str) -> None:
+    """config.json, model.safetensors and tokenizer, as transformers and mlx-lm both read them.
+
+    Args:
+        library: for whom, in the header of the weights: pt or mlx.
+
+    Raises:
+        UserError: Llama cannot be this model.
+    """
+    assert contents.config is not None
+    model = contents.config.model
+    refuse_fields(model, "Llama", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
+    settings = {theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()} | {
+        "num_key_value_heads": model.n_kv_head or model.n_head,
+        "head_dim": model.key_size,
+        "intermediate_size": model.inner_width,
+        "attention_bias": model.attention_bias or model.bias,
+        "hidden_act": "silu",
+        **rope_settings(model),
+    }
+    tensors: dict[str, Tensor] = {}
+    for name in tensor_shapes(model):
+        foreign = translate(name, LLAMA)
+        assert foreign is not None
+        tensors[foreign] = contents.tensors[name]
+    head = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
+    write_folder(contents, path, options, settings=head | settings, tensors=tensors, metadata={"format": library})
