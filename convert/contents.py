@@ -236,7 +236,8 @@ def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
     if layers:
         fields["n_layer"] = len(layers)
-    fields["bias"] = any(".feed_forward." in name and name.endswith(".bias") for name in tensors)
+    if not any(name.endswith(".router.weight") for name in tensors):  # routed experts have no biases in any model
+        fields["bias"] = any(".feed_forward." in name and name.endswith(".bias") for name in tensors)
     fields["tied_head"] = "head.weight" not in tensors
     fields["head_bias"] = "head.bias" in tensors
     return fields

@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 
 from gpt_common.config import ModelConfig
-from gpt_common.init import parameter_shapes
+from gpt_common.init import parameter_shapes, tensor_shapes
 
 BITS = {"F32": (np.uint32, torch.float32), "BF16": (np.uint16, torch.bfloat16), "F16": (np.uint16, torch.float16)}
 SPECIAL = {
@@ -37,7 +37,10 @@ class Model:
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Weights under our names, (out, in); every bit pattern is as likely as another."""
-        return {name: bits(shape, self.dtype, (self.seed, i)) for i, (name, shape) in enumerate(self.shapes.items())}
+        return {
+            name: bits(shape, self.dtype, (self.seed, i))
+            for i, (name, shape) in enumerate(tensor_shapes(self.config).items())
+        }
 
     def all_moments(self) -> dict[str, torch.Tensor]:
         """exp_avg.<name> and exp_avg_sq.<name>, or nothing."""
@@ -93,6 +96,77 @@ def models(draw: st.DrawFn, **fixed: Any) -> Model:
         moments=draw(st.booleans()),
         step=draw(st.integers(1, 10**6)),
     )
+
+
+@st.composite
+def llamas(draw: st.DrawFn) -> Model:
+    """Any Llama that both libraries can hold, in the one way in which its configuration comes back."""
+    heads, width = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([2, 4]))
+    bias = draw(st.booleans())
+    config = ModelConfig(
+        vocab_size=draw(st.integers(1, 30)),
+        block_size=draw(st.integers(1, 12)),
+        n_layer=draw(st.integers(1, 3)),
+        n_head=heads,
+        n_kv_head=draw(st.sampled_from([0, *(g for g in (1, 2) if g < heads)])),
+        n_embd=heads * width,
+        head_size=draw(st.sampled_from([0, 6])),
+        norm="rmsnorm",
+        norm_eps=draw(st.sampled_from([1e-5, 1e-6])),
+        positions="rope",
+        rope_theta=draw(st.sampled_from([1e4, 5e5])),
+        attention="grouped_query",
+        feed_forward="swiglu",
+        feed_forward_width=draw(st.integers(1, 9)),
+        bias=bias,
+        attention_bias=not bias and draw(st.booleans()),
+        tied_head=draw(st.booleans()),
+        dropout=draw(st.sampled_from([0.0, 0.25])),
+    )
+    return _with_bits(draw, config)
+
+
+@st.composite
+def deepseeks(draw: st.DrawFn, **fixed: Any) -> Model:
+    """Any DeepSeek-V3 that transformers can hold; `fixed` are fields of its configuration."""
+    layers, groups, reachable = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    fields = {
+        "vocab_size": draw(st.integers(1, 30)),
+        "block_size": draw(st.integers(1, 12)),
+        "n_layer": layers,
+        "n_head": draw(st.integers(1, 3)),
+        "n_embd": draw(st.integers(1, 9)),
+        "norm": "rmsnorm",
+        "positions": "rope",
+        "rope_layout": draw(st.sampled_from(["halves", "interleaved"])),
+        "attention": "latent",
+        "attention_bias": draw(st.booleans()),
+        "kv_latent": draw(st.integers(1, 5)),
+        "q_latent": draw(st.integers(0, 4)),
+        "nope_size": draw(st.integers(1, 4)),
+        "rope_size": draw(st.sampled_from([2, 4])),
+        "value_size": draw(st.integers(1, 4)),
+        "feed_forward": "moe",
+        "feed_forward_width": draw(st.integers(1, 9)),
+        "n_dense_layer": draw(st.integers(0, layers)),
+        "n_expert": groups * draw(st.integers(2, 4)),
+        "n_shared_expert": draw(st.integers(1, 2)),
+        "expert_width": draw(st.integers(1, 5)),
+        "n_expert_group": groups,
+        "groups_per_token": min(groups, reachable),
+        "experts_per_token": draw(st.integers(1, 2)),
+        "router": "sigmoid",
+        "router_normalise": draw(st.booleans()),
+        "router_scale": draw(st.sampled_from([1.0, 2.5])),
+        "balancing": "bias",
+        "tied_head": draw(st.booleans()),
+    }
+    return _with_bits(draw, ModelConfig(**{**fields, **fixed}))
+
+
+def _with_bits(draw: st.DrawFn, config: ModelConfig) -> Model:
+    dtype, seed = draw(st.sampled_from(sorted(BITS))), draw(st.integers(0, 2**32))
+    return Model(config=config, dtype=dtype, seed=seed, moments=False, step=0)
 
 
 CHARACTERS = "\n abcdeé€😀z"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,19 @@ import convert.safetensors_file
 import convert.tensors
 import convert.torch_file
 from gpt_common.checkpoint import MODEL_FILE, OPTIMIZER_FILE, find_checkpoint, read_state, validate
-from gpt_common.config import from_dict, to_dict
+from gpt_common.config import RunConfig, from_dict, to_dict, to_toml
 from tests.convert.conftest import done, run_convert
-from tests.convert.sources import MODEL, Model, folder, gpt2_name, models, nanogpt_entries, raw
+from tests.convert.sources import (
+    MODEL,
+    Model,
+    deepseeks,
+    folder,
+    gpt2_name,
+    llamas,
+    models,
+    nanogpt_entries,
+    raw,
+)
 
 EXAMPLES = settings(
     max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -51,7 +60,11 @@ def assert_native(run: Path, weights: dict[str, torch.Tensor], moments: dict[str
 def native(model: Model, place: Path) -> Path:
     """A native run with the model's bits, by way of a nanoGPT file or a state dict, whichever can hold it."""
     source = place / "source.pt"
-    if model.config.tied_head and model.config.feed_forward == "gelu":
+    if model.config.norm == "rmsnorm":
+        torch.save(model.weights(), source)
+        (place / "model.toml").write_text(to_toml(RunConfig(model=model.config)))
+        done("torch2mlx", source, "-o", place / "run", "--config", place / "model.toml")
+    elif model.config.tied_head and model.config.feed_forward == "gelu":
         torch.save(nanogpt_entries(model), source)
         done("torch2mlx", source, "-o", place / "run")
     else:
@@ -104,14 +117,22 @@ def test_nanogpt(model: Model, prefix: str) -> None:
         assert done("diff", place / "ckpt.pt", place / "run 2")
 
 
-FOLDERS = [("transformers", {"head_bias": False}), ("mlx-lm", {"tied_head": True, "feed_forward": "gelu_tanh"})]
+FOLDERS = {
+    "GPT-2 in transformers": ("transformers", models(head_bias=False)),
+    "GPT-2 in mlx-lm": ("mlx-lm", models(tied_head=True, feed_forward="gelu_tanh")),
+    "Llama in transformers": ("transformers", llamas()),
+    "Llama in mlx-lm": ("mlx-lm", llamas()),
+    "DeepSeek-V3 in transformers": ("transformers", deepseeks()),
+    "DeepSeek-V3 in mlx-lm": ("mlx-lm", deepseeks(rope_layout="interleaved", experts_per_token=2)),
+}
 
 
-@pytest.mark.parametrize(("to", "fixed"), FOLDERS)
+@pytest.mark.parametrize("kind", FOLDERS)
 @EXAMPLES
 @given(data=st.data())
-def test_folders(to: str, fixed: dict[str, Any], data: st.DataObject) -> None:
-    model = data.draw(models(**fixed))
+def test_folders(kind: str, data: st.DataObject) -> None:
+    to, some = FOLDERS[kind]
+    model = data.draw(some)
     with folder() as place:
         run = native(model, place)
         done("mlx2torch", run, "-o", place / "out", "--to", to)
