@@ -166,7 +166,10 @@ class ModelConfig:
                 f"groups_per_token {self.groups_per_token} is more than n_expert_group {self.n_expert_group}"
             )
         if self.n_expert_group > 1 and self.n_expert // self.n_expert_group < 2:
-            raise UserError("a group of experts needs at least two: its score is the sum of its two best")
+            raise UserError(
+                f"n_expert_group {self.n_expert_group} makes groups of one expert, and a group's score is the sum of "
+                "its two best: take fewer groups"
+            )
         reachable = self.n_expert // self.n_expert_group * self.groups_per_token
         if self.experts_per_token > reachable:
             raise UserError(
