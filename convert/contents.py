@@ -94,7 +94,8 @@ def problems(contents: Contents) -> list[str]:
             dtype = PEOPLE[contents.tensors[name].dtype]
             found.append(f"tensor {own(name)} is {dtype}, weights are float32, bfloat16 or float16")
     extra = [name for name in contents.tensors if name not in shapes]
-    found += [f"tensor {own(name)} is too much ({said}, bias {model.bias})" for name in extra]
+    biases = f", bias {model.bias}, attention_bias {model.attention_bias}"
+    found += [f"tensor {own(name)} is too much ({said}{biases if name.endswith('.bias') else ''})" for name in extra]
     return found + _moment_problems(contents, model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ REQUIRED = object()
 COPY_OR_CHOOSE = "copy the file again, or choose another model"
 Fields = Mapping[str, tuple[str, object]]
 """A library's settings: our name, and the value where config.json leaves it out or says null."""
+NEVER_COMPUTED = {
+    "architectures", "model_type", "auto_map", "transformers_version", "_name_or_path", "dtype", "torch_dtype",
+    "use_cache", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "output_router_logits",
+    "num_nextn_predict_layers", "num_mtp_layers", "aux_loss_alpha", "seq_aux", "ep_size",
+}  # fmt: skip
+"""Settings on which no logit depends."""
+ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
+ROPE_DEFAULTS: dict[str, object] = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
+"""What `rope_parameters` may say besides the base."""
 
 
 def model_type(folder: Path) -> str | None:
@@ -89,9 +98,23 @@ def check_fixed(path: Path, settings: Mapping[str, Any], fixed: Mapping[str, obj
     Raises:
         UserError: names the setting.
     """
+    for key in ("quantization_config", "quantization"):
+        if settings.get(key) is not None:
+            raise UserError(f"{path}: {key} says that the weights are quantised: choose or save the model in bfloat16")
+    layers = settings.get("layer_types")
+    if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
+        raise UserError(f"{path}: layer_types has others than full_attention: choose another model")
     for key, value in fixed.items():
         if settings.get(key, value) != value:
             raise other_model(path, key, settings[key], value)
+
+
+def not_read(settings: Mapping[str, Any], read: Iterable[str]) -> tuple[str, ...]:
+    """A note with the settings that nothing here reads, and the libraries' model of this type does not either."""
+    known = {*read, *ROPE, *NEVER_COMPUTED, "quantization_config", "quantization", "layer_types"}
+    names = [name[:40] for name, value in settings.items() if name not in known and value not in (None, False)]
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (f"not read in config.json: {', '.join(names[:8])}{more}",) if names else ()
 
 
 def other_model(path: Path, key: str, found: object, computed: object) -> UserError:
@@ -106,15 +129,15 @@ def rope_theta(path: Path, settings: Mapping[str, Any]) -> object:
         UserError: wavelengths are scaled, or the two places disagree.
     """
     thetas = {"rope_theta": settings["rope_theta"]} if settings.get("rope_theta") is not None else {}
-    for key in ("rope_parameters", "rope_scaling"):
+    for key in ROPE[1:]:
         parameters = settings.get(key)
         if parameters is None:
             continue
         if not isinstance(parameters, dict):
             raise other_model(path, key, parameters, "an object with rope_type default")
-        for name, usual in (("rope_type", "default"), ("type", "default"), ("partial_rotary_factor", 1.0)):
-            if parameters.get(name, usual) != usual:
-                raise other_model(path, f"{name} in {key}", parameters[name], usual)
+        for name, value in parameters.items():
+            if name != "rope_theta" and value != ROPE_DEFAULTS.get(name):
+                raise other_model(path, f"{name[:40]} in {key}", value, ROPE_DEFAULTS.get(name, "a model without it"))
         if "rope_theta" in parameters:
             thetas[f"rope_theta in {key}"] = parameters["rope_theta"]
     (first, theta), *others = thetas.items() if thetas else [("", 10000.0)]

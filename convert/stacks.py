@@ -151,17 +151,20 @@ def gather(
     for star, names in numbered.items():
         for number in range(count or len(names)):
             if number not in names:
-                raise UserError(f"{path}: tensor {star.replace('*', str(number))} is missing: {AGAIN}")
+                wanted = f", config.json asks for {count} experts" if count else ""
+                raise UserError(f"{path}: tensor {star.replace('*', str(number))} is missing{wanted}: {AGAIN}")
         if len(names) > (count or len(names)):
             name = names[max(names)]
-            raise UserError(f"{path}: tensor {name} is too much, the configuration has {count} experts: {AGAIN}")
+            raise UserError(f"{path}: tensor {name} is too much, config.json asks for {count} experts: {AGAIN}")
         ordered = [names[number] for number in range(len(names))]
         first = raw[ordered[0]]
         for name in ordered:
-            if len(raw[name].shape) != 2 or raw[name].shape != first.shape:
+            if len(raw[name].shape) != 2:
+                raise UserError(f"{path}: tensor {name} has shape {list(raw[name].shape)} and is no matrix: {AGAIN}")
+            if raw[name].shape != first.shape:
                 raise UserError(
                     f"{path}: tensor {name} has shape {list(raw[name].shape)}, {ordered[0]} has {list(first.shape)}, "
-                    f"and they must be equal matrices: {AGAIN}"
+                    f"and all experts must be alike: {AGAIN}"
                 )
             if raw[name].dtype != first.dtype:
                 raise UserError(

@@ -18,6 +18,7 @@ from convert.model_folder import (
     Fields,
     check_fixed,
     model_type,
+    not_read,
     other_model,
     read_model,
     read_settings,
@@ -72,10 +73,12 @@ FIXED = {
     "scoring_func": "sigmoid",
     "topk_method": "noaux_tc",
     "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-    "quantization": None,
+    "sliding_window": None,
+    "use_qk_norm": False,
 }
 """Switches of DeepSeek-V3 that our model does not have, at the only value it computes."""
+FOLLOWS = ("num_key_value_heads", "head_dim", "qk_head_dim", "rope_interleave")
+"""Settings that repeat others, or are read by themselves."""
 COMPUTED = {
     "bias": False,
     "norm": "rmsnorm",
@@ -102,12 +105,16 @@ def read(path: Path, _: ReadOptions) -> Contents:
         UserError: a setting that our model does not have, an expert that is missing or unlike the others, a missing or
             damaged file.
     """
-    model = _model_config(path / "config.json", read_json(path / "config.json"))
+    settings = read_json(path / "config.json")
+    model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
     raw, notes = _without_extra_layer(raw, model.n_layer)
     experts, others = gather(path, raw, NUMBERED_EXPERTS, model.n_expert)
     whole = {name: stacked(parts) for name, parts in experts.items()}
-    named = by_name(path, whole | _separated(others), DEEPSEEK_V3)
+    separated = _separated(others)
+    if twice := sorted(whole.keys() & separated.keys()):
+        raise UserError(f"{path}: tensors {twice[0]} are there one by one and stacked: remove one of the two")
+    named = by_name(path, whole | separated, DEEPSEEK_V3)
     if model.tied_head:
         drop_tied_head(path, named)
     return Contents(
@@ -121,7 +128,7 @@ def read(path: Path, _: ReadOptions) -> Contents:
         names=named.names,
         described_in="config.json",
         unknown=named.unknown,
-        notes=(*notes, *named.notes),
+        notes=(*not_read(settings, (*FIELDS, *FIXED, *FOLLOWS)), *notes, *named.notes),
         verify=verify,
     )
 
@@ -155,10 +162,11 @@ def _separated(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     check_fixed(path, settings, FIXED)
-    heads = settings.get("num_attention_heads")
-    if settings.get("num_key_value_heads") not in (None, heads):
-        raise other_model(path, "num_key_value_heads", settings["num_key_value_heads"], heads)
     fields = read_settings(path, settings, FIELDS, MAY_BE_ZERO) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
+    # transformers writes them although they follow from others, and computes with what it finds.
+    for key, follows in (("num_key_value_heads", fields["n_head"]), ("head_dim", fields["rope_size"])):
+        if settings.get(key) not in (None, follows):
+            raise other_model(path, key, settings[key], follows)
     interleave = settings.get("rope_interleave", True)
     if type(interleave) is not bool:
         raise other_model(path, "rope_interleave", interleave, "true or false")

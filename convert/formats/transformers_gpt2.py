@@ -30,7 +30,6 @@ FIXED = {
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
     "add_cross_attention": False,
-    "quantization_config": None,
 }
 """Switches of GPT2Config that this project's model does not have, at the only value it computes."""
 SHAPE = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
@@ -148,7 +147,7 @@ def write_folder(
         "activation_function": "gelu" if model.feed_forward == "gelu" else "gelu_new",
         "layer_norm_epsilon": model.norm_eps,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), model.dropout),
-        **{key: value for key, value in FIXED.items() if value is not None},
+        **FIXED,
         "tie_word_embeddings": model.tied_head,
         **settings,
     }

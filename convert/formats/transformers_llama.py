@@ -15,6 +15,7 @@ from convert.model_folder import (
     Fields,
     check_fixed,
     model_type,
+    not_read,
     read_model,
     read_settings,
     rope_settings,
@@ -55,8 +56,9 @@ FIXED = {
     "rope_traditional": False,
     "partial_rotary_factor": 1.0,
     "sliding_window": None,
-    "quantization_config": None,
-    "quantization": None,
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_qk_norm": False,
 }
 """Switches of Llama, in transformers and mlx-lm, that our model does not have, at the only value it computes."""
 COMPUTED = {
@@ -83,7 +85,8 @@ def read(path: Path, _: ReadOptions) -> Contents:
     Raises:
         UserError: a setting that our model does not have, a missing or damaged file.
     """
-    model = _model_config(path / "config.json", read_json(path / "config.json"))
+    settings = read_json(path / "config.json")
+    model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
     named = by_name(path, raw, LLAMA)
     if model.tied_head:
@@ -99,16 +102,13 @@ def read(path: Path, _: ReadOptions) -> Contents:
         names=named.names,
         described_in="config.json",
         unknown=named.unknown,
-        notes=named.notes,
+        notes=(*not_read(settings, FIELDS.keys() | FIXED), *named.notes),
         verify=verify,
     )
 
 
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     check_fixed(path, settings, FIXED)
-    layers = settings.get("layer_types")
-    if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
-        raise UserError(f"{path}: layer_types has others than full_attention: choose another model")
     fields = read_settings(path, settings, FIELDS) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
     if fields["bias"] is True:
         if fields["attention_bias"] is False:

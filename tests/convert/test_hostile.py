@@ -21,6 +21,7 @@ import torch
 from tests.convert.conftest import Outcome, run_convert
 from tests.convert.corpus import CANARY, SOUND, Case, nanogpt_file, native_run
 from tests.convert.corpus_archives import ARCHIVES, TRAPS
+from tests.convert.corpus_families import FAMILIES, SOUND_FAMILIES
 from tests.convert.corpus_models import ARGUMENTS, BARE, OPTIMIZER
 from tests.convert.corpus_models import TENSORS as MODEL_TENSORS
 from tests.convert.corpus_native import NATIVE, PATHS
@@ -42,6 +43,7 @@ CASES = [
     *FOLDERS,
     *NATIVE,
     *PATHS,
+    *FAMILIES,
 ]
 
 # What a person can do: copy or download the file again, save it in another way, give a flag, use another command.
@@ -132,9 +134,9 @@ def label(case: Case) -> str:
     return case.name.replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", SOUND | SOUND_FAMILIES)
 def test_what_the_corpus_is_made_from_converts(name: str, tmp_path: Path) -> None:
-    command, make = SOUND[name]
+    command, make = (SOUND | SOUND_FAMILIES)[name]
     tried = attempt(Case(name, make, (), command=command), tmp_path)
     assert tried.outcome.code == 0, tried.outcome.stderr
     assert tried.outputs
@@ -169,6 +171,11 @@ def unchecked(file: Any, record: str, begin: int, length: int, _: int) -> Iterat
     with file.path.open("rb") as raw:
         raw.seek(file._records[record][0] + begin)
         yield raw.read(length)
+
+
+def said_nothing(*_: object) -> float:
+    """`rope_theta` or `check_fixed` that looks at nothing."""
+    return 10_000.0
 
 
 class TestOfTheTest:
@@ -216,6 +223,24 @@ class TestOfTheTest:
             ("convert.conversion.discard_on_error", contextlib.nullcontext, "a bit in a tensor", "left at the dest"),
             ("convert.safetensors_file._unique", dict, "safetensors: one name twice", "does not"),
             ("convert.torch_file.TorchFile._read", unchecked, "a bit in a tensor", "left at the dest"),
+            (
+                "convert.formats.transformers_llama.rope_theta",
+                said_nothing,
+                "llama: scaled wavelengths",
+                "left at the dest",
+            ),
+            (
+                "convert.formats.transformers_llama.check_fixed",
+                said_nothing,
+                "llama: a sliding window",
+                "left at the dest",
+            ),
+            (
+                "convert.formats.transformers_deepseek_v3.check_fixed",
+                said_nothing,
+                "deepseek: softmax gates",
+                "left at the dest",
+            ),
         ],
     )
     def test_a_careless_converter_is_caught(
