@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import shutil
+import sys
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyro.conf import Positional
 
 from convert import formats
-from convert.contents import OPTIMIZERS, Contents, problems, shape_of_model
+from convert.contents import OPTIMIZERS, SIZES, Contents, problems, shape_of_model
 from convert.options import ReadOptions
 from convert.progress import readable
 from convert.tensors import Tensor, beside
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+from gpt_common.flops import active_parameter_count
+from gpt_common.init import tensor_shapes
+
+LINE = 80
+"""Columns of a line of settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,22 +47,27 @@ def inspect(command: Inspect) -> None:
     """
     contents = formats.read(command.src, ReadOptions(latest=command.latest))
     weights = {**contents.tensors, **contents.unknown}
-    count = sum(tensor.size for tensor in weights.values())
+    found = problems(contents)
+    count = sum(tensor.size for name, tensor in weights.items() if not name.endswith("routing_bias"))
+    active = ""
+    if contents.config is not None and contents.config.model.n_expert and not found:
+        active = f" ({active_parameter_count(contents.config.model):,} active)"
     dtypes = Counter(tensor.dtype for tensor in weights.values())
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
     size = readable(sum(t.nbytes for t in weights.values()))
     print(
-        f"{contents.path}: {contents.format}, {count:,} parameters in {len(weights)} tensors ({kinds}), {size}",
+        f"{contents.path}: {contents.format}, {count:,} parameters{active} in {len(weights)} tensors ({kinds}), {size}",
         flush=True,
     )
     _print_state(contents)
-    found = problems(contents)
     for problem in found:
         print(f"problem: {problem}")
     if contents.config is None:
         for name in contents.unknown:
             print(f"problem: tensor {name} is not part of {contents.family}")
-    _print_tensors(contents, command.hashes)
+    # In the order in which they are used, where every one has its place.
+    names = list(weights) if contents.config is None or found else list(tensor_shapes(contents.config.model))
+    _print_tensors(contents, {name: weights[name] for name in names}, command.hashes)
     if command.hashes:
         contents.verify()
         print("every checksum in the file is right")
@@ -60,11 +75,10 @@ def inspect(command: Inspect) -> None:
 
 def _print_state(contents: Contents) -> None:
     if contents.config is not None:
-        model = contents.config.model
-        settings = {name: getattr(model, name) for name in model.__dataclass_fields__ if name != "dropout_rng"}
+        settings = _telling(contents.config.model)
     else:
         settings = shape_of_model(contents.tensors) | {"n_head": "?", "feed_forward": "? (add --preset or --config)"}
-    print("model: " + ", ".join(f"{name} {value}" for name, value in settings.items()))
+    _print_settings(settings)
     loss = "" if contents.best_val_loss is None else f", best validation loss {contents.best_val_loss:.4f}"
     state = "no optimiser state"
     if contents.moments:
@@ -81,15 +95,40 @@ def _print_state(contents: Contents) -> None:
         print(f"note: {note}")
 
 
-def _print_tensors(contents: Contents, hashes: bool) -> None:
-    tensors = {**contents.tensors, **contents.unknown}
+def _telling(model: ModelConfig) -> dict[str, object]:
+    """The sizes that every model has, and what differs from the defaults."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return {name: value for name, value in fields.items() if name in SIZES or value != getattr(ModelConfig(), name)}
+
+
+def _print_settings(settings: Mapping[str, object]) -> None:
+    """`model: name value, ...` in lines that break between settings."""
+    line = "model:"
+    for word in ", ".join(f"{name} {value}" for name, value in settings.items()).split(", "):
+        if len(line) + len(word) + len(", ,") > LINE:
+            print(f"{line},")
+            line = f"  {word}"
+        else:
+            line += f" {word}" if line == "model:" else f", {word}"
+    print(line)
+
+
+def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bool) -> None:
+    """One line for each, two where a narrow terminal would break them, and one name where the file's is ours."""
+    names = {name: contents.own_name(name) for name in tensors}
     width = max([len(name) for name in tensors] + [6])
-    own = max([len(contents.own_name(name)) for name in tensors] + [16])
-    print(f"\n{'tensor':<{width}}  {'name in the file':<{own}}  {'dtype':<5} shape")
+    own = max([len(name) for name in names.values()] + [16])
+    kinds = {name: f"{tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}" for name, tensor in tensors.items()}
+    total = width + own + 4 + max([len(kind) for kind in kinds.values()] + [0])
+    foreign = any(name != theirs for name, theirs in names.items())
+    apart = foreign and not hashes and sys.stdout.isatty() and total > shutil.get_terminal_size().columns
+    if foreign and not apart:
+        print(f"\n{'tensor':<{width}}  {'name in the file':<{own}}  dtype shape")
+    else:
+        print(f"\n{'tensor':<{width}}  dtype shape" + ("\n  name in the file" if apart else ""))
     for name, tensor in tensors.items():
-        line = (
-            f"{name:<{width}}  {contents.own_name(name):<{own}}  {tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}"
-        )
+        theirs = f"  {names[name]:<{own}}" if foreign and not apart else ""
+        line = f"{name:<{width}}{theirs}  {kinds[name]}" + (f"\n  {names[name]}" if apart else "")
         print(f"{line}  {_sha256(tensor)}" if hashes else line, flush=hashes)
     if hashes:
         for name, tensor in contents.moments.items():

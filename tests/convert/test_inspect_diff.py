@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 
+import pytest
 import torch
 
+from convert.inspection import Inspect, inspect
 from gpt_common.checkpoint import find_checkpoint, read_state
 from tests.convert.conftest import done, refused, run_convert
+from tests.convert.corpus_families import deepseek, deepseek_tensors
 from tests.convert.sources import MODEL
 
 
@@ -43,6 +48,43 @@ class TestInspect:
         said = done("inspect", tmp_path / "weights.pth")
         assert "problem: tensor adapter.weight is not part of a GPT-2 model" in said
         assert "n_head ?" in said
+
+    def test_settings_that_tell_something(self, tmp_path: Path) -> None:
+        said = done("inspect", deepseek()(tmp_path))
+        lines = said.splitlines()
+        # All but four of six experts of three matrices, 3 x 8 numbers each.
+        count = sum(t.numel() for name, t in deepseek_tensors().items() if not name.endswith("correction_bias"))
+        assert f" {count:,} parameters ({count - 4 * 3 * 24:,} active) in 32 tensors" in lines[0]
+        settings = lines[1 : next(i for i, line in enumerate(lines) if line.startswith("step "))]
+        assert all(len(line) <= 80 for line in settings)
+        spoken = " ".join(line.strip() for line in settings)
+        assert spoken.startswith("model: vocab_size 65, block_size 16, n_layer 2, n_head 4, n_embd 8, norm rmsnorm")
+        assert "n_expert_group 3, groups_per_token 2, router sigmoid, router_scale 2.5" in spoken
+        for silent in ("head_size", "qk_norm", "router_normalise", "dropout"):
+            assert silent not in spoken
+        assert said.index("token_embedding") < said.index("blocks.1.attention.q_up") < said.index("\nhead.weight")
+
+    def test_a_narrow_terminal_gets_two_lines(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        source, terminal = deepseek()(tmp_path), Terminal()
+        monkeypatch.setenv("COLUMNS", "80")
+        with redirect_stdout(terminal):
+            inspect(Inspect(src=source))
+        lines = terminal.getvalue().splitlines()
+        table = lines[lines.index("") :]
+        assert all(len(line) <= 80 for line in table)
+        place = next(
+            i for i, line in enumerate(table) if line.startswith("blocks.1.feed_forward.experts.up_proj.weight")
+        )
+        assert table[place].endswith("6x3x8")
+        assert table[place + 1].strip() == "model.layers.1.mlp.experts.*.up_proj.weight"
+
+    def test_our_own_names_are_said_once(self, tmp_path: Path) -> None:
+        done("torch2mlx", deepseek()(tmp_path), "-o", tmp_path / "run")
+        assert done("inspect", tmp_path / "run").count("blocks.1.attention.q_up_proj.weight") == 1
 
 
 class TestDiff:
