@@ -45,6 +45,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     """
     assert contents.config is not None
     model = contents.config.model
+    transformers_deepseek_v3.refuse_others(model)
     routed = [layer for layer in range(model.n_layer) if model.has_experts(layer)]
     if model.rope_layout != "interleaved":
         raise UserError(

@@ -185,6 +185,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     """
     assert contents.config is not None
     model = contents.config.model
+    refuse_others(model)
     for name, least in (("n_shared_expert", 1), ("n_expert", 2)):
         if getattr(model, name) < least:
             raise UserError(
@@ -195,18 +196,27 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     return notes
 
 
+def refuse_others(model: ModelConfig) -> None:
+    """Refuse to write another family as DeepSeek-V3.
+
+    Raises:
+        UserError: names the first field that is not DeepSeek-V3's.
+    """
+    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
+
+
 def write_deepseek(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
     """config.json, model.safetensors with every expert for itself, and tokenizer, for transformers and mlx-lm.
 
     Args:
+        contents: a model that `refuse_others` lets pass.
         library: for whom, in the header of the weights: pt or mlx.
 
     Raises:
-        UserError: DeepSeek-V3 cannot be this model.
+        UserError: a tensor cannot be read.
     """
     assert contents.config is not None
     model = contents.config.model
-    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
     settings = {theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()} | {
         "num_key_value_heads": model.n_head,
         "q_lora_rank": model.q_latent or None,

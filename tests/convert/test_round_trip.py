@@ -117,9 +117,11 @@ def test_nanogpt(model: Model, prefix: str) -> None:
         assert done("diff", place / "ckpt.pt", place / "run 2")
 
 
+GPT2_FOLDERS = {
+    "transformers": models(head_bias=False),
+    "mlx-lm": models(tied_head=True, feed_forward="gelu_tanh"),
+}
 FOLDERS = {
-    "GPT-2 in transformers": ("transformers", models(head_bias=False)),
-    "GPT-2 in mlx-lm": ("mlx-lm", models(tied_head=True, feed_forward="gelu_tanh")),
     "Llama in transformers": ("transformers", llamas()),
     "Llama in mlx-lm": ("mlx-lm", llamas()),
     "DeepSeek-V3 in transformers": ("transformers", deepseeks()),
@@ -127,12 +129,23 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("kind", FOLDERS)
+@pytest.mark.parametrize("to", GPT2_FOLDERS)
 @EXAMPLES
 @given(data=st.data())
-def test_folders(kind: str, data: st.DataObject) -> None:
+def test_gpt2_folders(to: str, data: st.DataObject) -> None:
+    there_and_back(data.draw(GPT2_FOLDERS[to]), to)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+@settings(EXAMPLES, max_examples=12)
+@given(data=st.data())
+def test_folders_of_other_families(kind: str, data: st.DataObject) -> None:
     to, some = FOLDERS[kind]
-    model = data.draw(some)
+    there_and_back(data.draw(some), to)
+
+
+def there_and_back(model: Model, to: str) -> None:
+    """A run into a library's folder, back, and into a folder again: the same bits, settings and files."""
     with folder() as place:
         run = native(model, place)
         done("mlx2torch", run, "-o", place / "out", "--to", to)
