@@ -91,23 +91,21 @@ def test_into_mlx_lm(name: str, published: Published, tokens: Array, converted: 
         agree(f"mlx-lm ({command})", np.array(model(mx.array(tokens))), published.logits(tokens))
 
 
-@pytest.mark.parametrize(
-    "published", ["llama: two key heads, tied", "llama: narrow heads", "deepseek: as published"], indirect=True
-)
-def test_greedy_text_is_the_same_everywhere(published: Published, converted: Callable[..., Path]) -> None:
+def test_greedy_text_is_the_same_everywhere(name: str, published: Published, converted: Callable[..., Path]) -> None:
     run = converted("torch2mlx", published.folder)
     prompt = load_tokenizer(find_checkpoint(run, prefer="latest")).encode(PROMPT)
     made = {twin: greedy(twin, run, prompt, TOKENS) for twin in TWINS}
     exported = converted("mlx2torch", run, "--to", "transformers")
-    for name, folder in (("transformers", published.folder), ("our export in transformers", exported)):
+    for where, folder in (("transformers", published.folder), ("our export in transformers", exported)):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
         ids = transformers.AutoTokenizer.from_pretrained(folder)(PROMPT, return_tensors="pt")
         assert ids["input_ids"][0].tolist() == prompt
         everything = model.generate(**ids, max_new_tokens=TOKENS, do_sample=False, pad_token_id=0)
-        made[name] = everything[0, len(prompt) :].tolist()
-    model, theirs = mlx_lm.load(str(converted("mlx2torch", run, "--to", "mlx-lm")))
-    responses = list(mlx_lm.stream_generate(model, theirs, PROMPT, max_tokens=TOKENS))
-    made["mlx-lm"] = [response.token for response in responses]
+        made[where] = everything[0, len(prompt) :].tolist()
+    if name not in MLX_LM_CANNOT:
+        model, theirs = mlx_lm.load(str(converted("mlx2torch", run, "--to", "mlx-lm")))
+        responses = list(mlx_lm.stream_generate(model, theirs, PROMPT, max_tokens=TOKENS))
+        made["mlx-lm"] = [response.token for response in responses]
     assert all(ids == made["mlx"] for ids in made.values()), made
     # A model that says one thing for ever would agree with everything.
     assert len(made["mlx"]) == TOKENS
