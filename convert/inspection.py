@@ -33,6 +33,10 @@ class Inspect:
 
     src: Positional[Path]
     """Any checkpoint that convert reads."""
+    preset: str | None = None
+    """Which model a bare state dict is: a preset."""
+    config: Path | None = None
+    """Which model a bare state dict is: a TOML file."""
     hashes: bool = False
     """Read everything: verify checksums and print the SHA-256 of every tensor."""
     latest: bool = False
@@ -45,7 +49,8 @@ def inspect(command: Inspect) -> None:
     Raises:
         UserError: the source is not known, or damaged.
     """
-    contents = formats.read(command.src, ReadOptions(latest=command.latest))
+    options = ReadOptions(preset=command.preset, config=command.config, latest=command.latest)
+    contents = formats.read(command.src, options)
     weights = {**contents.tensors, **contents.unknown}
     found = problems(contents)
     count = sum(tensor.size for name, tensor in weights.items() if not name.endswith("routing_bias"))

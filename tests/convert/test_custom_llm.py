@@ -206,4 +206,10 @@ def test_shapes_alone_do_not_say_enough(tmp_path: Path) -> None:
     said = refused("torch2mlx", source, "-o", tmp_path / "run")
     assert "n_head" in said
     assert "--preset" in said
+    found = done("inspect", source)
+    assert "CustomLLM state dict" in found
+    assert "n_head ? " in found.replace(",", " ")
+    found = done("inspect", source, "--config", described(SMALL, tmp_path))
+    assert "attention latent_per_head" in found
+    assert "problem" not in found
     assert "vocab_size 57" in refused("torch2mlx", source, "-o", tmp_path / "run", "--preset", "custom-llm-1b")
