@@ -33,6 +33,7 @@ NEVER_COMPUTED = {
 ROPE = ("rope_theta", "rope_parameters", "rope_scaling")
 ROPE_DEFAULTS: dict[str, object] = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1.0}
 """What `rope_parameters` may say besides the base."""
+LARGEST_THETA = 1e15
 
 
 def model_type(folder: Path) -> str | None:
@@ -58,7 +59,7 @@ def read_settings(
     Raises:
         UserError: one is missing, or no number that a model could have.
     """
-    check_sizes(str(path), settings)
+    check_sizes(str(path), {key: settings.get(key) for key in fields})
     found = {}
     for key, (ours, default) in fields.items():
         value = settings.get(key)
@@ -144,8 +145,8 @@ def rope_theta(path: Path, settings: Mapping[str, Any]) -> object:
     for name, other in others:
         if other != theta:
             raise UserError(f"{path}: {first} is {shown(theta)} and {name} {shown(other)}: set both to the right one")
-    if isinstance(theta, float) and not math.isfinite(theta):
-        raise UserError(f"{path}: rope_theta is {theta}, which is no number: {COPY_OR_CHOOSE}")
+    if isinstance(theta, int | float) and not abs(theta) < LARGEST_THETA:
+        raise UserError(f"{path}: rope_theta is {shown(theta)}, which no model has: {COPY_OR_CHOOSE}")
     return theta
 
 

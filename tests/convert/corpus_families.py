@@ -159,6 +159,8 @@ SETTINGS = [
     Case("llama: heads that rotate in part", _says(llama, partial_rotary_factor=0.5), ("partial_rotary_factor",)),
     Case("llama: two bases", _says(llama, rope_theta=1e4, rope_parameters={"rope_theta": 5e5}), ("10000", "500000")),
     Case("llama: a base of 0", _says(llama, rope_theta=0.0), ("rope_theta",)),
+    Case("llama: an endless base", _says(llama, rope_parameters={"rope_theta": 10**400}), ("rope_theta", "enormous")),
+    Case("llama: a base of NaN", _says(llama, rope_theta=float("nan")), ("rope_theta", "nan")),
     Case("llama: a base as text", _says(llama, rope_theta="long"), ("rope_theta", "long")),
     Case("llama: a sliding window", _says(llama, sliding_window=8), ("sliding_window", "8")),
     Case("llama: some windows slide", _says(llama, layer_types=WINDOWS), ("layer_types", "full_attention")),

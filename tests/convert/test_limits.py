@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from gpt_common.config import ModelConfig, RunConfig, to_toml
+from convert.formats import transformers_llama
+from convert.options import ReadOptions
+from gpt_common.config import ModelConfig, RunConfig, load_preset, to_toml
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.corpus_families import deepseek, llama
 from tests.convert.sources import Model
@@ -137,6 +139,50 @@ def test_settings_that_nobody_reads_are_said(make: Any, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
     assert "not read" not in done("torch2mlx", make()(other), "-o", other / "run")
+
+
+def test_a_published_configuration(tmp_path: Path) -> None:
+    """SmolLM-135M's config.json (huggingface.co/HuggingFaceTB/SmolLM-135M) is our preset, to the last field."""
+    published = {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "hidden_act": "silu",
+        "hidden_size": 576,
+        "initializer_range": 0.041666666666666664,
+        "intermediate_size": 1536,
+        "is_llama_config": True,
+        "max_position_embeddings": 2048,
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": 9,
+        "num_hidden_layers": 30,
+        "num_key_value_heads": 3,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-05,
+        "rope_interleaved": False,
+        "rope_scaling": None,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": 49152,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    save_file({"model.norm.weight": torch.ones(576)}, tmp_path / "model.safetensors")
+    contents = transformers_llama.read(tmp_path, ReadOptions())
+    assert contents.config is not None
+    assert contents.config.model == load_preset("smollm-135m").model
+
+
+@pytest.mark.parametrize(("theta", "expected"), [(5 * 10**7, 5e7), (1e6, 1e6), (None, 1e4)])
+def test_bases_are_whole_numbers_too(theta: float | None, expected: float, tmp_path: Path) -> None:
+    source = llama(config=lambda settings: settings.update(rope_theta=theta))(tmp_path)
+    contents = transformers_llama.read(source, ReadOptions())
+    assert contents.config is not None
+    assert contents.config.model.rope_theta == expected
 
 
 @pytest.mark.parametrize("make", [llama, deepseek])
