@@ -140,7 +140,8 @@ class ModelConfig:
             closest = min(divisors, key=lambda h: abs(h - self.n_head))
             raise UserError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}: try n_head {closest}")
         if self.positions != "learned" and self.rotary_size % 2:
-            raise UserError(f"rotary positions need an even width, and {self.rotary_size} is odd")
+            name = "rope_size" if latent else "head_size"
+            raise UserError(f"rotary positions need an even {name}, and {self.rotary_size} is odd")
         if self.n_kv_head and self.attention != "grouped_query":
             raise UserError("n_kv_head belongs to attention grouped_query: set that, or leave n_kv_head out")
         if self.n_kv_head and self.n_head % self.n_kv_head:
