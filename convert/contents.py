@@ -79,7 +79,7 @@ def problems(contents: Contents) -> list[str]:
         return [f"{contents.described_in} says vocab_size {model.vocab_size}"]
     found = [f"tensor {name} is not part of {contents.family}" for name in contents.unknown]
     layers = shape_of_model(contents.tensors).get("n_layer", 0)
-    said = f"{contents.described_in} says n_layer {model.n_layer}"
+    said = f"{contents.described_in} asks for {model.n_layer} layers"
     # The number comes from a file: what is missing is said before anything is computed for each of 10^9 layers.
     n_layer = min(model.n_layer, layers + 1)
     model = dataclasses.replace(model, n_layer=n_layer, n_dense_layer=min(model.n_dense_layer, n_layer))

@@ -14,6 +14,7 @@ from typing import Any
 
 from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
 from convert.model_folder import (
+    COPY_OR_CHOOSE,
     REQUIRED,
     Fields,
     check_fixed,
@@ -29,6 +30,7 @@ from convert.model_folder import (
 )
 from convert.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translate, without_prefixes
 from convert.options import ReadOptions, WriteOptions
+from convert.pickles import shown
 from convert.stacks import gather, stacked, unstacked, unwoven
 from convert.tensors import Tensor, zeros
 from convert.tokenizer_files import read_tokenizer
@@ -163,10 +165,6 @@ def _separated(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     check_fixed(path, settings, FIXED)
     fields = read_settings(path, settings, FIELDS, MAY_BE_ZERO) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
-    # transformers writes them although they follow from others, and computes with what it finds.
-    for key, follows in (("num_key_value_heads", fields["n_head"]), ("head_dim", fields["rope_size"])):
-        if settings.get(key) not in (None, follows):
-            raise other_model(path, key, settings[key], follows)
     interleave = settings.get("rope_interleave", True)
     if type(interleave) is not bool:
         raise other_model(path, "rope_interleave", interleave, "true or false")
@@ -174,7 +172,16 @@ def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     fields["balancing"] = "bias"
     if type(fields["n_dense_layer"]) is int and type(fields["n_layer"]) is int:
         fields["n_dense_layer"] = min(fields["n_dense_layer"], fields["n_layer"])
-    return read_model(path, fields, {theirs: ours for theirs, (ours, _) in FIELDS.items()})
+    model = read_model(path, fields, {theirs: ours for theirs, (ours, _) in FIELDS.items()})
+    # transformers writes them although they follow from others, and computes with what it finds.
+    for key, other, value in (
+        ("num_key_value_heads", "num_attention_heads", model.n_head),
+        ("head_dim", "qk_rope_head_dim", model.rope_size),
+    ):
+        if settings.get(key) not in (None, value):
+            found = shown(settings[key])
+            raise UserError(f"{path}: {key} is {found} and {other} {value}, which must be equal: {COPY_OR_CHOOSE}")
+    return model
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from convert.formats import transformers_llama
 from convert.options import ReadOptions
 from gpt_common.config import ModelConfig, RunConfig, load_preset, to_toml
+from tests.convert import corpus_families
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.corpus_families import deepseek, llama
-from tests.convert.sources import Model
+from tests.convert.sources import Model, folder
 
 LLAMA = ModelConfig(
     vocab_size=11,
@@ -183,6 +187,41 @@ def test_bases_are_whole_numbers_too(theta: float | None, expected: float, tmp_p
     contents = transformers_llama.read(source, ReadOptions())
     assert contents.config is not None
     assert contents.config.model.rope_theta == expected
+
+
+SETTINGS = sorted({*corpus_families.LLAMA, *corpus_families.DEEPSEEK, "rope_theta", "rope_scaling", "layer_types"})
+VALUES = [
+    None,
+    -1,
+    0,
+    1,
+    3,
+    10**400,
+    "x",
+    "8",
+    [],
+    [1],
+    {},
+    {"type": 1},
+    math.nan,
+    math.inf,
+    -1.5,
+    2.5,
+    True,
+    False,
+    1e300,
+]
+
+
+@hypothesis.settings(max_examples=80, deadline=None, derandomize=True)
+@hypothesis.given(st.sampled_from([llama, deepseek]), st.sampled_from(SETTINGS), st.sampled_from(VALUES))
+def test_any_setting_is_taken_or_refused_in_a_sentence(make: Any, key: str, value: Any) -> None:
+    with folder() as place:
+        outcome = run_convert("torch2mlx", make(config=lambda s: s.update({key: value}))(place), "-o", place / "out")
+        assert outcome.code == (0 if (place / "out").exists() else 2)
+        assert outcome.code == 0 or outcome.stderr.startswith("error: ")
+        assert len(outcome.stderr) < 1000
+        assert len(outcome.stderr.splitlines()) <= 2
 
 
 @pytest.mark.parametrize("make", [llama, deepseek])
