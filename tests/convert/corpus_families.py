@@ -1,4 +1,4 @@
-"""Llama and DeepSeek-V3 folders, and CustomLLM files, that cannot be converted or are not what they say they are."""
+"""Llama and DeepSeek-V3 folders that cannot be converted, or are not what they say they are."""
 
 from __future__ import annotations
 
