@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import numpy as np
 
 from gpt_common.cli import parse
-from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict, to_dict
+from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
 from gpt_common.data.batches import Tokens
 from gpt_common.errors import WorkFailed, run_main
 from gpt_common.memory import Twin, memory_plan
@@ -35,12 +35,28 @@ TRAIN_FIELDS = ("dtype", "grad_accum_steps", "gradient_checkpointing")
 
 
 def _config(V: int, T: int, L: int, H: int, D: int, B: int, **changes: Any) -> RunConfig:
-    train = {
-        name: changes.pop(name) for name in ("dtype", "grad_accum_steps", "gradient_checkpointing") if name in changes
-    }
+    train = {name: changes.pop(name) for name in TRAIN_FIELDS if name in changes}
+    optim = OptimConfig(optimizer=changes.pop("optimizer", "adamw"))
     model = ModelConfig(vocab_size=V, block_size=T, n_layer=L, n_head=H, n_embd=D, **changes)
-    return RunConfig(model=model, train=TrainConfig(batch_size=B, **train))
+    return RunConfig(model=model, optim=optim, train=TrainConfig(batch_size=B, **train))
 
+
+LLAMA: dict[str, Any] = {
+    "attention": "grouped_query", "n_kv_head": 2, "norm": "rmsnorm", "positions": "rope", "feed_forward": "swiglu",
+}  # fmt: skip
+DEEPSEEK: dict[str, Any] = {
+    "attention": "latent", "q_latent": 96, "kv_latent": 64, "nope_size": 32, "rope_size": 16, "value_size": 32,
+    "norm": "rmsnorm", "positions": "rope", "rope_layout": "interleaved", "feed_forward": "moe", "n_dense_layer": 1,
+    "n_expert": 8, "n_shared_expert": 1, "experts_per_token": 2, "expert_width": 128, "n_expert_group": 4,
+    "groups_per_token": 2, "router": "sigmoid", "balancing": "bias", "tied_head": False,
+}  # fmt: skip
+CUSTOM: dict[str, Any] = {
+    "attention": "latent_per_head", "q_latent": 64, "kv_latent": 64, "nope_size": 16, "rope_size": 16, "value_size": 32,
+    "norm": "rmsnorm", "final_norm": False, "positions": "both", "feed_forward": "moe", "n_expert": 7,
+    "n_shared_expert": 1, "experts_per_token": 2, "expert_width": 160, "balancing": "bias", "tied_head": False,
+    "head_bias": True,
+}  # fmt: skip
+"""The families' presets in small, apart from their sizes."""
 
 CONFIGURATIONS = {
     "shakespeare-char-cpu": _config(65, 64, 4, 4, 128, 12),
@@ -57,6 +73,21 @@ CONFIGURATIONS = {
     "three micro-steps": _config(500, 64, 4, 4, 192, 4, grad_accum_steps=3),
     "checkpointing": _config(500, 128, 8, 4, 192, 4, gradient_checkpointing=True),
     "checkpointing, dropout": _config(65, 128, 6, 4, 128, 8, gradient_checkpointing=True, dropout=0.1),
+    "llama": _config(500, 128, 4, 4, 128, 8, **LLAMA),
+    "llama, bfloat16": _config(500, 128, 4, 4, 192, 4, **LLAMA, dtype="bfloat16"),
+    "llama, q/k norms": _config(500, 64, 4, 8, 192, 8, **LLAMA, qk_norm=True),
+    "llama, Muon": _config(500, 64, 4, 4, 192, 2, **LLAMA, optimizer="muon"),
+    "smollm": _config(2000, 128, 6, 9, 144, 4, **{**LLAMA, "n_kv_head": 3}),
+    "smollm, checkpointing": _config(500, 256, 8, 9, 144, 2, **{**LLAMA, "n_kv_head": 3}, gradient_checkpointing=True),
+    "deepseek": _config(500, 128, 4, 4, 128, 8, **DEEPSEEK),
+    "deepseek, bfloat16": _config(500, 128, 4, 4, 128, 4, **DEEPSEEK, dtype="bfloat16"),
+    "deepseek, 16 experts": _config(500, 64, 3, 4, 128, 8, **{**DEEPSEEK, "n_expert": 16, "experts_per_token": 4}),
+    "customllm": _config(500, 128, 4, 4, 128, 8, **CUSTOM),
+    "customllm, many experts": _config(500, 64, 4, 4, 128, 1, **{**CUSTOM, "n_expert": 16}),
+    "customllm, dropout": _config(500, 128, 4, 4, 128, 8, **CUSTOM, dropout=0.1),
+    "customllm as 1b": _config(
+        2000, 256, 4, 4, 192, 1, **CUSTOM, dropout=0.1, dtype="bfloat16", gradient_checkpointing=True
+    ),
 }
 """One factor after another, small enough for a laptop: at most 150 MB."""
 

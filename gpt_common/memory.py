@@ -1,27 +1,26 @@
 """How much memory a training step takes, before it is run.
 
-Memory rises and falls within a step. What lives through it are weights and both AdamW moments (3 numbers per
-parameter); gradients grow while activations shrink. The peak is the largest of a few moments: the loss, the backward
-pass of each block, the end of the backward pass, the update. `memory_plan` adds each of them up.
-
-PyTorch's figures follow from what autograd saves: per token and unit of width 16 numbers in a block (its input, two
-normed inputs, q, k, v, attention's output, the sum after attention, 4 + 4 around GELU). MLX saves the operands of
-every elementary operation, builds its own order of evaluation, and has no fused attention for training: its counts
-were found by measuring slopes (one more block, head, token, vocabulary entry) on the CPU.
+Memory rises and falls within a step. What lives through it are weights and the optimiser's state: both moments of
+AdamW, or the one momentum of Muon; gradients grow while activations shrink. The peak is the largest of a few moments:
+the loss, the backward pass of each block, the end of the backward pass, the update. `memory_plan` adds each of them
+up. What a block keeps for the backward pass is counted in gpt_common/activations.py.
 
 `python benchmarks/memory.py` lays plan and measurement side by side. On GPUs the plan is the same and unchecked: MLX
 compiles there and keeps less, and PyTorch on MPS has its own attention.
 
-Letters: N tokens in a micro-batch, D width, V vocabulary, H heads, T block size, L blocks.
+Letters: N tokens in a micro-batch, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from gpt_common.activations import mlx_saved, torch_saved
 from gpt_common.config import ModelConfig, RunConfig
-from gpt_common.flops import parameter_count, parameter_table
+from gpt_common.flops import parameter_count
+from gpt_common.init import optimizer_shapes, parameter_shapes
 
 Twin = Literal["mlx", "torch"]
 
@@ -35,7 +34,7 @@ class MemoryPlan:
     weights: int
     """float32 master weights."""
     moments: int
-    """AdamW's two moments of every weight, float32."""
+    """AdamW's two moments of a weight, or Muon's momentum, float32."""
     gradients: int
     """Gradients there are at that moment, float32."""
     activations: int
@@ -52,70 +51,78 @@ class MemoryPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Counts:
-    """How many numbers of which shape a twin keeps. ND: N x D, HTT: N x H x T (attention matrices), NV: N x V."""
+class _Block:
+    """A block's part in the plan, bytes."""
 
-    block_nd: float
-    """Saved by a block, compute dtype."""
-    block_htt: float
-    """Saved by a block, compute dtype."""
-    block_n: int
-    """Saved by a block for each token, bytes: statistics of the norms and of attention, float32."""
-    checkpoint_nd: float
-    """Kept of a block whose activations are computed again in the backward pass."""
-    checkpoint_blocks: int
-    """Recomputed blocks that are there at once."""
-    loss_nd: float
-    """Beside the blocks when the loss is taken."""
-    loss_nv: float
-    """When the loss is taken, float32."""
-    backward_nd: float
-    """Beside the saved in a block's backward pass."""
-    backward_htt: float
-    """Beside the saved in a block's backward pass."""
-    update_matrices: float
-    """Temporaries of the update, in matrices of D x 4D, float32."""
-    update_embeddings: float
-    """The same in token embeddings, V x D, where that is more."""
+    weights: int
+    """float32 parameters."""
+    last: int
+    """The last matrix, float32: its gradient is the first of the block's."""
+    saved: float
+    """Kept for the backward pass, with the copies of its matrices in a 16-bit compute dtype."""
+    kept: float
+    """What stays of it where it is computed again."""
+    forward: float
+    """Beside what the blocks keep, when the loss is taken after this one."""
+    backward: float
+    """Beside the saved, in the block's backward pass."""
 
 
-def _torch_counts(model: ModelConfig, compute: int) -> _Counts:
-    dropout = model.dropout > 0
-    half = compute < 4
-    return _Counts(
-        # Attention with dropout is not fused on a CPU: three attention matrices and scaled copies of q and k, all in
-        # float32 (with 16 bits, of v and the result too).
-        block_nd=16 + (0 if not dropout else 8 if half else 2),
-        block_htt=0 if not dropout else 6 if half else 3,
-        block_n=16 + 4 * model.n_head,
-        checkpoint_nd=1,
-        checkpoint_blocks=1,
-        loss_nd=3 if dropout else 2,
-        loss_nv=3,
-        backward_nd=5,
-        backward_htt=0,
-        update_matrices=0,
+def _blocks(config: RunConfig, twin: Twin, compute: int) -> list[_Block]:
+    model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
+    shapes = parameter_shapes(model)
+    blocks = []
+    for layer in range(model.n_layer):
+        own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
+        matrices = sum(math.prod(shape) for shape in own.values() if len(shape) > 1)
+        last = 4 * sum(math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight"))
+        last = last or 4 * math.prod(own[f"blocks.{layer}.feed_forward.experts.down_proj.weight"])
+        # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
+        casts = compute * matrices if compute < 4 else 0
+        if twin == "torch":
+            saved = N * torch_saved(model, layer, compute).total + casts
+            kept, forward = D * compute, 0.0
+            chosen = model.experts_per_token if model.has_experts(layer) else 0
+            # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
+            inner = chosen * model.expert_width if chosen else model.inner_width
+            backward = compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
+        else:
+            part = mlx_saved(model, layer, compute)
+            saved = N * part.total + casts
+            kept, forward = 3.5 * D * compute, part.total - part.scores
+            backward = 1.2 * forward + 2 * compute * model.n_head * model.block_size
+        blocks.append(
+            _Block(
+                weights=4 * sum(math.prod(shape) for shape in own.values()),
+                last=last,
+                saved=saved,
+                kept=N * kept,
+                forward=N * forward,
+                backward=N * backward,
+            )
+        )
+    return blocks
+
+
+def _gradients(model: ModelConfig) -> int:
+    """Gradients as wide as the inner layer at once, beyond those whose place another has left."""
+    return 2 if model.feed_forward in ("swiglu", "moe") else 1
+
+
+def _update(config: RunConfig, twin: Twin) -> float:
+    """Temporaries of the optimiser's update, bytes."""
+    model = config.model
+    embedding = 4 * model.vocab_size * model.n_embd
+    largest = 4 * max(math.prod(s) for name, s in parameter_shapes(model).items() if name.startswith("blocks."))
+    if config.optim.optimizer == "muon":
+        # Newton-Schulz holds the direction, its norm'd form, two summands and their sum, and a Gram matrix.
+        muon = 6.0 * largest
+    else:
+        muon = 0.0
+    if twin == "torch":
         # A tied embedding gets two gradients, which are added into a third.
-        update_embeddings=2 if model.tied_head else 0,
-    )
-
-
-def _mlx_counts(model: ModelConfig, compute: int) -> _Counts:
-    dropout = model.dropout > 0
-    half = compute < 4
-    return _Counts(
-        block_nd=(30 if model.feed_forward == "gelu_tanh" else 27) + (2 if dropout else 0) + (2 if half else 0),
-        block_htt=2.25 if dropout else 1,
-        block_n=20,
-        checkpoint_nd=3.5,
-        checkpoint_blocks=2,
-        loss_nd=27,
-        loss_nv=5 if half else 4,
-        backward_nd=32,
-        backward_htt=2,
-        update_matrices=13,
-        update_embeddings=3.5 if model.tied_head else 4.5,
-    )
+        return max(muon, 2.0 * embedding if model.tied_head else 0.0)
+    return max(muon, 13.0 * largest, (3.5 if model.tied_head else 4.5) * embedding)
 
 
 def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
@@ -123,60 +130,47 @@ def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
 
     Args:
         config: `vocab_size` must be settled. Of `train` it uses batch_size, grad_accum_steps, dtype (auto counts as
-            float32) and gradient_checkpointing.
+            float32) and gradient_checkpointing; of `optim` the optimiser.
         twin: whose step.
     """
     model, train = config.model, config.train
-    compute = 2 if train.dtype == "bfloat16" else 4
-    counts = _mlx_counts(model, compute) if twin == "mlx" else _torch_counts(model, compute)
-    N, L = train.batch_size * model.block_size, model.n_layer
-    ND, NHT, NV = N * model.n_embd, N * model.n_head * model.block_size, N * model.vocab_size
-
-    table = parameter_table(model)
+    half = train.dtype == "bfloat16"
+    compute = 2 if half else 4
+    N = train.batch_size * model.block_size
+    ND, NV = N * model.n_embd, N * model.vocab_size
+    blocks = _blocks(config, twin, compute)
     weights = 4 * parameter_count(model)
-    embedding = 4 * table["token embedding"]
-    block_weights = 4 * (table["attention"] + table["feed-forward"]) // L
-    matrix = 16 * model.n_embd**2
-    # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
-    casts = compute / 4 if compute < 4 else 0
-
-    block = int(compute * (counts.block_nd * ND + counts.block_htt * NHT) + counts.block_n * N + casts * block_weights)
-    saved = int(counts.checkpoint_nd * ND * compute) if train.gradient_checkpointing else block
-    again = counts.checkpoint_blocks * block if train.gradient_checkpointing else 0
+    moments = 4 * sum(math.prod(shape) for shape in optimizer_shapes(model, config.optim).values())
+    embedding = 4 * model.vocab_size * model.n_embd
+    again = (2 if twin == "mlx" else 1) if train.gradient_checkpointing else 0
+    kept = [block.kept if train.gradient_checkpointing else block.saved for block in blocks]
     # The gradients of earlier micro-steps are there all the time, whole.
     earlier = weights if train.grad_accum_steps > 1 else 0
 
     def moment(name: str, gradients: float, activations: float, logits: float, temporary: float) -> MemoryPlan:
-        return MemoryPlan(name, weights, 2 * weights, int(gradients), int(activations), int(logits), int(temporary))
+        return MemoryPlan(name, weights, moments, int(gradients), int(activations), int(logits), int(temporary))
 
-    moments = [
-        moment(
-            "loss",
-            gradients=earlier,
-            activations=L * saved + counts.loss_nd * ND * compute,
-            logits=4 * counts.loss_nv * NV + casts * embedding,
-            temporary=0,
-        ),
-        moment(
-            "update",
-            gradients=weights,
-            activations=0,
-            logits=0,
-            temporary=max(counts.update_matrices * matrix, counts.update_embeddings * embedding) + ND * compute,
-        ),
+    # Logits, log-softmax and gradient; the last norm and what it keeps.
+    loss_nv, after = (5 if half else 4, blocks[-1].forward) if twin == "mlx" else (3, _torch_after(model) * ND * compute)
+    plans = [
+        moment("loss", earlier, sum(kept) + after, 4 * loss_nv * NV + (embedding / 2 if half else 0), 0),
+        moment("update", weights, 0, 0, _update(config, twin) + ND * compute),
     ]
-    for behind in range(L):
+    behind = embedding
+    for layer in reversed(range(model.n_layer)):
+        block = blocks[layer]
         # Gradients of the head, of the blocks behind this one, and of this one's last matrix.
-        moments.append(
-            moment(
-                "backward",
-                gradients=max(embedding + behind * block_weights, earlier) + matrix,
-                activations=(L - behind) * saved + again,
-                logits=0,
-                temporary=compute * (counts.backward_nd * ND + counts.backward_htt * NHT),
-            )
-        )
-    return max(moments, key=lambda one: one.total)
+        gradients = max(behind, earlier) + block.last
+        computed_again = again * block.saved
+        plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward))
+        behind += block.weights
+    return max(plans, key=lambda one: one.total)
+
+
+def _torch_after(model: ModelConfig) -> int:
+    """Numbers per token and unit of width between the last block and the logits: its output, normed, dropout's mask."""
+    norm = 0 if not model.final_norm else 2 if model.norm == "rmsnorm" else 1
+    return 1 + norm + (1 if model.dropout else 0)
 
 
 def kv_cache_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
