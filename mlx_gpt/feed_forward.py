@@ -59,10 +59,10 @@ class StackedLinear(nn.Module):
 
     def __call__(self, x_MD: mx.array, expert_M: mx.array) -> mx.array:
         """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
-        # MLX 0.32 has no grouped product in 16 bits on a CPU.
+        # On a CPU MLX gathers matrices in float32 only.
         dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else x_MD.dtype
-        weight_EDF = self.weight.astype(dtype).swapaxes(1, 2)
-        y_M1F = mx.gather_mm(x_MD[:, None].astype(dtype), weight_EDF, rhs_indices=expert_M, sorted_indices=True)
+        weight_EDF, x_M1D = self.weight.astype(dtype).swapaxes(1, 2), x_MD[:, None].astype(dtype)
+        y_M1F = mx.gather_mm(x_M1D, weight_EDF, rhs_indices=expert_M, sorted_indices=True)
         return y_M1F[:, 0].astype(x_MD.dtype)
 
 
@@ -87,7 +87,7 @@ class Experts(nn.Module):
 
 @dataclass
 class Routing:
-    """What a router decided in its last forward pass."""
+    """What a router decided in the forward pass of an objective."""
 
     load_E: mx.array
     """Tokens sent to each expert, integers."""
@@ -137,7 +137,9 @@ class MixtureOfExperts(nn.Module):
             gates_NK = gates_NK / (gates_NK.sum(axis=-1, keepdims=True) + 1e-20)
         load_E = (experts_NK.flatten()[:, None] == mx.arange(E)).sum(axis=0)
         share_E = (scores_NE / scores_NE.sum(axis=-1, keepdims=True)).mean(axis=0)
-        self.routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
+        routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
+        # The first forward pass counts: one that is recomputed for the backward pass would stay in memory with its graph.
+        self.routing = self.routing or routing
         return gates_NK * self.config.router_scale, experts_NK
 
     def unbiased(self, scores_NE: mx.array) -> mx.array:

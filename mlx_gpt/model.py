@@ -144,6 +144,8 @@ def objective(
     Returns:
         The objective, the loss in it, and the tokens that each expert got, (E,) per router.
     """
+    for layer in model.mixtures():
+        layer.routing = None
     value = mean_loss = loss(model, tokens_BT, labels_BT, key)
     routings = [layer.routing for layer in model.mixtures() if layer.routing is not None]
     if model.config.balancing == "loss":

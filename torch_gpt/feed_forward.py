@@ -88,7 +88,7 @@ class Experts(nn.Module):
 
 @dataclass
 class Routing:
-    """What a router decided in its last forward pass."""
+    """What a router decided in the forward pass of an objective."""
 
     load_E: Tensor
     """Tokens sent to each expert, integers."""
@@ -137,7 +137,9 @@ class MixtureOfExperts(nn.Module):
             gates_NK = gates_NK / (gates_NK.sum(dim=-1, keepdim=True) + 1e-20)
         load_E = (experts_NK.flatten()[:, None] == torch.arange(E, device=x_ND.device)).sum(dim=0)
         share_E = (scores_NE / scores_NE.sum(dim=-1, keepdim=True)).mean(dim=0)
-        self.routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
+        routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
+        # The first forward pass counts: one that is recomputed for the backward pass would stay in memory with its graph.
+        self.routing = self.routing or routing
         return gates_NK * self.config.router_scale, experts_NK
 
     def unbiased(self, scores_NE: Tensor) -> Tensor:
