@@ -7,6 +7,7 @@ release that its profiler reports is added up. The process needs some hundred me
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -138,6 +139,8 @@ def _measure_torch(config: RunConfig) -> int:
 
     torch.set_num_threads(1)
     batches = _batches(config)
+    # A model before this one may still be there, in a cycle of references: its end must not count as ours.
+    gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         dtype = compute_dtype(config.train, torch.device("cpu"))
         model = GPT(config.model, dtype, config.train.gradient_checkpointing)
@@ -150,8 +153,6 @@ def _measure_torch(config: RunConfig) -> int:
 
 
 def _measure_mlx(config: RunConfig) -> int:
-    import gc
-
     import mlx_gpt  # noqa: F401 - it loads a fast BLAS before MLX
 
     gc.collect()

@@ -134,5 +134,5 @@ def _mlx_feed_forward(model: ModelConfig, layer: int) -> float:
     if model.has_experts(layer):
         chosen, F = model.experts_per_token, model.expert_width
         return chosen * (4.6 * F + 2 * model.n_embd + 20) + 5 * model.n_shared_expert * F + 2 * model.n_expert
-    of_width = {"gelu": 4.0, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": 5.5, "moe": 5.5}
+    of_width = {"gelu": 4.0, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": 5.25, "moe": 5.25}
     return of_width[model.feed_forward] * model.inner_width

@@ -75,17 +75,19 @@ def _blocks(config: RunConfig, twin: Twin, compute: int) -> list[_Block]:
     for layer in range(model.n_layer):
         own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
         matrices = sum(math.prod(shape) for shape in own.values() if len(shape) > 1)
-        last = 4 * sum(math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight"))
+        last = 4 * sum(
+            math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight")
+        )
         last = last or 4 * math.prod(own[f"blocks.{layer}.feed_forward.experts.down_proj.weight"])
         # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
         casts = compute * matrices if compute < 4 else 0
         if twin == "torch":
             saved = N * torch_saved(model, layer, compute).total + casts
-            kept, forward = D * compute, 0.0
+            kept, forward = 1.0 * D * compute, 0.0
             chosen = model.experts_per_token if model.has_experts(layer) else 0
             # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
             inner = chosen * model.expert_width if chosen else model.inner_width
-            backward = compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
+            backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
         else:
             part = mlx_saved(model, layer, compute)
             saved = N * part.total + casts
@@ -113,16 +115,14 @@ def _update(config: RunConfig, twin: Twin) -> float:
     """Temporaries of the optimiser's update, bytes."""
     model = config.model
     embedding = 4 * model.vocab_size * model.n_embd
-    largest = 4 * max(math.prod(s) for name, s in parameter_shapes(model).items() if name.startswith("blocks."))
-    if config.optim.optimizer == "muon":
-        # Newton-Schulz holds the direction, its norm'd form, two summands and their sum, and a Gram matrix.
-        muon = 6.0 * largest
-    else:
-        muon = 0.0
+    shapes = [shape for name, shape in parameter_shapes(model).items() if name.startswith("blocks.")]
+    largest, plain = (4 * max(math.prod(s) for s in shapes if len(s) <= most) for most in (3, 2))
+    # Newton-Schulz holds the direction, its unit form, two summands and their sum, and a Gram matrix.
+    muon = 6.0 * largest if config.optim.optimizer == "muon" else 0.0
     if twin == "torch":
         # A tied embedding gets two gradients, which are added into a third.
         return max(muon, 2.0 * embedding if model.tied_head else 0.0)
-    return max(muon, 13.0 * largest, (3.5 if model.tied_head else 4.5) * embedding)
+    return max(muon, 13.0 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
 
 
 def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
@@ -151,7 +151,9 @@ def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
         return MemoryPlan(name, weights, moments, int(gradients), int(activations), int(logits), int(temporary))
 
     # Logits, log-softmax and gradient; the last norm and what it keeps.
-    loss_nv, after = (5 if half else 4, blocks[-1].forward) if twin == "mlx" else (3, _torch_after(model) * ND * compute)
+    loss_nv, after = (
+        (5 if half else 4, blocks[-1].forward) if twin == "mlx" else (3, _torch_after(model) * ND * compute)
+    )
     plans = [
         moment("loss", earlier, sum(kept) + after, 4 * loss_nv * NV + (embedding / 2 if half else 0), 0),
         moment("update", weights, 0, 0, _update(config, twin) + ND * compute),

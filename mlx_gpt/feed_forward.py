@@ -138,7 +138,7 @@ class MixtureOfExperts(nn.Module):
         load_E = (experts_NK.flatten()[:, None] == mx.arange(E)).sum(axis=0)
         share_E = (scores_NE / scores_NE.sum(axis=-1, keepdims=True)).mean(axis=0)
         routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
-        # The first forward pass counts: one that is recomputed for the backward pass would stay in memory with its graph.
+        # The first forward pass counts: one recomputed for the backward pass would stay in memory with its graph.
         self.routing = self.routing or routing
         return gates_NK * self.config.router_scale, experts_NK
 

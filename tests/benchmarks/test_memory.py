@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
 from benchmarks.memory import BAR, CONFIGURATIONS, measured_peaks
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.flops import parameter_count
+from gpt_common.init import parameter_shapes
 from gpt_common.memory import MemoryPlan, Twin, memory_plan
 
 TIGHTER = {"mlx": 0.1, "torch": 0.05}
@@ -71,3 +73,13 @@ def test_more_work_never_takes_less_memory(twin: Twin) -> None:
     assert total(grad_accum_steps=2) >= base
     assert total(dtype="bfloat16") < base
     assert total(gradient_checkpointing=True, n_layer=12) < total(n_layer=12)
+
+
+def test_muon_keeps_one_number_for_each_of_a_block_matrix() -> None:
+    config = CONFIGURATIONS["llama, Muon"]
+    shapes = parameter_shapes(config.model)
+    matrices = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks.") and len(shape) == 2)
+    rest = parameter_count(config.model) - matrices
+    assert matrices > rest
+    for twin in ("mlx", "torch"):
+        assert memory_plan(config, twin).moments == 4 * (matrices + 2 * rest)
