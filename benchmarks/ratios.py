@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     results = {}
     print(f"{'ratio':38} {'median':>7} {'range':>15}   median time of each side")
     for name, (left, right) in SIDES.items():
-        pairs = take_turns(left, right, command)
+        pairs = take_turns((left, right), partial(start, preset=command.preset), command.turns, command.seconds)
         ratios = [a / b for a, b in pairs]
         results[name] = {"ratios": ratios, "seconds": pairs}
         middle = [1000 * statistics.median(side) for side in zip(*pairs, strict=True)]
@@ -70,21 +71,29 @@ def main(argv: Sequence[str]) -> None:
         command.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def take_turns(left: str, right: str, command: Ratios) -> list[tuple[float, float]]:
-    """Seconds per unit of work of both sides, for each turn."""
-    sides = {name: start(name, command.preset) for name in (left, right)}
+def take_turns(
+    names: tuple[str, str], start: Callable[[str], subprocess.Popen[str]], turns: int, seconds: float
+) -> list[tuple[float, float]]:
+    """Seconds per unit of work of both sides, for each turn.
+
+    Args:
+        names: the sides; `start` brings one up in a process of its own, which answers as `work_on_request` does.
+        turns: how many, each in the other order than the one before.
+        seconds: least time of one side's turn.
+    """
+    sides = {name: start(name) for name in names}
     try:
         for side in sides.values():
-            ask(side, command.seconds)  # warm
+            ask(side, seconds)  # warm
         pairs = []
-        for turn in range(command.turns):
-            order = (left, right) if turn % 2 == 0 else (right, left)
-            times = {name: ask(sides[name], command.seconds) for name in order}
-            pairs.append((times[left], times[right]))
+        for turn in range(turns):
+            times = {name: ask(sides[name], seconds) for name in (names if turn % 2 == 0 else names[::-1])}
+            pairs.append((times[names[0]], times[names[1]]))
         return pairs
     finally:
         for side in sides.values():
             side.kill()
+            side.communicate()
 
 
 def start(name: str, preset: str) -> subprocess.Popen[str]:
@@ -114,15 +123,20 @@ def ask(side: subprocess.Popen[str], seconds: float) -> float:
 def serve(name: str, preset: str) -> None:
     """A child: does its work for as long as each line of standard input says, and answers with seconds per unit."""
     work = {
-        "torch_step": lambda: twin_step("torch", preset),
-        "mlx_step": lambda: twin_step("mlx", preset),
-        "mlx_step_own_blas": lambda: twin_step("mlx", preset),
+        "torch_step": lambda: twin_step("torch", settled(preset)),
+        "mlx_step": lambda: twin_step("mlx", settled(preset)),
+        "mlx_step_own_blas": lambda: twin_step("mlx", settled(preset)),
         "transformers_step": lambda: transformers_step(preset),
         "torch_cache": lambda: generation("torch", cached=True),
         "torch_no_cache": lambda: generation("torch", cached=False),
         "mlx_cache": lambda: generation("mlx", cached=True),
         "mlx_no_cache": lambda: generation("mlx", cached=False),
     }[name]()
+    work_on_request(work)
+
+
+def work_on_request(work: Callable[[], object]) -> None:
+    """Work for as long as each line of the standard input says, in seconds, and answer with seconds per unit."""
     for line in sys.stdin:
         units, began = 0, time.perf_counter()
         while time.perf_counter() - began < float(line):
@@ -151,12 +165,11 @@ def batch_of(config: Any) -> Any:
     )
 
 
-def twin_step(twin: str, preset: str) -> Callable[[], None]:
+def twin_step(twin: str, config: Any) -> Callable[[], None]:
     """A training step of one twin on the CPU, waited for."""
     from importlib import import_module
 
     part = {name: import_module(f"{twin}_gpt.{name}") for name in ("device", "model", "optim", "train")}
-    config = settled(preset)
     device = part["device"].select_device("cpu")
     model = part["model"].GPT(config.model)
     model.initialise(0)
