@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.page import every_sample
 from benchmarks.samples import INVALID
-from benchmarks.table import comparison, fastest, headline, memory_key
+from benchmarks.table import comparison, fastest, headline, memory_key, parameters
 
 COLOURS = ("#2f6fd0", "#c4681b", "#2c8a57", "#8a4fbf", "#b83a6b", "#6b7280")
 STYLE: dict[Any, Any] = {
@@ -96,7 +96,7 @@ def _steps(axes: Any, case: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("milliseconds per step, waited for; box: middle half, whiskers: 5 to 95 %")
-    axes.set_title(f"Every step: {case['work']['parameters']:,} parameters, {case['work']['tokens_per_step']:,} tokens")
+    axes.set_title(f"Every step: {parameters(case['work'])}, {case['work']['tokens_per_step']:,} tokens")
 
 
 def _session(axes: Any, _: dict[str, Any], rows: list[dict[str, Any]]) -> None:

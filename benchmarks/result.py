@@ -13,7 +13,14 @@ from benchmarks.pairs import Ratio, differs, paired_ratio, summary
 from benchmarks.samples import INVALID, marked, median_of, valid
 from benchmarks.session import Case, Row
 from gpt_common.config import to_dict
-from gpt_common.flops import A100_BF16_PEAK, flops_per_step_exact, flops_per_token_palm, mfu, parameter_count
+from gpt_common.flops import (
+    A100_BF16_PEAK,
+    active_parameter_count,
+    flops_per_step_exact,
+    flops_per_token_palm,
+    mfu,
+    parameter_count,
+)
 from gpt_common.hardware import Hardware, published_peak
 
 
@@ -44,6 +51,7 @@ def describe_work(case: Case) -> dict[str, Any]:
     tokens = sequences * model.block_size
     return {
         "parameters": parameter_count(model),
+        "active_parameters": active_parameter_count(model),
         "tokens_per_step": tokens,
         "flops_per_step": flops_per_token_palm(model) * tokens,
         "flops_per_step_exact": flops_per_step_exact(model, sequences),

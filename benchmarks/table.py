@@ -25,12 +25,19 @@ def print_result(result: Result) -> None:
         console.print(f"warning: {line}", style="yellow", markup=False)
 
 
+def parameters(work: dict[str, Any]) -> str:
+    """`1,075,060,736 parameters (202,479,616 active)`, or all of them where a token meets all."""
+    active = work.get("active_parameters", work["parameters"])
+    some = f" ({active:,} active)" if active != work["parameters"] else ""
+    return f"{work['parameters']:,} parameters{some}"
+
+
 def print_case(console: Any, case: dict[str, Any]) -> None:
     """One table, and below it what it means."""
     from rich.table import Table
 
     work = case["work"]
-    title = f"{work['parameters']:,} parameters, {work['tokens_per_step']:,} tokens per step, {work['dtype']}"
+    title = f"{parameters(work)}, {work['tokens_per_step']:,} tokens per step, {work['dtype']}"
     if case["changes"]:
         title = f"{case['name']}: {title}"
     table = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 1), pad_edge=False)

@@ -8,6 +8,7 @@ import re
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,12 +21,13 @@ from benchmarks.compare import compare_cases, pair_cases, print_comparison
 from benchmarks.page import render_page
 from benchmarks.published import published_rows, same_work
 from benchmarks.report import write_report
-from benchmarks.schema import finite, write_result
+from benchmarks.schema import finite, validate, write_result
 from benchmarks.session import Settings
 from benchmarks.table import headline, print_result
 from gpt_common.config import load_preset, to_dict
 from gpt_common.errors import UserError
-from tests.benchmarks.recipes import SPEEDS, make_result, worker
+from gpt_common.flops import A100_BF16_PEAK, active_parameter_count, flops_per_token_palm, parameter_count
+from tests.benchmarks.recipes import CONFIG, SPEEDS, make_result, worker
 
 CREATED = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
 SHORT = {"rounds": 6, "cooldown": 0.0}
@@ -299,3 +301,29 @@ def test_different_work_is_not_compared(swept: dict[str, Any], result: dict[str,
     other = finite(make_result(sweep="n_embd=64", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0)))
     with pytest.raises(UserError, match=r"model.n_embd is 128 in the one and 64 in the other"):
         pair_cases(result, other)
+
+
+def test_experts_are_told_by_active_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    model = replace(load_preset("custom-llm-tiny").model, vocab_size=65)
+    result = make_result(config=replace(CONFIG, model=model), settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
+    validate(finite(result))
+    case = result["cases"][0]
+    work, row = case["work"], next(row for row in case["rows"] if row["summary"])
+    active = active_parameter_count(model)
+    assert (work["parameters"], work["active_parameters"]) == (parameter_count(model), active)
+    assert active < parameter_count(model)
+    # FLOPs, and with them MFU, count what a token meets.
+    assert work["flops_per_step"] == flops_per_token_palm(model) * work["tokens_per_step"]
+    assert work["flops_per_step"] < 6 * parameter_count(model) * work["tokens_per_step"]
+    seconds = row["summary"]["seconds_per_step"]
+    assert row["summary"]["mfu"]["a100"] == pytest.approx(work["flops_per_step"] / seconds / A100_BF16_PEAK)
+
+    print_result(result)
+    assert f"{parameter_count(model):,} parameters ({active:,} active)" in capsys.readouterr().out
+    assert f"parameters, {active:,} active</li>" in render_page(result)
+    # A result that was written before knew none.
+    del work["active_parameters"]
+    validate(finite(result))
+    print_result(result)
+    assert "active" not in capsys.readouterr().out
+    assert " active</li>" not in render_page(result)
