@@ -52,6 +52,7 @@ class Run:
         self.val_loss: float | None = None
         self.interrupted: int | None = None
         self.expert_shares: list[list[float]] = []
+        self.peak_memory = 0
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -220,6 +221,7 @@ class Run:
             expert_loads: tokens that each expert got since the last record, for every router.
         """
         dt, _ = self.timer.window()
+        self.peak_memory = max(self.peak_memory, memory)
         train, block_size = self.config.train, self.config.model.block_size
         sequences = train.batch_size * train.grad_accum_steps / dt
         tokens = sequences * block_size
@@ -311,6 +313,8 @@ class Run:
             tokens = self.config.train.batch_size * self.config.train.grad_accum_steps * self.config.model.block_size
             per_step = self.timer.total_seconds / self.timer.total_steps
             rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
+        if self.peak_memory:
+            rows.append(("peak memory", f"{self.peak_memory / 2**30:.2f} GB"))
         if self.expert_shares:
             shares = [share for router in self.expert_shares for share in router]
             rows.append(

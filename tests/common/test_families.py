@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -108,10 +109,13 @@ def test_expert_loads_are_logged_and_steer_the_router(twin: str, preset: str, ru
 
 
 @pytest.mark.parametrize("twin", TWINS)
-def test_the_summary_names_the_load(
+def test_the_summary_names_load_and_memory(
     twin: str, stories_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ("--preset", "custom-llm-tiny", "--block-size", "16", "--batch-size", "2", "--max-steps", "2")
     more = ("--sample-tokens", "0", "--eval-batches", "1", "--data-dir", str(stories_dir), "--out", tmp_path / "run")
     train(twin, *flags, *more)
-    assert "times its fair share" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "times its fair share" in said
+    peak = max(row["memory"] for row in read_metrics(tmp_path / "run") if "loss" in row)
+    assert re.search(rf"peak memory +{peak / 2**30:.2f} GB", said)
