@@ -225,8 +225,11 @@ def _memory_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     usable = plan["machine"]["usable_bytes"]
     answers = {True: "yes", False: "no", None: "-"}
     yield f"fits in {gigabytes(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
-    yield f"largest batch (here {train['batch_size']})", *(_batch(one["largest_batch"]) for one in twins)
-    yield "  with gradient checkpointing", *(_batch(one["largest_batch_checkpointing"]) for one in twins)
+    here, other = f" (here {train['batch_size']})", ""
+    if train["gradient_checkpointing"]:
+        here, other = other, here
+    yield f"largest batch{here}", *(_batch(one["largest_batch"]) for one in twins)
+    yield f"  with checkpointing{other}", *(_batch(one["largest_batch_checkpointing"]) for one in twins)
     yield "generation keeps, per token", *(f"{one['kv_cache_bytes_per_token']:,} B" for one in twins)
     if any(one["kv_cache_bytes_per_token"] != one["full_kv_bytes_per_token"] for one in twins):
         yield "  as full keys and values", *(f"{one['full_kv_bytes_per_token']:,} B" for one in twins)
