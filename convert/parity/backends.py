@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -14,6 +15,8 @@ from gpt_common.errors import UserError, nearest
 
 ComputeDtype = Literal["float32", "float64", "bfloat16"]
 Batches = Sequence[tuple[Tokens, Tokens]]
+Choices = list[Array]
+"""What routers prefer, (N, E) per call: scores with what balancing adds, before groups and the best are taken."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,8 @@ class Traced:
 
     taps: list[tuple[str, Array]]
     """Every module's input and output in execution order: ("blocks.0.attention input", array)."""
-    inputs: Arrays
-    """What each module was given, by path, parents before their children."""
+    inputs: dict[str, tuple[Array, ...]]
+    """The arrays that each module was given, by path, parents before their children; no keys, caches and angles."""
     upstream: Arrays
     """Gradient of the loss with respect to each module's output, by path."""
 
@@ -60,7 +63,11 @@ class LayerPass:
 
     output: Array
     gradients: Arrays
-    """By parameter name; "input" for the input's, which embeddings do not have."""
+    """By parameter name; "input" for the input's, which embeddings do not have, "input 1" for the next's."""
+
+
+INPUTS = ("input", "input 1", "input 2")
+"""Names of a module's arguments in `LayerPass.gradients`."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,26 @@ class Twin(Protocol):
         """Initial weights as the trainer draws them."""
 
     def set_weights(self, weights: Arrays) -> None:
-        """Replace every parameter, and forget the optimiser's state."""
+        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
 
     def weights(self) -> Arrays:
         """Every parameter by canonical name."""
 
+    def buffers(self) -> Arrays:
+        """Every buffer by canonical name."""
+
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>."""
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
+
+    def loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got in the training steps since this was last asked."""
+
+    def choosing(self, given: Choices | None = None) -> AbstractContextManager[Choices]:
+        """What every router prefers, call by call, in the passes made meanwhile; compiled ones cannot be watched.
+
+        Args:
+            given: choose by these preferences instead.
+        """
 
     def logits(self, tokens: Tokens) -> Array:
         """(B, T) ids -> (B, T, V), without dropout."""
@@ -109,7 +129,7 @@ class Twin(Protocol):
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
 
-    def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
+    def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
 
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:

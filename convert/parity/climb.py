@@ -6,16 +6,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from convert.parity import material
-from convert.parity.backends import BACKENDS, Backend, Twin, open_twin
+from convert.parity.backends import BACKENDS, Backend, Choices, Twin, open_twin
 from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances
 from convert.parity.gates import GATES, ORACLE_RATIO, ROUNDING, Precision
 from gpt_common.config import RunConfig
 
 ORACLE = "float64"
+Result = TypeVar("Result")
 DTYPES = {"strict": "float32", "tf32": "float32", "bf16": "bfloat16"}
 
 
@@ -51,7 +53,9 @@ class Climb:
     """How far apart two backends compute one loss from the same weights: L4 leaves it for L7."""
     uninterrupted: list[float] = field(default_factory=list)
     """Losses of the reference: L7 leaves them for L8."""
-    _open: dict[tuple[str, RunConfig], Twin] = field(default_factory=dict)
+    followed: list[Choices] = field(default_factory=list)
+    """What the reference's routers preferred in each step of that trajectory."""
+    _open: dict[tuple[Backend | None, RunConfig], Twin] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -81,21 +85,41 @@ class Climb:
         """Whether this climb's class has such a gate."""
         return name in GATES[self.precision]
 
-    def twins(self, config: RunConfig | None = None) -> dict[str, Twin]:
-        """A twin per backend, reference first; opened once per configuration."""
+    def twins(self, config: RunConfig | None = None, *, eager: bool = False) -> dict[str, Twin]:
+        """A twin per backend, reference first; opened once per configuration.
+
+        Args:
+            eager: not compiled, whatever the backend.
+        """
         config = config or self.config
-        for backend in self.backends:
-            if (backend.name, config) not in self._open:
-                self._open[backend.name, config] = open_twin(backend, config, DTYPES[self.precision])  # type: ignore[arg-type]
-        return {name: self._open[name, config] for name in self.names}
+        found = {}
+        for backend in sorted(self.backends, key=lambda backend: backend.name != self.reference):
+            used = dataclasses.replace(backend, compiled=backend.compiled and not eager)
+            if (used, config) not in self._open:
+                self._open[used, config] = open_twin(used, config, DTYPES[self.precision])  # type: ignore[arg-type]
+            found[backend.name] = self._open[used, config]
+        return found
 
     def oracle(self, config: RunConfig | None = None) -> Twin:
         """PyTorch in float64 on the CPU, without gradient checkpointing: what is right."""
         config = config or self.config
-        if (ORACLE, config) not in self._open:
+        if (None, config) not in self._open:
             plain = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=False))
-            self._open[ORACLE, config] = open_twin(BACKENDS["cpu"], plain, "float64")
-        return self._open[ORACLE, config]
+            self._open[None, config] = open_twin(BACKENDS["cpu"], plain, "float64")
+        return self._open[None, config]
+
+    def together(
+        self, twins: Mapping[str, Twin], call: Callable[[Twin], Result]
+    ) -> tuple[dict[str, Result], dict[str, Choices]]:
+        """What `call` gives for every twin while all routers follow the first's, and what they would have preferred."""
+        results: dict[str, Result] = {}
+        own: dict[str, Choices] = {}
+        followed: Choices = []
+        for name, twin in twins.items():
+            with twin.choosing(followed or None) as own[name]:
+                results[name] = call(twin)
+            followed = followed or own[name]
+        return results, own
 
     def compare(
         self,

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from convert.parity.compare import Arrays
+from convert.parity.compare import Array, Arrays
 from gpt_common.config import OptimConfig
 
 
@@ -24,7 +24,7 @@ class Optimizing(Protocol):
         """Weights by name."""
 
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>."""
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
 
 
 class ExactAdamW:
@@ -49,18 +49,22 @@ class ExactAdamW:
         norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for g in gradients.values()))
         # Both frameworks add 1e-6 to the norm that they divide by.
         scale = min(1.0, config.grad_clip / (norm + 1e-6)) if config.grad_clip else 1.0
-        keep2 = _float32(config.beta2)
-        take1, take2 = _float32(1 - config.beta1), _float32(1 - config.beta2)
         for name, gradient in gradients.items():
-            g = gradient.astype(np.float64) * scale
-            # PyTorch and MLX move the first moment towards the gradient, which makes its constants add up to one.
-            self._first[name] += take1 * (g - self._first[name])
-            self._second[name] = keep2 * self._second[name] + take2 * g * g
             if gradient.ndim >= 2:
-                self._weights[name] *= _float32(1 - rate * config.weight_decay)
-            root = np.sqrt(self._second[name] / (1 - config.beta2**n)) + config.adam_eps
-            self._weights[name] -= rate / (1 - config.beta1**n) * self._first[name] / root
+                self._weights[name] *= as_float32(1 - rate * config.weight_decay)
+            self._weights[name] -= rate * self.direction(name, gradient.astype(np.float64) * scale, n)
         return norm
+
+    def direction(self, name: str, g: Array, n: int) -> Array:
+        """Where update number `n` (from 1) takes a tensor whose clipped gradient is `g`."""
+        config = self.config
+        keep2 = as_float32(config.beta2)
+        take1, take2 = as_float32(1 - config.beta1), as_float32(1 - config.beta2)
+        # PyTorch and MLX move the first moment towards the gradient, which makes its constants add up to one.
+        self._first[name] += take1 * (g - self._first[name])
+        self._second[name] = keep2 * self._second[name] + take2 * g * g
+        root = np.sqrt(self._second[name] / (1 - config.beta2**n)) + config.adam_eps
+        return np.asarray(self._first[name] / (1 - config.beta1**n) / root)
 
     def weights(self) -> Arrays:
         """Weights by name."""
@@ -72,5 +76,6 @@ class ExactAdamW:
         return first | {f"exp_avg_sq.{name}": value for name, value in self._second.items()}
 
 
-def _float32(value: float) -> float:
+def as_float32(value: float) -> float:
+    """A constant as a float32 optimiser has it."""
     return float(np.float32(value))

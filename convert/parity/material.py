@@ -10,14 +10,15 @@ import numpy as np
 
 from convert.parity.backends import Batches
 from convert.parity.compare import Arrays, Tokens
-from gpt_common.config import RunConfig
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import training_batch
-from gpt_common.init import initial_weights, keyed_generator, parameter_shapes
+from gpt_common.init import buffer_shapes, initial_weights, keyed_generator, parameter_shapes
 
 WIDENED_STD = 0.2
 """At GPT-2's 0.02 most wrong models pass: attention is near uniform and GELU near linear."""
 WIDENED_WIDTH = 64
 """Wider models get less, so that a matrix amplifies by 1.6 at most: saturated attention would amplify rounding."""
+ROUTING_BIAS_STD = 0.05
 STREAM_LENGTH = 20_000
 
 
@@ -32,12 +33,15 @@ class Size:
     vocab_size: int
     batch_size: int
     grad_accum_steps: int
+    n_expert: int
 
 
 SIZES = {
-    "quick": Size(n_layer=2, n_head=2, head_size=16, block_size=32, vocab_size=96, batch_size=4, grad_accum_steps=2),
+    "quick": Size(
+        n_layer=2, n_head=2, head_size=16, block_size=32, vocab_size=96, batch_size=4, grad_accum_steps=2, n_expert=8
+    ),
     "standard": Size(
-        n_layer=4, n_head=4, head_size=32, block_size=64, vocab_size=256, batch_size=4, grad_accum_steps=2
+        n_layer=4, n_head=4, head_size=32, block_size=64, vocab_size=256, batch_size=4, grad_accum_steps=2, n_expert=8
     ),
 }
 
@@ -45,14 +49,27 @@ SIZES = {
 def shrink(config: RunConfig, size: Size) -> RunConfig:
     """The same family within `size`: kinds, biases, tying, dropout rate and optimiser stay, dimensions give way."""
     model, train = config.model, config.train
-    n_head = min(model.n_head, size.n_head)
+    # Two key heads at least, each with all its query heads: with one, every order of sharing is right.
+    shared = model.n_head // (model.n_kv_head or model.n_head)
+    groups = min(model.n_head // shared, max(2, size.n_head // shared))
+    n_head = groups * shared
+    n_embd = n_head * min(max(1, model.n_embd // model.n_head), size.head_size)
     return dataclasses.replace(
         config,
         model=dataclasses.replace(
             model,
             n_layer=min(model.n_layer, size.n_layer),
             n_head=n_head,
-            n_embd=n_head * min(model.head_size, size.head_size),
+            n_kv_head=groups if model.n_kv_head else 0,
+            n_embd=n_embd,
+            head_size=min(model.head_size, size.head_size),
+            q_latent=min(model.q_latent, 3 * size.head_size),
+            kv_latent=min(model.kv_latent, 2 * size.head_size),
+            nope_size=min(model.nope_size, size.head_size),
+            rope_size=min(model.rope_size, size.head_size // 2),
+            value_size=min(model.value_size, size.head_size),
+            feed_forward_width=model.feed_forward_width * n_embd // model.n_embd,
+            **(_fewer_experts(model, size) if model.feed_forward == "moe" else {}),
             block_size=min(model.block_size, size.block_size),
             vocab_size=min(model.vocab_size or size.vocab_size, size.vocab_size),
         ),
@@ -64,19 +81,41 @@ def shrink(config: RunConfig, size: Size) -> RunConfig:
     )
 
 
+def _fewer_experts(model: ModelConfig, size: Size) -> dict[str, int]:
+    """Experts, their groups and their width within `size`; every kind of choice that there was is still there."""
+    n_group = min(model.n_expert_group, size.n_expert // 2)
+    per_group = min(model.n_expert // model.n_expert_group, size.n_expert // n_group)
+    groups_per_token = min(model.groups_per_token, max(1, n_group // 2)) if n_group > 1 else 1
+    return {
+        "n_dense_layer": min(model.n_dense_layer, min(model.n_layer, size.n_layer) - 1),
+        "n_expert": n_group * per_group,
+        "n_expert_group": n_group,
+        "groups_per_token": groups_per_token,
+        "n_shared_expert": min(model.n_shared_expert, 2),
+        "experts_per_token": min(model.experts_per_token, max(1, groups_per_token * per_group // 2)),
+        "expert_width": min(model.expert_width, 4 * size.head_size),
+    }
+
+
 def fresh(config: RunConfig) -> Arrays:
     """Weights before training."""
     return dict(initial_weights(config.model, config.train.seed))
 
 
 def widened(config: RunConfig) -> Arrays:
-    """Weights that look trained: matrices and biases of standard deviation 0.2 or a little less, norms around 1."""
+    """Weights that look trained: matrices and biases of standard deviation 0.2 or a little less, norms around 1.
+
+    What balancing adds to a router's scores decides some choices, and is small beside the scores.
+    """
     weights = {}
     std = np.float32(WIDENED_STD * min(1, WIDENED_WIDTH / config.model.n_embd) ** 0.5)
     for name, shape in parameter_shapes(config.model).items():
         noise = keyed_generator(config.train.seed, "widened", name).standard_normal(shape, np.float32)
         centre = 1.0 if "norm" in name and name.endswith(".weight") else 0.0
         weights[name] = np.float32(centre) + noise * std
+    for name, shape in buffer_shapes(config.model).items():
+        noise = keyed_generator(config.train.seed, "widened", name).standard_normal(shape, np.float32)
+        weights[name] = noise * np.float32(ROUTING_BIAS_STD)
     return weights
 
 

@@ -18,11 +18,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from convert.parity.backends import Backend, Batches, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.choices import Preferences
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
 from gpt_common.config import RunConfig, to_dict
+from gpt_common.init import buffer_shapes
 from mlx_gpt import attention, checkpoint, layers, model, optim, sample, train
 
 
@@ -60,20 +62,46 @@ class MlxTwin:
             self._forget()
 
     def set_weights(self, weights: Arrays) -> None:
-        """Replace every parameter, and forget the optimiser's state."""
+        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
         with self._here():
-            self.network.update(tree_unflatten([(name, mx.array(value)) for name, value in weights.items()]))
+            buffers = {name: np.zeros(shape, np.float32) for name, shape in buffer_shapes(self.config.model).items()}
+            tensors = [(name, mx.array(value)) for name, value in (buffers | weights).items()]
+            self.network.update(tree_unflatten(tensors))
             self._forget()
 
     def weights(self) -> Arrays:
         """Every parameter by canonical name."""
         return {name: _numpy(value) for name, value in self.network.named_parameters()}
 
+    def buffers(self) -> Arrays:
+        """Every buffer by canonical name."""
+        places = self.network.state_dict()
+        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
+
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>."""
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
         with self._here():
             tensors = optim.optimizer_tensors(self.network, self.optimizer)
             return {name: _numpy(value) for name, value in tensors.items()}
+
+    def loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got in the training steps since this was last asked."""
+        return self.train_step.take_loads()
+
+    @contextmanager
+    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
+        """What every router prefers, call by call; `given` decides instead."""
+        preferred = Preferences(given)
+        with ExitStack() as stack:
+            for router in () if self.compiled else self.network.mixtures():
+                right = router.choice
+
+                def choice(scores_NE: mx.array, right: Any = right, router: Any = router) -> mx.array:
+                    settled_NE = preferred.settle(router, _numpy(right(scores_NE)))
+                    return mx.array(settled_NE.astype(np.float32))
+
+                stack.enter_context(mock.patch.object(router, "choice", choice))
+            yield preferred.own
 
     # ---- one pass ------------------------------------------------------------------------------------------------
 
@@ -96,32 +124,29 @@ class MlxTwin:
             (_, loss, _), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
             return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
 
-    def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
+    def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
         module = self._module(path)
         takes = inspect.signature(type(module).__call__).parameters
         parameters = _flat(module.trainable_parameters())
         names = [name for name, _ in parameters]
-        differentiable = "dtype" not in takes
+        differentiable = [i for i, x in enumerate(inputs) if x.dtype.kind != "i"]
+        more: list[Any] = [self.dtype] if "dtype" in takes else []
 
         def forward(*values: mx.array) -> mx.array:
             module.update(tree_unflatten(list(zip(names, values, strict=False))))
-            output: mx.array
-            if not differentiable:
-                output = module(mx.array(inputs), self.dtype)
-            elif "key" in takes:
-                output = module(values[-1], _key(key), None, self._angles(inputs))
-            else:
-                output = module(values[-1])
+            given = dict(zip(differentiable, values[len(names) :], strict=True))
+            arguments = [given[i] if i in given else mx.array(x) for i, x in enumerate(inputs)]
+            output: mx.array = module(*arguments, *more)
             return output
 
         with self._here():
-            values = [value for _, value in parameters]
-            if differentiable:
-                values.append(self._array(inputs))
+            if "key" in takes:
+                more += [_key(key), None, self._angles(inputs[0])]
+            values = [value for _, value in parameters] + [self._array(inputs[i]) for i in differentiable]
             outputs, gradients = mx.vjp(forward, values, [self._array(upstream)])
             module.update(tree_unflatten(parameters))
-            found = dict(zip([*names, "input"], gradients, strict=False))
+            found = dict(zip([*names, *(INPUTS[i] for i in differentiable)], gradients, strict=True))
             return LayerPass(_numpy(outputs[0]), {name: _numpy(g) for name, g in found.items()})
 
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:
@@ -147,8 +172,8 @@ class MlxTwin:
             def call(module: nn.Module, x: mx.array, *more: Any) -> mx.array:
                 if (path := paths.get(id(module))) is None:
                     return original(module, x, *more)
-                traced.inputs[path] = _numpy(x)
-                traced.taps.append((f"{path} input", traced.inputs[path]))
+                traced.inputs[path] = (_numpy(x),)
+                traced.taps.append((f"{path} input", traced.inputs[path][0]))
                 output = original(module, x, *more)
                 traced.taps.append((f"{path} output", _numpy(output)))
                 return output

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from convert.parity import material
-from convert.parity.climb import Climb
+from convert.parity.choices import choice_gates, for_cache
+from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Array, Arrays, Measurement
 from gpt_common.cli import SampleSettings
 from gpt_common.sampling import draws, window
@@ -28,11 +29,16 @@ def rung_generation(climb: Climb) -> Iterator[Measurement]:
     twins = climb.twins()
     for state, weights in climb.states().items():
         found: dict[str, Arrays] = {}
+        climb.oracle().set_weights(weights)
+        with climb.oracle().choosing() as whole:
+            exact = climb.oracle().logits(tokens)
+        own = {ORACLE: for_cache(whole, *tokens.shape)}
         for name, twin in twins.items():
             twin.set_weights(weights)
-            found[name] = {"logits from the cache": twin.cached_logits(tokens)}
-        climb.oracle().set_weights(weights)
-        yield from climb.compare(found, {"logits from the cache": climb.oracle().logits(tokens)}, gate, state)
+            with twin.choosing(own[ORACLE] or None) as own[name]:
+                found[name] = {"logits from the cache": twin.cached_logits(tokens)}
+        yield from choice_gates(own, config.model, None, state)
+        yield from climb.compare(found, {"logits from the cache": exact}, gate, state)
 
     # The last state is the one that has learnt something, or looks as if.
     prompt = tokens[0, : max(1, config.model.block_size // 4)].tolist()

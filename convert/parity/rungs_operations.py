@@ -14,7 +14,7 @@ from convert.parity.climb import Climb
 from convert.parity.compare import Array, Arrays, Measurement
 from gpt_common.checkpoint import OPTIMIZER_FILE, tensor_hashes, validate
 from gpt_common.dropout import dropout_key
-from gpt_common.init import initial_weights, keyed_generator
+from gpt_common.init import buffer_shapes, initial_weights, keyed_generator
 
 LONG_SUMS = (32766, 32767, 32768, 50257, 50304)
 """Lengths around 2**15, and GPT-2's vocabulary with and without padding: where sums went wrong on MPS (pytorch#195163).
@@ -26,9 +26,10 @@ def rung_bytes(climb: Climb) -> Iterator[Measurement]:
     config = climb.config
     twins = climb.twins()
     wanted = dict(initial_weights(config.model, config.train.seed))
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in buffer_shapes(config.model).items()}
     for name, twin in twins.items():
         twin.initialise(config.train.seed)
-        yield from _identical(twin.weights(), wanted, f"{name} ~ numpy", "initial ")
+        yield from _identical(twin.weights() | twin.buffers(), wanted | zeros, f"{name} ~ numpy", "initial ")
     with tempfile.TemporaryDirectory() as folder:
         first = climb.reference
         for other in climb.names[1:]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from convert.parity import material
+from convert.parity.backends import Choices
+from convert.parity.choices import choice_gates
 from convert.parity.climb import ORACLE, Climb, top1_disagreements
 from convert.parity.compare import Array, Arrays, Measurement
 from convert.parity.gates import TOP1_MARGIN
@@ -39,14 +41,15 @@ def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iter
     for done, (path, inputs) in enumerate(traced.inputs.items()):
         climb.progress(f"layers, {state}", done, len(traced.inputs))
         # Rounded first, so that all start from the same numbers.
-        x = inputs if inputs.dtype.kind == "i" else inputs.astype(np.float32)
+        rounded = tuple(x if x.dtype.kind == "i" else x.astype(np.float32) for x in inputs)
         upstream = traced.upstream[path].astype(np.float32)
-        results = {name: twin.layer(path, x, upstream, key) for name, twin in everyone.items()}
+        results, own = climb.together(everyone, lambda twin: twin.layer(path, rounded, upstream, key))  # noqa: B023
         outputs = {name: {f"{path}{OUTPUT}": result.output} for name, result in results.items()}
         gradients = {
             name: {f"{path}{GRADIENT}{part}": value for part, value in result.gradients.items()}
             for name, result in results.items()
         }
+        yield from choice_gates(own, climb.config.model, climb.gate("L2 forward"), state)
         yield from climb.compare(outputs, outputs.pop(ORACLE), climb.gate("L2 forward"), state)
         yield from climb.compare(gradients, gradients.pop(ORACLE), climb.gate("L2 backward"), state)
 
@@ -56,12 +59,13 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
     tokens, _ = material.batches(climb.config, 0)[0]
     gate = climb.gate("L3")
     for state, weights in climb.states().items():
-        climb.oracle().set_weights(weights)
-        exact = climb.oracle().logits(tokens)
-        found: dict[str, Arrays] = {}
-        for name, twin in climb.twins().items():
+        everyone = {ORACLE: climb.oracle(), **climb.twins()}
+        for twin in everyone.values():
             twin.set_weights(weights)
-            found[name] = {"logits": twin.logits(tokens)}
+        logits, own = climb.together(everyone, lambda twin: twin.logits(tokens))
+        exact = logits.pop(ORACLE)
+        found = {name: {"logits": values} for name, values in logits.items()}
+        yield from choice_gates(own, climb.config.model, gate, state)
         yield from climb.compare(found, {"logits": exact}, gate, state)
         for name, arrays in found.items():
             count = top1_disagreements(arrays["logits"], exact, TOP1_MARGIN)
@@ -73,7 +77,8 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
 def rung_loss(climb: Climb) -> Iterator[Measurement]:
     """Mean cross entropy."""
     gate = climb.gate("L4")
-    for state, found, exact in _passes(climb):
+    for state, found, exact, own in _passes(climb):
+        yield from choice_gates(own, climb.config.model, climb.gate("L3"), state)
         losses = {name: {"loss": arrays["loss"]} for name, arrays in found.items()}
         for measurement in climb.compare(losses, {"loss": exact["loss"]}, gate, state):
             if measurement.between.endswith(f"~ {climb.reference}"):
@@ -84,21 +89,21 @@ def rung_loss(climb: Climb) -> Iterator[Measurement]:
 def rung_gradients(climb: Climb) -> Iterator[Measurement]:
     """The gradient of every parameter; the worst tensor counts."""
     gate = climb.gate("L5")
-    for state, found, exact in _passes(climb):
+    for state, found, exact, _ in _passes(climb):
         for arrays in (*found.values(), exact):
             arrays.pop("loss")
         yield from climb.compare(found, exact, gate, state)
 
 
-def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays]]:
-    """Loss and gradients of every backend and the oracle, in every state, with and without dropout."""
+def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict[str, Choices]]]:
+    """Loss, gradients and choices of every backend and the oracle, in every state, with and without dropout."""
     tokens, labels = material.batches(climb.config, 0)[0]
     for state, weights in climb.states().items():
         for dropped, key in dropout_keys(climb).items():
-            found: dict[str, Arrays] = {}
-            for name, twin in {ORACLE: climb.oracle(), **climb.twins()}.items():
+            everyone = {ORACLE: climb.oracle(), **climb.twins()}
+            for twin in everyone.values():
                 twin.set_weights(weights)
-                loss, gradients = twin.gradients(tokens, labels, key)
-                found[name] = {"loss": np.array([loss]), **gradients}
+            passes, own = climb.together(everyone, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
+            found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
             exact = found.pop(ORACLE)
-            yield state + dropped, found, exact
+            yield state + dropped, found, exact, own

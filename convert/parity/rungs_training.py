@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from convert.parity import material
-from convert.parity.backends import Batches, Twin
+from convert.parity.backends import Batches, Choices, Twin
+from convert.parity.choices import choice_gates, parted
 from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Arrays, Measurement, without_key_bias
 from convert.parity.exact_adamw import ExactAdamW, Optimizing
+from convert.parity.exact_muon import ExactMuon
 from convert.parity.gates import ENVELOPE, ROUNDING
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig
 from gpt_common.init import keyed_generator, parameter_shapes
@@ -21,6 +25,7 @@ from gpt_common.schedule import learning_rate
 
 DROPOUT = 0.1
 """Rate of the long trajectories where the configuration has none."""
+NUDGED = "one unit in the last place off"
 PERTURBED_RUNS = 2
 """Trajectories from weights one unit in the last place off, which make the noise envelope."""
 STEP_RATE = 1e-3
@@ -31,16 +36,21 @@ SWITCHES = 5
 """How often the ping-pong run changes framework."""
 OPTIMIZER_MODEL = ModelConfig(vocab_size=64, block_size=16, n_layer=1, n_head=2, n_embd=16, bias=True)
 """Adam knows no shapes: matrices and vectors of a small model stand for all."""
+MUON_MODEL = dataclasses.replace(
+    OPTIMIZER_MODEL, feed_forward="moe", n_expert=4, n_shared_expert=1, experts_per_token=2, expert_width=24
+)
+"""Muon does: wide, tall and square matrices, and stacks of wide and of tall ones."""
 MANY_ROWS = dataclasses.replace(OPTIMIZER_MODEL, vocab_size=32768)
 """A gradient norm is a long sum: MLX's CPU loses 1e-4 of one over half a million numbers in one go."""
 
 
 def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
-    """Clipping and AdamW from identical gradients, which differ by nine orders of magnitude.
+    """Clipping and the optimiser from identical gradients, which differ by nine orders of magnitude.
 
     Weights are of the size of some updates, so that rounding them to float32 weighs equally at every learning rate.
     """
-    config = dataclasses.replace(climb.config, model=OPTIMIZER_MODEL)
+    muon = climb.config.optim.optimizer == "muon"
+    config = dataclasses.replace(climb.config, model=MUON_MODEL if muon else OPTIMIZER_MODEL)
     peak = config.optim.learning_rate
     steps = climb.optimizer_steps
     schedule = whole_schedule(config.optim, steps)
@@ -48,7 +58,8 @@ def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
         name: keyed_generator(0, "optimizer", name).standard_normal(value.shape, np.float32) * np.float32(5 * peak)
         for name, value in material.fresh(config).items()
     }
-    twins: dict[str, Optimizing] = {ORACLE: ExactAdamW(config.optim), **climb.twins(config)}
+    oracle = ExactMuon(config.optim) if muon else ExactAdamW(config.optim)
+    twins: dict[str, Optimizing] = {ORACLE: oracle, **climb.twins(config)}
     norms: dict[str, Arrays] = {}
     for name, twin in twins.items():
         twin.set_weights(start)
@@ -113,9 +124,15 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
     for state, weights in climb.states().items():
         updates: dict[str, Arrays] = {}
         figures: dict[str, Arrays] = {}
-        for name, twin in {ORACLE: climb.oracle(config), **climb.twins(config)}.items():
+        everyone = {ORACLE: climb.oracle(config), **climb.twins(config)}
+        rate = max(config.optim.learning_rate, STEP_RATE)
+        for twin in everyone.values():
             twin.set_weights(weights)
-            loss, norm = twin.step(material.batches(config, 0), 0, max(config.optim.learning_rate, STEP_RATE))
+        steps, own = climb.together(everyone, lambda twin: twin.step(material.batches(config, 0), 0, rate))
+        yield from choice_gates(own, config.model, climb.gate("L3"), state)
+        yield from _routed(everyone, climb.reference, state)
+        for name, twin in everyone.items():
+            loss, norm = steps[name]
             moved = {f"update of {tensor}": value - weights[tensor] for tensor, value in twin.weights().items()}
             updates[name] = without_key_bias(moved)
             if name == ORACLE:
@@ -131,6 +148,23 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
         for figure, limit in (("loss", climb.gate("L4")), ("gradient norm", climb.gate("L5"))):
             one = {name: {figure: arrays[figure]} for name, arrays in figures.items()}
             yield from climb.compare(one, one.pop(ORACLE), limit, state)
+
+
+def _routed(twins: Mapping[str, Twin], reference: str, state: str = "") -> Iterator[Measurement]:
+    """Expert loads are integers and equal, and so is what balancing makes of them."""
+    loads = {name: twin.loads() for name, twin in twins.items()}
+    buffers = {name: twin.buffers() for name, twin in twins.items()}
+    for name in twins:
+        if name in (reference, ORACLE):
+            continue
+        between = f"{name} ~ {reference}"
+        for router, (load_E, wanted_E) in enumerate(zip(loads[name], loads[reference], strict=True)):
+            wrong = float(np.abs(np.array(load_E) - np.array(wanted_E)).sum())
+            tensor = f"tokens at other experts, router {router}"
+            yield Measurement(tensor=tensor, error=wrong, gate=0.0, between=between, state=state)
+        for tensor, value in buffers[name].items():
+            wrong = float((value != buffers[reference][tensor]).sum())
+            yield Measurement(tensor=tensor, error=wrong, gate=0.0, between=between, state=state)
 
 
 def _left_to_rounding(moments: Arrays, optim: OptimConfig, gate: float) -> dict[str, np.ndarray]:
@@ -157,7 +191,12 @@ def trajectory_config(climb: Climb) -> RunConfig:
     """The configuration of long runs: dropout with shared masks, and the whole schedule within the steps there are."""
     steps = climb.trajectory_steps
     config = material.with_dropout(climb.config, climb.config.model.dropout or DROPOUT)
-    train = dataclasses.replace(config.train, max_steps=steps)
+    # A block that is recomputed would ask its router twice; L2 to L6b compare such blocks.
+    train = dataclasses.replace(
+        config.train,
+        max_steps=steps,
+        gradient_checkpointing=config.train.gradient_checkpointing and not has_routers(config),
+    )
     return dataclasses.replace(config, optim=whole_schedule(config.optim, steps), train=train)
 
 
@@ -166,19 +205,45 @@ def whole_schedule(optim: OptimConfig, steps: int) -> OptimConfig:
     return dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, steps // 10), decay_steps=0)
 
 
+def has_routers(config: RunConfig) -> bool:
+    """Whether any block sends tokens to experts."""
+    return any(config.model.has_experts(layer) for layer in range(config.model.n_layer))
+
+
 def batches_for(twin: Twin, step: int) -> Batches:
     """Batches are a function of seed and step; that a run was resumed changes nothing."""
     return material.batches(twin.config, step)
 
 
-def train(twin: Twin, first: int, last: int, tick: Callable[[int], None] = lambda _: None) -> list[float]:
-    """Steps `first` to `last`; the loss of each."""
-    losses = []
+@dataclass
+class Trajectory:
+    """Some steps of training."""
+
+    losses: list[float] = field(default_factory=list)
+    choices: list[Choices] = field(default_factory=list)
+    """What the routers preferred, by step."""
+
+
+def train(
+    twin: Twin,
+    first: int,
+    last: int,
+    tick: Callable[[int], None] = lambda _: None,
+    followed: Sequence[Choices] = (),
+) -> Trajectory:
+    """Steps `first` to `last`.
+
+    Args:
+        followed: what routers shall prefer instead, by step from 0.
+    """
+    done = Trajectory()
     for step in range(first, last):
         rate = learning_rate(step, twin.config.optim, twin.config.train.max_steps)
-        losses.append(twin.step(batches_for(twin, step), step, rate)[0])
+        with twin.choosing((followed[step] if followed else None) or None) as own:
+            done.losses.append(twin.step(batches_for(twin, step), step, rate)[0])
+        done.choices.append(own)
         tick(step)
-    return losses
+    return done
 
 
 def drift(losses: Sequence[float], other: Sequence[float]) -> np.ndarray:
@@ -188,27 +253,38 @@ def drift(losses: Sequence[float], other: Sequence[float]) -> np.ndarray:
 
 
 def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
-    """Hundreds of steps with dropout: losses within the gate and within the noise envelope, weights at the end."""
+    """Hundreds of steps with dropout: losses within the gate and within the noise envelope, weights at the end.
+
+    Where there are routers, all follow the reference's (choices.py): one token at another expert is a step in the loss.
+    """
     config, steps = trajectory_config(climb), climb.trajectory_steps
-    twins = climb.twins(config)
+    # A compiled router cannot be led.
+    twins = climb.twins(config, eager=has_routers(config))
     losses: dict[str, list[float]] = {}
     weights: dict[str, Arrays] = {}
+    elsewhere: dict[str, tuple[int, int]] = {}
+    climb.followed = []
 
     def run(name: str, twin: Twin, start: Arrays) -> list[float]:
         twin.set_weights(start)
-        return train(twin, 0, steps, lambda step: climb.progress(f"trajectory, {name}", step, steps))
+        tick = partial(climb.progress, f"trajectory, {name}")
+        done = train(twin, 0, steps, lambda step: tick(step, steps), climb.followed)
+        climb.followed = climb.followed or done.choices
+        elsewhere[name] = parted(_flat(done.choices), _flat(climb.followed), config.model)
+        return done.losses
 
     reference = twins[climb.reference]
     for name, twin in twins.items():
         losses[name] = run(name, twin, climb.start())
         weights[name] = without_key_bias(twin.weights())
+    yield from _routed(twins, climb.reference)
     climb.uninterrupted = losses[climb.reference]
     climb.curves["loss"] = losses[climb.reference]
 
     # What the loss alone is off by, from equal weights, is no drift.
     envelope = np.full(steps, max(ROUNDING[climb.precision], climb.loss_noise))
     for seed in range(PERTURBED_RUNS):
-        other = run("one unit in the last place off", reference, material.nudged(climb.start(), seed))
+        other = run(NUDGED, reference, material.nudged(climb.start(), seed))
         envelope = np.maximum(envelope, drift(other, losses[climb.reference]))
     envelope = np.maximum.accumulate(envelope)
     climb.curves["one unit in the last place"] = envelope.tolist()
@@ -217,6 +293,11 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
         differences = drift(losses[name], losses[climb.reference])
         climb.curves[f"{name} ~ {climb.reference}"] = differences.tolist()
         yield from _trajectory_gates(climb, "L7 loss", losses[name], losses[climb.reference], name)
+        if has_routers(config):
+            ties, against = elsewhere[name]
+            tensor = f"experts chosen against a clear lead ({ties} near ties; {elsewhere[NUDGED][0]} {NUDGED})"
+            between = f"{name} ~ {climb.reference}"
+            yield Measurement(tensor=tensor, error=float(against), gate=0.0, between=between)
         if climb.precision == "strict":
             worst = int(np.argmax(differences / envelope))
             yield Measurement(
@@ -229,6 +310,10 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
     if climb.has_gate("L7 weights"):
         final = {name: {f"{t} after {steps} steps": v for t, v in w.items()} for name, w in weights.items()}
         yield from climb.compare(final, None, climb.gate("L7 weights"))
+
+
+def _flat(choices: Sequence[Choices]) -> Choices:
+    return [preferred for step in choices for preferred in step]
 
 
 def _trajectory_gates(
@@ -252,12 +337,13 @@ def _trajectory_gates(
 def rung_switch(climb: Climb) -> Iterator[Measurement]:
     """A run that changes framework half-way, both ways, and one that goes back and forth, on the same loss curve."""
     config, steps = trajectory_config(climb), climb.switch_steps
-    twins = climb.twins(config)
+    twins = climb.twins(config, eager=has_routers(config))
     first = climb.reference
-    uninterrupted = climb.uninterrupted[:steps]
-    if len(uninterrupted) < steps:
+    if len(climb.uninterrupted) < steps:
         twins[first].set_weights(climb.start())
-        uninterrupted = train(twins[first], 0, steps)
+        run = train(twins[first], 0, steps)
+        climb.uninterrupted, climb.followed = run.losses, run.choices
+    uninterrupted = climb.uninterrupted[:steps]
     for other in climb.names[1:]:
         there, back = [first, other], [other, first]
         plans = {
@@ -287,6 +373,7 @@ def _relay(climb: Climb, twins: dict[str, Twin], legs: Sequence[tuple[str, int, 
                 twin.set_weights(climb.start())
             else:
                 first = twin.restore(checkpoint)
-            losses += train(twin, first, last, lambda step: climb.progress(plan, step, climb.switch_steps))
+            tick = partial(climb.progress, plan)
+            losses += train(twin, first, last, lambda step: tick(step, climb.switch_steps), climb.followed).losses  # noqa: B023
             checkpoint = twin.save(Path(folder), last)
     return losses

@@ -15,11 +15,13 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from convert.parity.backends import Backend, Batches, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.choices import Preferences
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
 from gpt_common.config import RunConfig, to_dict
+from gpt_common.init import buffer_shapes
 from torch_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
 
 
@@ -51,9 +53,11 @@ class TorchTwin:
         self._forget()
 
     def set_weights(self, weights: Arrays) -> None:
-        """Replace every parameter, and forget the optimiser's state."""
+        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
         places = self.network.state_dict()
         with torch.no_grad():
+            for name in buffer_shapes(self.config.model):
+                places[name].zero_()
             for name, value in weights.items():
                 places[name].copy_(torch.from_numpy(value))
         self._forget()
@@ -62,10 +66,34 @@ class TorchTwin:
         """Every parameter by canonical name."""
         return {name: _numpy(value) for name, value in self.network.named_parameters()}
 
+    def buffers(self) -> Arrays:
+        """Every buffer by canonical name."""
+        places = self.network.state_dict()
+        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
+
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>."""
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
         tensors = optim.optimizer_tensors(self.network, self.optimizer)
         return {name: _numpy(value) for name, value in tensors.items()}
+
+    def loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got in the training steps since this was last asked."""
+        return self.train_step.take_loads()
+
+    @contextmanager
+    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
+        """What every router prefers, call by call; `given` decides instead."""
+        preferred = Preferences(given)
+        with ExitStack() as stack:
+            for router in () if self.compiled else self.network.mixtures():
+                right = router.choice
+
+                def choice(scores_NE: torch.Tensor, right: Any = right, router: Any = router) -> torch.Tensor:
+                    own_NE = right(scores_NE)
+                    return torch.from_numpy(preferred.settle(router, _numpy(own_NE))).to(own_NE)
+
+                stack.enter_context(mock.patch.object(router, "choice", choice))
+            yield preferred.own
 
     # ---- one pass ------------------------------------------------------------------------------------------------
 
@@ -93,21 +121,23 @@ class TorchTwin:
         self.network.zero_grad(set_to_none=True)
         return float(loss.detach()), gradients
 
-    def layer(self, path: str, inputs: Array, upstream: Array, key: Array | None) -> LayerPass:
+    def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
         module = self.network.get_submodule(path)
         takes = inspect.signature(module.forward).parameters
+        arguments: list[Any] = [
+            self._ids(x) if x.dtype.kind == "i" else self._tensor(x).requires_grad_() for x in inputs
+        ]
+        differentiable = {INPUTS[i]: x for i, x in enumerate(arguments) if x.requires_grad}
         if "dtype" in takes:
-            arguments: tuple[Any, ...] = (self._ids(inputs), self.dtype)
-        else:
-            x = self._tensor(inputs).requires_grad_()
-            arguments = (x, self._key(key), None, self._angles(inputs)) if "key" in takes else (x,)
+            arguments.append(self.dtype)
+        if "key" in takes:
+            arguments += [self._key(key), None, self._angles(inputs[0])]
         with self._exact():
             output = module(*arguments)
             output.backward(self._tensor(upstream))
         gradients = {name: _numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
-        if "dtype" not in takes:
-            gradients["input"] = _numpy(x.grad)
+        gradients |= {name: _numpy(x.grad) for name, x in differentiable.items()}
         module.zero_grad(set_to_none=True)
         return LayerPass(_numpy(output), gradients)
 
@@ -137,9 +167,11 @@ class TorchTwin:
         hooks = []
 
         def watch(path: str, module: nn.Module) -> None:
-            def before(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-                traced.inputs[path] = _numpy(arguments[0])
-                traced.taps.append((f"{path} input", traced.inputs[path]))
+            def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+                takes = inspect.signature(module.forward).parameters
+                alone = arguments[:1] if "key" in takes or "dtype" in takes else arguments
+                traced.inputs[path] = tuple(_numpy(x) for x in alone)
+                traced.taps.append((f"{path} input", traced.inputs[path][0]))
 
             def after(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
                 traced.taps.append((f"{path} output", _numpy(output)))
@@ -222,6 +254,7 @@ class TorchTwin:
             if self.dtype == torch.float64:
                 for module in (layers, attention, feed_forward, model):
                     stack.enter_context(mock.patch.object(module, "torch", Float64Torch()))
+                stack.enter_context(mock.patch.object(feed_forward, "F", Float64Functional()))
             yield
 
 
@@ -233,6 +266,20 @@ class Float64Torch:
     def __getattr__(self, name: str) -> Any:
         """Everything else is torch's."""
         return getattr(torch, name)
+
+
+class Float64Functional:
+    """torch.nn.functional, but for its grouped product, which refuses float64 (PyTorch 2.13)."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is PyTorch's."""
+        return getattr(F, name)
+
+    @staticmethod
+    def grouped_mm(x_MD: torch.Tensor, weight_EDF: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        """The definition: rows up to `offs[0]` times the first matrix, from there up to `offs[1]` the second, ..."""
+        rows = torch.tensor_split(x_MD, offs[:-1].tolist())
+        return torch.cat([x_ND @ weight_DF for x_ND, weight_DF in zip(rows, weight_EDF, strict=True)])
 
 
 def _numpy(value: Any) -> Array:
