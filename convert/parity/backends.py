@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.cli import SampleSettings
-from gpt_common.config import RunConfig
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError, nearest
 
 ComputeDtype = Literal["float32", "float64", "bfloat16"]
@@ -84,8 +84,12 @@ class Operation:
     parameters: tuple[Array, ...] = ()
     """Given in float32, as in the model."""
     integers: Array | None = None
-    """Token ids, or the words of a dropout key."""
+    """Token ids, the words of a dropout key, or the expert of each row."""
+    model: ModelConfig | None = None
+    """What kind of router it is, or how it rotates."""
     long_sum: bool = False
+    trained_through: bool = True
+    """Whether training ever takes its gradient."""
 
 
 class Twin(Protocol):

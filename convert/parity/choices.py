@@ -20,6 +20,7 @@ import numpy as np
 from convert.parity.backends import Choices
 from convert.parity.compare import Array, Measurement, relative
 from gpt_common.config import ModelConfig
+from gpt_common.init import keyed_generator
 
 CLEAR_LEAD = 10.0
 """A choice must agree wherever it leads by more than this many times the error of the scores, as in L3."""
@@ -43,6 +44,12 @@ class Preferences:
             last = self._last[id(router)] = len(self.own)
             self.own.append(own_NE)
         return own_NE if self.given is None else self.given[last]
+
+
+def routing_bias(model: ModelConfig) -> Array:
+    """What balancing adds in L1, (E,): enough to change some choices."""
+    bias_E = keyed_generator(0, "routing bias").standard_normal(model.n_expert, np.float32) * np.float32(0.1)
+    return np.asarray(bias_E, np.float32)
 
 
 def chosen(preferred_NE: Array, model: ModelConfig) -> tuple[Array, Array]:

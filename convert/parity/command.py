@@ -43,6 +43,8 @@ class ParityCommand:
     """Compute dtype, which decides the gates."""
     tf32: bool = False
     """Leave TF32 on where the hardware has it, as in training; its gates are coarser."""
+    optimizer: Literal["", "adamw", "muon"] = ""
+    """Climb with this optimiser instead of the preset's or the checkpoint's."""
     rung: str = ""
     """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G; or L9 alone."""
     seed: int = 1337
@@ -193,6 +195,8 @@ def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
     # A preset that leaves its vocabulary to the tokenizer gets one of bytes.
     config = config if config.model.vocab_size else config.with_vocabulary(256)
     config = with_dropout(config, config.model.dropout)
+    if command.optimizer:
+        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer=command.optimizer))
     return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=command.seed)), weights
 
 

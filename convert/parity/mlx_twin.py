@@ -19,13 +19,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from convert.parity.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
-from convert.parity.choices import Preferences
+from convert.parity.choices import Preferences, routing_bias
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
-from gpt_common.config import RunConfig, to_dict
+from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.init import buffer_shapes
-from mlx_gpt import attention, checkpoint, layers, model, optim, sample, train
+from mlx_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
 
 
 class MlxTwin:
@@ -157,6 +157,8 @@ class MlxTwin:
             more: list[Any] = [] if operation.integers is None else [mx.array(operation.integers)]
             if operation.kind == "embedding":
                 more.append(self.dtype)
+            if operation.model is not None:
+                more.append(operation.model)
             compute = OPERATIONS[operation.kind]
             # The upstream gradient has the dtype of the output, which only the operation knows.
             cotangent = mx.array(upstream).astype(compute(*values.values(), *more).dtype)
@@ -275,6 +277,23 @@ def _with(layer: Any, weight: mx.array, bias: mx.array | None) -> Any:
     return layer
 
 
+def _rotary(x_BHTK: mx.array, config: ModelConfig) -> mx.array:
+    angles = layers.Rotary(config).angles(0, x_BHTK.shape[2])
+    return layers.ROTATIONS[config.rope_layout](x_BHTK, angles)
+
+
+def _router(x_ND: mx.array, weight_ED: mx.array, config: ModelConfig) -> mx.array:
+    """The gate of every expert, zero for those not chosen, and how unevenly they are chosen: (N + 1, E)."""
+    router = feed_forward.MixtureOfExperts(config)
+    router.router.weight = weight_ED
+    if config.balancing == "bias":
+        router.routing_bias = mx.array(routing_bias(config))
+    gates_NK, experts_NK = router.route(x_ND)
+    gates_NE = (gates_NK[..., None] * (experts_NK[..., None] == mx.arange(config.n_expert))).sum(axis=1)
+    imbalance = router.routing.imbalance  # type: ignore[union-attr]
+    return mx.concatenate([gates_NE, mx.broadcast_to(imbalance, (1, config.n_expert))])
+
+
 OPERATIONS: dict[str, Callable[..., mx.array]] = {
     "linear": lambda x, weight, bias=None: _with(
         layers.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias
@@ -282,6 +301,15 @@ OPERATIONS: dict[str, Callable[..., mx.array]] = {
     "layer_norm": lambda x, weight, bias=None: _with(
         layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias
     )(x),
+    "rms_norm": lambda x, weight: _with(layers.RMSNorm(weight.shape[0], 1e-5), weight, None)(x),
+    "rotary": _rotary,
+    "silu_product": lambda gate, up: nn.silu(gate) * up,
+    "relu2": lambda x: feed_forward.ACTIVATIONS["relu2"](x),
+    "stacked_linear": lambda x, weight, expert_M: _with(
+        feed_forward.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None
+    )(x, expert_M),
+    "router": _router,
+    "orthogonal": lambda x: optim.orthogonal(x),
     "gelu": lambda x: nn.gelu(x),
     "gelu_tanh": lambda x: nn.gelu_approx(x),
     "embedding": lambda table, ids, dtype: _with(layers.Embedding(*table.shape), table, None)(ids, dtype),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,24 @@ from convert.parity.backends import LayerPass, Operation
 from convert.parity.climb import Climb
 from convert.parity.compare import Array, Arrays, Measurement
 from gpt_common.checkpoint import OPTIMIZER_FILE, tensor_hashes, validate
+from gpt_common.config import ModelConfig
 from gpt_common.dropout import dropout_key
 from gpt_common.init import buffer_shapes, initial_weights, keyed_generator
 
 LONG_SUMS = (32766, 32767, 32768, 50257, 50304)
 """Lengths around 2**15, and GPT-2's vocabulary with and without padding: where sums went wrong on MPS (pytorch#195163).
 Both other dimensions are at least 16, as that bug needs."""
+
+
+_MIXTURE = ModelConfig(n_embd=48, feed_forward="moe", n_expert=8, experts_per_token=2, expert_width=16)
+ROUTERS = {
+    "softmax": _MIXTURE,
+    "sigmoid, groups, bias": dataclasses.replace(
+        _MIXTURE, router="sigmoid", n_expert_group=4, groups_per_token=2, balancing="bias", router_scale=2.5
+    ),
+    "not renormalised": dataclasses.replace(_MIXTURE, router_normalise=False, n_expert=7),
+}
+"""What a router can do, in as few as will do."""
 
 
 def rung_bytes(climb: Climb) -> Iterator[Measurement]:
@@ -86,10 +99,38 @@ def operations() -> Iterator[Operation]:
         yield Operation(name, "attention", qkv, (2, 3, length, 16))
     yield Operation("softmax", "softmax", (draw("scores", 4, 16, 48, std=3.0),), (4, 16, 48))
     yield Operation("cross entropy", "cross_entropy", (draw("logits", 4, 16, 96, std=3.0),), (), integers=ids)
+    yield from family_operations(draw)
     key = dropout_key(0, 0)
     yield Operation("dropout", "dropout", (x,), x.shape, integers=key)
     yield Operation("dropout, odd size", "dropout", (draw("odd", 3, 5, 7),), (3, 5, 7), integers=key)
     yield from long_sums()
+
+
+def family_operations(draw: Callable[..., Array]) -> Iterator[Operation]:
+    """What Llama's, DeepSeek's and CustomLLM's layers are made of, and Muon's iteration."""
+    x, scale = draw("small", 4, 16, 48, std=0.05), 1 + draw("scale", 48, std=0.2)
+    yield Operation("rms norm", "rms_norm", (x,), x.shape, (scale,))
+    heads = draw("heads", 2, 3, 32, 16)
+    for layout in ("halves", "interleaved"):
+        model = ModelConfig(positions="rope", rope_layout=layout, head_size=16, block_size=32)
+        yield Operation(f"rotary, {layout}", "rotary", (heads,), heads.shape, model=model)
+    gate, up = draw("gate", 4, 16, 96, std=2.0), draw("up", 4, 16, 96)
+    yield Operation("silu product", "silu_product", (gate, up), gate.shape)
+    yield Operation("relu2", "relu2", (gate,), gate.shape)
+    for name, kv_heads, value_size in (("grouped queries", 2, 16), ("wide values", 6, 24)):
+        q, k = draw(f"{name} q", 2, 6, 32, 16), draw(f"{name} k", 2, kv_heads, 32, 16)
+        v = draw(f"{name} v", 2, kv_heads, 32, value_size)
+        yield Operation(f"attention, {name}", "attention", (q, k, v), (2, 6, 32, value_size))
+    x_MD, weight_EFD = draw("rows", 96, 48), draw("experts", 6, 80, 48, std=0.2)
+    # Expert 2 gets no row.
+    expert_M = np.sort(np.array([0, 1, 3, 4, 5, 5], np.int32)[keyed_generator(0, "rows").integers(0, 6, 96)])
+    yield Operation("grouped product", "stacked_linear", (x_MD,), (96, 80), (weight_EFD,), expert_M)
+    for name, model in ROUTERS.items():
+        router_ED = draw(f"router {name}", model.n_expert, 48, std=0.2)
+        yield Operation(f"router, {name}", "router", (x_MD,), (97, model.n_expert), (router_ED,), model=model)
+    for name, shape in (("wide", (16, 48)), ("tall", (48, 16)), ("stack", (4, 24, 16))):
+        matrix = draw(f"matrix {name}", *shape)
+        yield Operation(f"Newton-Schulz, {name}", "orthogonal", (), shape, (matrix,), trained_through=False)
 
 
 def long_sums() -> Iterator[Operation]:
@@ -112,12 +153,14 @@ def rung_operations(climb: Climb) -> Iterator[Measurement]:
         climb.progress("operations", done, len(todo))
         upstream = keyed_generator(0, "upstream", operation.name).standard_normal(operation.output, np.float32)
         upstream = np.asarray(upstream, np.float32)
-        exact = _named(operation.name, climb.oracle().operation(operation, upstream))
-        found = {n: _named(operation.name, twin.operation(operation, upstream)) for n, twin in climb.twins().items()}
+        exact = _named(operation, climb.oracle().operation(operation, upstream))
+        found = {n: _named(operation, twin.operation(operation, upstream)) for n, twin in climb.twins().items()}
         gate = climb.gate("L1 long sums" if operation.long_sum else "L1")
         # A reference BLAS adds one product after the other: 11 times PyTorch's error at 50,000, within the gate for it.
         yield from climb.compare(found, exact, gate, ratio=not operation.long_sum)
 
 
-def _named(name: str, result: LayerPass) -> Arrays:
-    return {f"{name}: output": result.output} | {f"{name}: gradient of {k}": v for k, v in result.gradients.items()}
+def _named(operation: Operation, result: LayerPass) -> Arrays:
+    gradients = result.gradients if operation.trained_through else {}
+    named = {f"{operation.name}: gradient of {part}": value for part, value in gradients.items()}
+    return {f"{operation.name}: output": result.output} | named

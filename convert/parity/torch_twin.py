@@ -16,11 +16,11 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from convert.parity.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
-from convert.parity.choices import Preferences
+from convert.parity.choices import Preferences, routing_bias
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.checkpoint import write_checkpoint
 from gpt_common.cli import SampleSettings
-from gpt_common.config import RunConfig, to_dict
+from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.init import buffer_shapes
 from torch_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
 
@@ -156,6 +156,8 @@ class TorchTwin:
             # Ids are computed with on the device; the words of a dropout key stay where they are.
             words = operation.kind == "dropout"
             more.insert(0, self._key(operation.integers) if words else self._ids(operation.integers))
+        if operation.model is not None:
+            more.append(operation.model)
         with self._exact():
             output = OPERATIONS[operation.kind](*values.values(), *more)
             output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
@@ -308,9 +310,53 @@ def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     return _call(layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
 
 
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return _call(layers.RMSNorm(weight.shape[0], 1e-5), x, weight, None)
+
+
+def _rotary(x_BHTK: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    angles = layers.Rotary(config).to(x_BHTK.device).angles(0, x_BHTK.shape[2])
+    return layers.ROTATIONS[config.rope_layout](x_BHTK, angles)
+
+
+def _stacked_linear(x_MD: torch.Tensor, weight_EFD: torch.Tensor, expert_M: torch.Tensor) -> torch.Tensor:
+    E, F, D = weight_EFD.shape
+    output: torch.Tensor = functional_call(
+        feed_forward.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M)
+    )
+    return output
+
+
+class _Router(feed_forward.MixtureOfExperts):
+    """The gate of every expert, zero for those not chosen, and how unevenly they are chosen."""
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N + 1, E)."""
+        gates_NK, experts_NK = self.route(x_ND)
+        assert self.routing is not None
+        E = self.config.n_expert
+        gates_NE = torch.zeros(len(x_ND), E, dtype=gates_NK.dtype, device=x_ND.device)
+        return torch.cat([gates_NE.scatter(1, experts_NK, gates_NK), self.routing.imbalance.expand(1, E)])
+
+
+def _router(x_ND: torch.Tensor, weight_ED: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    router = _Router(config).to(x_ND.device)
+    if config.balancing == "bias":
+        router.routing_bias.copy_(torch.from_numpy(routing_bias(config)))
+    output: torch.Tensor = functional_call(router, {"router.weight": weight_ED}, (x_ND,))
+    return output
+
+
 OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "linear": _linear,
     "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "rotary": _rotary,
+    "silu_product": lambda gate, up: F.silu(gate) * up,
+    "relu2": feed_forward.ACTIVATIONS["relu2"],
+    "stacked_linear": _stacked_linear,
+    "router": _router,
+    "orthogonal": optim.orthogonal,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "embedding": lambda table, ids, dtype: functional_call(
