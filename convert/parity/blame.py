@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from convert.parity import material
 from convert.parity.backends import BACKENDS
 from convert.parity.climb import ORACLE, Climb
-from convert.parity.compare import Array, Arrays, Measurement, Tokens, distances, relative
+from convert.parity.compare import Array, Arrays, Measurement, Tokens, distances, key_bias_is_idle, relative
 from convert.parity.ladder import Report, Result
 from convert.parity.rungs_passes import OUTPUT, dropout_keys, layers
 from gpt_common.config import RunConfig, differences
@@ -24,15 +24,18 @@ AFTER_LAYERS = {
     "L2": "several layers a little: none is wrong on its own",
     "L3": "the model outside its layers: the sum of the embeddings, its dropout, or the tied output layer",
     "L4": "the loss, or the labels",
-    "L5": "the model outside its layers, in its backward pass: the tied output layer, or the sum of the embeddings",
-    "L6b": "what a step adds: the sum over micro-steps, dropout keys, the order of clipping",
-    "L7": "what changes from step to step: dropout keys, the schedule, the order of batches",
+    "L5": "the model outside its layers, in its backward pass: the tied output layer, the sum of the embeddings, or the "
+    "objective beside the loss",
+    "L6b": "what a step adds: the sum over micro-steps, dropout keys, the order of clipping, the balancing of experts",
+    "L7": "what changes from step to step: dropout keys, the schedule, the order of batches, the balancing of experts",
     "L8": "saving and taking up a run: the optimiser's state, the step number, the order of batches",
-    "G": "the key-value cache, positions after it, or the choice of tokens",
+    "G": "the cache of keys and values or latents, positions after it, or the choice of tokens",
 }
 INSIDE = {
-    "attention": "the parting of q, k and v, the scores, the mask, the softmax or the sum over values",
-    "feed_forward": "the activation between its two layers",
+    "attention": "the parting into heads, rotation, the scores, the mask, the softmax or the sum over values",
+    "feed_forward": "the activation between its layers, or what sends tokens to experts",
+    "experts": "the order of tokens, the activation between its matrices, or the sum over a token's experts",
+    "shared_experts": "the activation between its layers",
     "block": "the sum with the residual stream, or dropout",
 }
 COMPUTED = ("model.", "optim.", "train.batch", "train.grad", "train.seed")
@@ -112,7 +115,7 @@ def _first_tensor(climb: Climb, name: str, key: Array | None) -> str | None:
     gradients = climb.twins()[name].gradients(tokens, labels, key)[1]
     wanted_gradients = climb.oracle().gradients(tokens, labels, key)[1]
     late_first = {tensor: wanted_gradients[tensor] for tensor in reversed(list(wanted_gradients))}
-    for tensor, error in distances(gradients, late_first):
+    for tensor, error in distances(gradients, late_first, split_bias=key_bias_is_idle(climb.config.model)):
         if error > climb.gate("L5"):
             return f"gradient of {tensor}"
     return None

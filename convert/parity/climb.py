@@ -12,7 +12,7 @@ import numpy as np
 
 from convert.parity import material
 from convert.parity.backends import BACKENDS, Backend, Choices, Twin, open_twin
-from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances
+from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances, key_bias_is_idle
 from convert.parity.gates import GATES, ORACLE_RATIO, ROUNDING, Precision
 from gpt_common.config import RunConfig
 
@@ -141,6 +141,7 @@ class Climb:
             split_bias: see `distances`.
             ratio: compare the errors of MLX and PyTorch; False where a few elements make them.
         """
+        split_bias = split_bias and key_bias_is_idle(self.config.model)
         worst = dict.fromkeys(found, 0.0)
         for name, tensors in found.items():
             pairs = [] if exact is None else [(ORACLE, exact)]

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.config import ModelConfig
+
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 Tokens = npt.NDArray[np.int32]
 
 QKV_BIAS = "qkv_proj.bias"
+KEY_BIAS = "k_proj.bias"
 KEY_SIZE = ": size of the key's third"
 
 
@@ -64,7 +67,8 @@ def distances(
     """Relative distance of every tensor in a from the one in b, by name.
 
     The bias of q, k and v is one tensor. Softmax ignores what all keys have in common, so the gradient of the key's
-    third is zero in theory and rounding in practice: it must be small beside the whole, and is compared to nothing.
+    third is zero in theory and rounding in practice: it must be small beside the whole, and is compared to nothing. A
+    key bias of its own must be small beside its projection's weight.
 
     Args:
         split_bias: treat that bias so; False where it is a tensor like any other.
@@ -74,8 +78,13 @@ def distances(
     for name, exact in b.items():
         if name not in a:
             continue
-        if not (split_bias and name.endswith(QKV_BIAS)) or a[name].shape != exact.shape:
+        place = name.replace(": gradient of ", ".")
+        if not (split_bias and place.endswith((QKV_BIAS, KEY_BIAS))) or a[name].shape != exact.shape:
             yield name, relative(a[name], exact)
+            continue
+        if not place.endswith(QKV_BIAS):
+            key, size = (float(np.linalg.norm(x)) for x in (a[name], b[name.removesuffix("bias") + "weight"]))
+            yield f"{name}{KEY_SIZE}", key / size if size else key
             continue
         width = exact.shape[0] // 3
         yield name, relative(_without_key(a[name]), _without_key(exact))
@@ -88,6 +97,20 @@ def _without_key(bias: Array) -> Array:
     return np.concatenate([bias[:width], np.zeros_like(bias[:width]), bias[2 * width :]])
 
 
-def without_key_bias(arrays: Mapping[str, Array]) -> Arrays:
-    """The same with the key bias set to zero: Adam turns its rounding into updates of full size, equal to nothing."""
-    return {name: _without_key(value) if name.endswith(QKV_BIAS) else value for name, value in arrays.items()}
+def key_bias_is_idle(model: ModelConfig) -> bool:
+    """Whether all keys have their bias in common: not where they rotate, or are normalised, after it is added."""
+    return model.positions == "learned" and not model.qk_norm
+
+
+def without_key_bias(arrays: Mapping[str, Array], model: ModelConfig) -> Arrays:
+    """The same with an idle key bias set to zero: Adam turns its rounding into updates of full size, equal to nothing."""
+    if not key_bias_is_idle(model):
+        return dict(arrays)
+    return {
+        name: _without_key(value)
+        if name.endswith(QKV_BIAS)
+        else np.zeros_like(value)
+        if name.endswith(KEY_BIAS)
+        else value
+        for name, value in arrays.items()
+    }

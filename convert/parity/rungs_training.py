@@ -134,9 +134,9 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
         for name, twin in everyone.items():
             loss, norm = steps[name]
             moved = {f"update of {tensor}": value - weights[tensor] for tensor, value in twin.weights().items()}
-            updates[name] = without_key_bias(moved)
+            updates[name] = without_key_bias(moved, config.model)
             if name == ORACLE:
-                decided = _left_to_rounding(twin.moments(), config.optim, climb.gate("L5"))
+                decided = _left_to_rounding(twin.moments(), config, climb.gate("L5"))
             figures[name] = {"loss": np.array([loss]), "gradient norm": np.array([norm])}
         for tensor, left in decided.items():
             for arrays in updates.values():
@@ -167,14 +167,14 @@ def _routed(twins: Mapping[str, Twin], reference: str, state: str = "") -> Itera
             yield Measurement(tensor=tensor, error=wrong, gate=0.0, between=between, state=state)
 
 
-def _left_to_rounding(moments: Arrays, optim: OptimConfig, gate: float) -> dict[str, np.ndarray]:
+def _left_to_rounding(moments: Arrays, config: RunConfig, gate: float) -> dict[str, np.ndarray]:
     """Where the error that L5 allows a gradient would change its sign, or move its update by more than a hundredth.
 
     Adam's first update is g / (|g| + eps) whatever the size of g: near zero, rounding decides. The first moment after
     one step is the gradient but for a factor.
     """
-    decided = {}
-    for name, value in without_key_bias(moments).items():
+    decided, optim = {}, config.optim
+    for name, value in without_key_bias(moments, config.model).items():
         moment, _, tensor = name.partition(".")
         if moment == "exp_avg":
             size = np.abs(value) / (1 - optim.beta1)
@@ -277,7 +277,7 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
     reference = twins[climb.reference]
     for name, twin in twins.items():
         losses[name] = run(name, twin, climb.start())
-        weights[name] = without_key_bias(twin.weights())
+        weights[name] = without_key_bias(twin.weights(), config.model)
     yield from _routed(twins, climb.reference)
     climb.uninterrupted = losses[climb.reference]
     climb.curves["loss"] = losses[climb.reference]
@@ -287,7 +287,7 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
     for seed in range(PERTURBED_RUNS):
         other = run(NUDGED, reference, material.nudged(climb.start(), seed))
         envelope = np.maximum(envelope, drift(other, losses[climb.reference]))
-        for tensor, error in distances(without_key_bias(reference.weights()), weights[climb.reference]):
+        for tensor, error in distances(without_key_bias(reference.weights(), config.model), weights[climb.reference]):
             moved[tensor] = max(moved.get(tensor, 0.0), error)
     envelope = np.maximum.accumulate(envelope)
     climb.curves["one unit in the last place"] = envelope.tolist()

@@ -19,7 +19,7 @@ from convert.parity.ladder import climb_ladder
 from convert.parity.mutant_climb import mutant_climb, mutant_config
 from convert.parity.rungs_generation import _on_an_edge, _seen
 from gpt_common.cli import SampleSettings
-from gpt_common.config import OptimConfig
+from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.errors import UserError
 from gpt_common.sampling import choose as choose_token
 from gpt_common.sampling import draws
@@ -55,7 +55,7 @@ def test_the_key_bias_is_asserted_small_and_not_compared() -> None:
     large = dict(distances({name: np.ones(12)}, {name: exact}))
     assert large[name + KEY_SIZE] > 0.5, "a key bias that learns is an error"
     assert dict(distances({name: noisy}, {name: exact}, split_bias=False)) == {name: pytest.approx(2.8e-12, rel=0.1)}
-    assert without_key_bias({name: noisy})[name][4:8].tolist() == [0] * 4
+    assert without_key_bias({name: noisy}, ModelConfig())[name][4:8].tolist() == [0] * 4
 
 
 def test_the_likeliest_token_must_agree_where_it_leads() -> None:
