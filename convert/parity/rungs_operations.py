@@ -121,7 +121,8 @@ def family_operations(draw: Callable[..., Array]) -> Iterator[Operation]:
         q, k = draw(f"{name} q", 2, 6, 32, 16), draw(f"{name} k", 2, kv_heads, 32, 16)
         v = draw(f"{name} v", 2, kv_heads, 32, value_size)
         yield Operation(f"attention, {name}", "attention", (q, k, v), (2, 6, 32, value_size))
-    x_MD, weight_EFD = draw("rows", 96, 48), draw("experts", 6, 80, 48, std=0.2)
+    # Exact in bfloat16 too: routers that see different numbers choose different experts.
+    x_MD, weight_EFD = np.round(16 * draw("rows", 96, 48)) / 16, draw("experts", 6, 80, 48, std=0.2)
     # Expert 2 gets no row.
     expert_M = np.sort(np.array([0, 1, 3, 4, 5, 5], np.int32)[keyed_generator(0, "rows").integers(0, 6, 96)])
     yield Operation("grouped product", "stacked_linear", (x_MD,), (96, 80), (weight_EFD,), expert_M)
