@@ -114,6 +114,11 @@ def _is_qkv(x: Any, y: Any) -> bool:
     return bool(y.shape[-1] == 3 * x.shape[-1])
 
 
+def _positions(wrong: Callable[[Any, int, int], Any]) -> Callable[[Any], Any]:
+    """The model counts positions from a start to an end, and experts from zero."""
+    return lambda f: lambda *bounds: wrong(f, *bounds) if len(bounds) == 2 else f(*bounds)
+
+
 def _set_step(**wrong: Callable[[Any, int, float], float]) -> Change:
     """Change what the optimiser is told from step to step."""
     return wrap(
@@ -235,7 +240,7 @@ MUTANTS = (
     Mutant(
         "positions counted backwards",
         "L3",
-        lambda: wrap(mx, "arange", lambda f: lambda start, stop: f(start, stop)[::-1]),
+        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(start, stop)[::-1])),
     ),
     # ---- L4: loss
     Mutant(
@@ -349,7 +354,7 @@ MUTANTS = (
     Mutant(
         "positions restart in the cache",
         "G",
-        lambda: wrap(mx, "arange", lambda f: lambda start, stop: f(0, stop - start)),
+        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(0, stop - start))),
     ),
     Mutant(
         "the cache keeps the values of the first token",
