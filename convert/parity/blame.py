@@ -24,8 +24,8 @@ AFTER_LAYERS = {
     "L2": "several layers a little: none is wrong on its own",
     "L3": "the model outside its layers: the sum of the embeddings, its dropout, or the tied output layer",
     "L4": "the loss, or the labels",
-    "L5": "the model outside its layers, in its backward pass: the tied output layer, the sum of the embeddings, or the "
-    "objective beside the loss",
+    "L5": "the model outside its layers, in its backward pass: the tied output layer, the sum of the embeddings, or "
+    "what the objective adds to the loss",
     "L6b": "what a step adds: the sum over micro-steps, dropout keys, the order of clipping, the balancing of experts",
     "L7": "what changes from step to step: dropout keys, the schedule, the order of batches, the balancing of experts",
     "L8": "saving and taking up a run: the optimiser's state, the step number, the order of batches",

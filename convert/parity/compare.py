@@ -103,7 +103,7 @@ def key_bias_is_idle(model: ModelConfig) -> bool:
 
 
 def without_key_bias(arrays: Mapping[str, Array], model: ModelConfig) -> Arrays:
-    """The same with an idle key bias set to zero: Adam turns its rounding into updates of full size, equal to nothing."""
+    """The same with an idle key bias set to zero: Adam turns its rounding into full updates that equal nothing."""
     if not key_bias_is_idle(model):
         return dict(arrays)
     return {

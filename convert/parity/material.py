@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def shrink(config: RunConfig, size: Size) -> RunConfig:
     )
 
 
-def _fewer_experts(model: ModelConfig, size: Size) -> dict[str, int]:
+def _fewer_experts(model: ModelConfig, size: Size) -> dict[str, Any]:
     """Experts, their groups and their width within `size`; every kind of choice that there was is still there."""
     n_group = min(model.n_expert_group, size.n_expert // 2)
     per_group = min(model.n_expert // model.n_expert_group, size.n_expert // n_group)

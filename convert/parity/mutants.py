@@ -8,10 +8,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
 
@@ -23,28 +21,10 @@ from mlx.utils import tree_map
 
 import torch_gpt.checkpoint
 from convert.parity import rungs_training
+from convert.parity.family_mutants import FAMILY_MUTANTS
 from convert.parity.mlx_twin import MlxTwin
+from convert.parity.mutant_climb import PEAK, Change, Mutant, wrap
 from mlx_gpt import attention, checkpoint, layers, model, optim, train
-
-Change = AbstractContextManager[Any]
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """One wrong twin."""
-
-    name: str
-    rung: str
-    """The first rung that rejects it."""
-    change: Callable[[], Change]
-    untied: bool = False
-    """Needs a model with an output layer of its own."""
-    twin: str = "mlx"
-
-
-def wrap(owner: Any, name: str, wrong: Callable[[Any], Any]) -> Change:
-    """Replace `owner.name` by what `wrong` makes of it."""
-    return mock.patch.object(owner, name, wrong(getattr(owner, name)))
 
 
 @contextmanager
@@ -138,7 +118,6 @@ def _square(x: Any) -> bool:
 
 
 RESIDUAL = ("out_proj.weight", "down_proj.weight")
-PEAK = 1e-3
 
 MUTANTS = (
     # ---- L0: bytes
@@ -235,7 +214,7 @@ MUTANTS = (
         "head bias dropped",
         "L3",
         lambda: wrap(model.GPT, "__call__", lambda f: lambda self, *a, **more: f(self, *a, **more) - self.head.bias),
-        untied=True,
+        family="untied head",
     ),
     Mutant(
         "positions counted backwards",
@@ -369,8 +348,8 @@ MUTANTS = (
             ),
         ),
     ),
+    *FAMILY_MUTANTS,
 )
-"""RoPE, experts and latent attention bring theirs when they come."""
 
 
 def _first_repeated(values: Any, length: int) -> Any:

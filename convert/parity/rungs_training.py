@@ -28,8 +28,12 @@ DROPOUT = 0.1
 NUDGED = "one unit in the last place off"
 PERTURBED_RUNS = 2
 """Trajectories from weights one unit in the last place off, which make the noise envelope."""
-STEP_RATE = 1e-3
-"""Least learning rate of L6b: below it, rounding the new weight (a norm's is near 1) hides the update."""
+LEAST_RATE = 1e-3
+"""Least peak of the learning rate in L6a and L6b: below it, rounding the new weight hides what changes it.
+
+A norm's weight is near 1, and an update of 1e-5 is 100 units in its last place. custom-llm-1b decays by 2e-7 a step,
+two or three units: rounded 200 times, and the same way, that is 2.1e-6 of the update, in PyTorch and in MLX alike.
+"""
 ROUNDED_SHARE = 0.05
 """At most this share of the first update may be left to rounding."""
 SWITCHES = 5
@@ -50,8 +54,10 @@ def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
     Weights are of the size of some updates, so that rounding them to float32 weighs equally at every learning rate.
     """
     muon = climb.config.optim.optimizer == "muon"
-    config = dataclasses.replace(climb.config, model=MUON_MODEL if muon else OPTIMIZER_MODEL)
-    peak = config.optim.learning_rate
+    raised = max(1.0, LEAST_RATE / climb.config.optim.learning_rate)
+    peak, least = raised * climb.config.optim.learning_rate, raised * climb.config.optim.min_lr
+    optim = dataclasses.replace(climb.config.optim, learning_rate=peak, min_lr=least)
+    config = dataclasses.replace(climb.config, model=MUON_MODEL if muon else OPTIMIZER_MODEL, optim=optim)
     steps = climb.optimizer_steps
     schedule = whole_schedule(config.optim, steps)
     start = {
@@ -125,10 +131,10 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
         updates: dict[str, Arrays] = {}
         figures: dict[str, Arrays] = {}
         everyone = {ORACLE: climb.oracle(config), **climb.twins(config)}
-        rate = max(config.optim.learning_rate, STEP_RATE)
+        rate = max(config.optim.learning_rate, LEAST_RATE)
         for twin in everyone.values():
             twin.set_weights(weights)
-        steps, own = climb.together(everyone, lambda twin: twin.step(material.batches(config, 0), 0, rate))
+        steps, own = climb.together(everyone, lambda twin: twin.step(material.batches(config, 0), 0, rate))  # noqa: B023
         yield from choice_gates(own, config.model, climb.gate("L3"), state)
         yield from _routed(everyone, climb.reference, state)
         for name, twin in everyone.items():

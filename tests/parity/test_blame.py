@@ -16,8 +16,8 @@ import pytest
 from convert.parity.blame import paragraph, search
 from convert.parity.climb import Climb
 from convert.parity.ladder import Report, climb_ladder
-from convert.parity.mutant_climb import mutant_climb
-from convert.parity.mutants import MUTANTS, wrap
+from convert.parity.mutant_climb import mutant_climb, wrap
+from convert.parity.mutants import MUTANTS
 from mlx_gpt import layers
 
 pytestmark = pytest.mark.parity
@@ -27,7 +27,7 @@ SCALE = 1.01
 
 def five_layers() -> Climb:
     """A climb of a model that has a block 3 with others around it."""
-    climb = mutant_climb(untied=False)
+    climb = mutant_climb()
     climb.config = dataclasses.replace(climb.config, model=dataclasses.replace(climb.config.model, n_layer=5))
     return climb
 
@@ -86,7 +86,7 @@ def test_a_fault_in_the_backward_pass_of_one_layer_is_named(framework: str) -> N
 def test_what_is_wrong_is_named(mutant: str, tensor: str, operation: str) -> None:
     found = next(m for m in MUTANTS if m.name == mutant)
     with found.change():
-        climb = mutant_climb(untied=found.untied)
+        climb = mutant_climb(found.family)
         report: Report = climb_ladder(climb)
         assert report.failed is not None
         blame = search(climb, report.failed)

@@ -75,7 +75,7 @@ def test_broken_parity_is_exit_code_1_with_a_paragraph_and_a_report(
 
 
 def test_a_checkpoint_is_climbed_with_its_own_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = mutant_config(untied=True)
+    config = mutant_config("untied head")
     twin = open_twin(BACKENDS["mlx-cpu"], config, "float32")
     twin.set_weights(material.widened(config))
     checkpoint = twin.save(tmp_path / "run", 3)

@@ -89,7 +89,7 @@ def test_gates_are_those_of_the_specification() -> None:
 
 def test_the_oracle_computes_in_float64() -> None:
     """Logits, loss and gradients move with the 12th digit of a weight; float32 would not notice."""
-    config = mutant_config(untied=False)
+    config = mutant_config()
     oracle = open_twin(BACKENDS["cpu"], config, "float64")
     weights = material.widened(config)
     tokens, labels = material.batches(config, 0)[0]
@@ -130,7 +130,7 @@ def test_the_optimisers_oracle_is_adamw(clip: float) -> None:
 
 
 def test_weights_one_unit_off_are_neighbours() -> None:
-    weights = material.fresh(mutant_config(untied=False))
+    weights = material.fresh(mutant_config())
     moved = material.nudged(weights, 0)
     for name, value in weights.items():
         up = np.nextafter(value, np.float32(np.inf)) == moved[name]
@@ -140,7 +140,7 @@ def test_weights_one_unit_off_are_neighbours() -> None:
 
 
 def test_widened_weights_are_wide_and_no_wider_than_noise_allows() -> None:
-    narrow = mutant_config(untied=False)
+    narrow = mutant_config()
     wide = dataclasses.replace(narrow, model=dataclasses.replace(narrow.model, n_embd=256))
     for config, std in ((narrow, 0.2), (wide, 0.1)):
         weight = material.widened(config)["blocks.0.feed_forward.up_proj.weight"]
@@ -159,7 +159,7 @@ def test_tokens_can_be_learnt_and_are_the_same_every_time() -> None:
 @pytest.mark.parametrize("prompt", [1, 5, 16, 20])
 def test_what_the_model_sees_is_what_generation_shows_it(prompt: int) -> None:
     """The window of the edge rule is the cache of `generate`, also after the cache was begun anew."""
-    config = mutant_config(untied=False)
+    config = mutant_config()
     twin = open_twin(BACKENDS["cpu"], config, "float32")
     twin.set_weights(material.widened(config))
     ids = list(range(prompt))
@@ -174,7 +174,7 @@ def test_what_the_model_sees_is_what_generation_shows_it(prompt: int) -> None:
 )
 def test_a_draw_is_on_an_edge_only_if_it_is(settings: dict[str, float]) -> None:
     """A choice in the middle of its token's share is none; one that a millionth would change is."""
-    climb = mutant_climb(untied=False)
+    climb = mutant_climb()
     weights = material.widened(climb.config)
     for twin in (climb.oracle(), *climb.twins().values()):
         twin.set_weights(weights)
@@ -216,13 +216,13 @@ def test_backends_are_chosen_and_absent_ones_are_named() -> None:
 
 def test_one_run_of_a_rung_does_not_depend_on_those_before() -> None:
     """Rungs set the weights that they need: a rung alone measures what it measures on the way up."""
-    whole = climb_ladder(mutant_climb(untied=False), ["L2", "L3", "L5", "L6b"])
-    alone = climb_ladder(mutant_climb(untied=False), ["L5"])
+    whole = climb_ladder(mutant_climb(), ["L2", "L3", "L5", "L6b"])
+    alone = climb_ladder(mutant_climb(), ["L5"])
     assert whole.results[2].measurements == alone.results[0].measurements
 
 
 def test_a_climb_without_gates_for_a_rung_says_so() -> None:
-    climb = Climb(mutant_config(untied=False), [BACKENDS["cpu"], BACKENDS["mlx-cpu"]], "bf16")
+    climb = Climb(mutant_config(), [BACKENDS["cpu"], BACKENDS["mlx-cpu"]], "bf16")
     (result,) = climb_ladder(climb, ["L6b"]).results
     assert result.passed
     assert result.worst is None

@@ -29,7 +29,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def report() -> dict[str, Any]:
     """A whole climb of a small model, with mutants and L9 beside it."""
     found = as_dict(
-        climb_ladder(mutant_climb(untied=False)),
+        climb_ladder(mutant_climb()),
         command="python -m convert parity --mode quick --html page.html",
         missing={"mps": "PyTorch finds no MPS"},
         failure=None,
