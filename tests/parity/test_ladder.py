@@ -17,6 +17,7 @@ pytestmark = pytest.mark.parity
 
 PAIR = [BACKENDS["cpu"], BACKENDS["mlx-cpu"]]
 TRAJECTORIES = ("L7", "L8")
+STANDARD = ("stories-cpu", "shakespeare-char", "gpt2", "llama-tiny", "smollm-135m", "custom-llm-tiny", "deepseek-tiny")
 
 
 def preset(name: str) -> RunConfig:
@@ -44,6 +45,18 @@ FAMILIES = {
     ),
     "no clipping, warmup-stable-decay": dataclasses.replace(
         small(), optim=OptimConfig(grad_clip=0, schedule="wsd", weight_decay=0, beta2=0.999)
+    ),
+    "llama-tiny": preset("llama-tiny"),
+    "smollm-135m": preset("smollm-135m"),
+    "custom-llm-tiny": preset("custom-llm-tiny"),
+    "custom-llm-1b, dropout and gradient checkpointing": preset("custom-llm-1b"),
+    "deepseek-tiny": preset("deepseek-tiny"),
+    "deepseek-tiny, Muon and an auxiliary loss": dataclasses.replace(
+        preset("deepseek-tiny"),
+        model=dataclasses.replace(
+            preset("deepseek-tiny").model, balancing="loss", balancing_rate=0.01, router="softmax", q_latent=0
+        ),
+        optim=OptimConfig(optimizer="muon"),
     ),
 }
 
@@ -81,6 +94,31 @@ def test_three_hundred_steps_and_changes_of_framework(family: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("family", ["deepseek-tiny", "custom-llm-tiny"])
+def test_routers_agree_along_a_trajectory_and_over_changes_of_framework(family: str) -> None:
+    """L7 and L8 where experts are chosen and balanced, with Muon and with dropout; `convert parity` takes 300 steps."""
+    optim = dataclasses.replace(FAMILIES[family].optim, optimizer="muon" if family == "deepseek-tiny" else "adamw")
+    config = with_dropout(dataclasses.replace(FAMILIES[family], optim=optim), 0.1)
+    climb = Climb(config, PAIR, trajectory_steps=40, switch_steps=20)
+    climb_all(climb, ["L4", *TRAJECTORIES])
+    losses = climb.curves["loss"]
+    assert losses[-1] < losses[0] - 0.1, "a trajectory that learns nothing compares nothing"
+    assert all(climb.followed), "in every step there were routers to follow"
+
+
+def test_shrinking_keeps_what_a_family_is_made_of() -> None:
+    kinds = ("attention", "feed_forward", "norm", "positions", "router", "balancing", "n_shared_expert", "tied_head")
+    for name in ("llama-tiny", "smollm-135m", "custom-llm-tiny", "custom-llm-1b", "deepseek-tiny"):
+        whole, small = load_preset(name).model, preset(name).model
+        assert [getattr(small, kind) for kind in kinds] == [getattr(whole, kind) for kind in kinds]
+        assert bool(small.n_dense_layer) == bool(whole.n_dense_layer)
+        assert small.n_expert > small.experts_per_token or not whole.n_expert, "a router has a choice"
+        assert (small.n_expert_group > small.groups_per_token) == (whole.n_expert_group > whole.groups_per_token)
+        if whole.n_kv_head:
+            assert small.n_head // small.n_kv_head == whole.n_head // whole.n_kv_head > 1 < small.n_kv_head
+    assert any(preset("deepseek-tiny").model.has_experts(layer) for layer in range(2))
+
+
 def test_bfloat16_climbs_its_own_gates() -> None:
     config = shrink(load_preset("gpt2"), dataclasses.replace(SIZES["quick"], head_size=24))
     climb = Climb(
@@ -101,7 +139,7 @@ def test_compiled_backends_meet_the_gates_of_eager_ones(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["stories-cpu", "shakespeare-char", "gpt2"])
+@pytest.mark.parametrize("name", STANDARD)
 def test_presets_climb_at_standard_size(name: str) -> None:
     config = shrink(load_preset(name), SIZES["standard"])
     climb_all(Climb(with_dropout(config, config.model.dropout), PAIR), NAMES)
