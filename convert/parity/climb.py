@@ -85,6 +85,13 @@ class Climb:
         """Whether this climb's class has such a gate."""
         return name in GATES[self.precision]
 
+    def rounded(self, values: Array) -> Array:
+        """float32 numbers as this climb's class has them: a comparison of arithmetic starts from the same numbers.
+
+        Routers that see different ones choose different experts.
+        """
+        return to_bfloat16(values) if self.precision == "bf16" else values
+
     def twins(self, config: RunConfig | None = None, *, eager: bool = False) -> dict[str, Twin]:
         """A twin per backend, reference first; opened once per configuration.
 
@@ -170,6 +177,13 @@ class Climb:
                     state=state,
                     times=True,
                 )
+
+
+def to_bfloat16(values: Array) -> Array:
+    """The nearest numbers that have the upper 16 bits of a float32 only; of two equally near ones the even one."""
+    bits = values.view(np.uint32).astype(np.uint64)
+    nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
+    return np.asarray(nearest.astype(np.uint32).view(np.float32))
 
 
 def top1_disagreements(a: Array, b: Array, margin: float) -> int:

@@ -41,8 +41,8 @@ def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iter
     for done, (path, inputs) in enumerate(traced.inputs.items()):
         climb.progress(f"layers, {state}", done, len(traced.inputs))
         # Rounded first, so that all start from the same numbers.
-        rounded = tuple(x if x.dtype.kind == "i" else x.astype(np.float32) for x in inputs)
-        upstream = traced.upstream[path].astype(np.float32)
+        rounded = tuple(x if x.dtype.kind == "i" else climb.rounded(x.astype(np.float32)) for x in inputs)
+        upstream = climb.rounded(traced.upstream[path].astype(np.float32))
         results, own = climb.together(everyone, lambda twin: twin.layer(path, rounded, upstream, key))  # noqa: B023
         outputs = {name: {f"{path}{OUTPUT}": result.output} for name, result in results.items()}
         gradients = {
