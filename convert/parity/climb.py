@@ -13,10 +13,12 @@ import numpy as np
 from convert.parity import material
 from convert.parity.backends import BACKENDS, Backend, Choices, Twin, open_twin
 from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances, key_bias_is_idle
-from convert.parity.gates import GATES, ORACLE_RATIO, ROUNDING, Precision
+from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Precision
 from gpt_common.config import RunConfig
 
 ORACLE = "float64"
+COARSENED = tuple(f"{ORACLE}, weights one unit in the last place off, {i}" for i in range(3))
+"""Oracles that make the noise in bf16."""
 Result = TypeVar("Result")
 DTYPES = {"strict": "float32", "tf32": "float32", "bf16": "bfloat16"}
 
@@ -55,7 +57,7 @@ class Climb:
     """Losses of the reference: L7 leaves them for L8."""
     followed: list[Choices] = field(default_factory=list)
     """What the reference's routers preferred in each step of that trajectory."""
-    _open: dict[tuple[Backend | None, RunConfig], Twin] = field(default_factory=dict)
+    _open: dict[tuple[Backend | str, RunConfig], Twin] = field(default_factory=dict)
 
     @property
     def reference(self) -> str:
@@ -107,13 +109,24 @@ class Climb:
             found[backend.name] = self._open[used, config]
         return found
 
-    def oracle(self, config: RunConfig | None = None) -> Twin:
+    def oracle(self, config: RunConfig | None = None, name: str = ORACLE) -> Twin:
         """PyTorch in float64 on the CPU, without gradient checkpointing: what is right."""
         config = config or self.config
-        if (None, config) not in self._open:
+        if (name, config) not in self._open:
             plain = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=False))
-            self._open[None, config] = open_twin(BACKENDS["cpu"], plain, "float64")
-        return self._open[None, config]
+            self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64")
+        return self._open[name, config]
+
+    def everyone(self, weights: Arrays) -> dict[str, Twin]:
+        """The oracle and every twin with these weights; in bf16 also oracles whose weights are a little off."""
+        everyone = {ORACLE: self.oracle(), **self.twins()}
+        for twin in everyone.values():
+            twin.set_weights(weights)
+        if self.precision == "bf16":
+            for seed, name in enumerate(COARSENED):
+                everyone[name] = self.oracle(name=name)
+                everyone[name].set_weights(material.coarsened(weights, seed))
+        return everyone
 
     def together(
         self, twins: Mapping[str, Twin], call: Callable[[Twin], Result]
@@ -126,7 +139,7 @@ class Climb:
             with twin.choosing(followed or None) as own[name]:
                 results[name] = call(twin)
             followed = followed or own[name]
-        return results, own
+        return results, {name: choices for name, choices in own.items() if name not in COARSENED}
 
     def compare(
         self,
@@ -149,6 +162,11 @@ class Climb:
             ratio: compare the errors of MLX and PyTorch; False where a few elements make them.
         """
         split_bias = split_bias and key_bias_is_idle(self.config.model)
+        noise: dict[str, float] = {}
+        for name in found.keys() & COARSENED:
+            for tensor, error in distances(found[name], exact or {}, split_bias=split_bias):
+                noise[tensor] = max(noise.get(tensor, 0.0), error)
+        found = {name: tensors for name, tensors in found.items() if name not in COARSENED}
         worst = dict.fromkeys(found, 0.0)
         for name, tensors in found.items():
             pairs = [] if exact is None else [(ORACLE, exact)]
@@ -156,7 +174,10 @@ class Climb:
                 pairs.append((self.reference, found[self.reference]))
             for other, wanted in pairs:
                 for tensor, error in distances(tensors, wanted, split_bias=split_bias):
-                    yield Measurement(tensor=tensor, error=error, gate=gate, between=f"{name} ~ {other}", state=state)
+                    measured = Measurement(
+                        tensor=tensor, error=error, gate=gate, between=f"{name} ~ {other}", state=state
+                    )
+                    yield measured.beside(noise.get(tensor, 0.0), COARSE_NOISE)
                     if other == ORACLE and not tensor.endswith(KEY_SIZE):
                         worst[name] = max(worst[name], error)
         # A single number may be right by luck.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,11 +35,20 @@ class Measurement:
     """Which weights: fresh, widened or trained."""
     times: bool = False
     """The error is a multiple of another error, and not a distance."""
+    noise: float = 0.0
+    """Where weights one unit in the last place off break the gate on their own: how far they move this."""
 
     @property
     def passed(self) -> bool:
         """Whether the error is within the gate; NaN never is."""
         return self.error <= self.gate
+
+    def beside(self, noise: float, times: float) -> Measurement:
+        """The same, unless one unit in the last place of the weights breaks its gate on its own.
+
+        Then no twin could keep the gate, and this may be `times` as far off as that noise.
+        """
+        return self if noise <= self.gate else dataclasses.replace(self, gate=times * noise, noise=noise)
 
     @property
     def strain(self) -> float:

@@ -129,6 +129,17 @@ def nudged(weights: Arrays, seed: int) -> Arrays:
     return moved
 
 
+def coarsened(weights: Arrays, seed: int) -> Arrays:
+    """The same weights in bfloat16, each rounded up or down by chance."""
+    moved = {}
+    for name, value in weights.items():
+        up = keyed_generator(seed, "one ulp", name).random(value.shape) < 0.5
+        # Its upper 16 bits, or the next number that has only those.
+        bits = (value.view(np.uint32) >> 16) + up.astype(np.uint32)
+        moved[name] = (bits << 16).view(np.float32)
+    return moved
+
+
 @functools.cache
 def token_stream(vocab_size: int, seed: int) -> Tokens:
     """(N,) ids that a model can learn from: mostly a fixed successor of the token before, sometimes a Zipf draw."""

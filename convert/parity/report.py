@@ -87,6 +87,7 @@ def line(result: Result) -> str:
     margin = f"{worst.gate / worst.error:.1f}x" if worst.error and worst.gate else "-"
     figures = f"{worst.error:>9.1e}{worst.gate:>9.0e}{margin:>8}{result.seconds:>7.1f}s"
     state = f", {worst.state}" if worst.state else ""
+    state += f", {worst.noise:.1e} from one unit in the last place" if worst.noise else ""
     failed = "" if result.passed else "FAILS: "
     return f"{name:<25}{figures}  {failed}{worst.tensor} ({worst.between}{state})"
 

@@ -28,15 +28,15 @@ def rung_generation(climb: Climb) -> Iterator[Measurement]:
     gate = climb.gate("L3")
     twins = climb.twins()
     for state, weights in climb.states().items():
-        found: dict[str, Arrays] = {}
-        climb.oracle().set_weights(weights)
-        with climb.oracle().choosing() as whole:
-            exact = climb.oracle().logits(tokens)
+        everyone = climb.everyone(weights)
+        with everyone[ORACLE].choosing() as whole:
+            exact = everyone.pop(ORACLE).logits(tokens)
         own = {ORACLE: for_cache(whole, *tokens.shape)}
-        for name, twin in twins.items():
-            twin.set_weights(weights)
-            with twin.choosing(own[ORACLE] or None) as own[name]:
+        found: dict[str, Arrays] = {}
+        for name, twin in everyone.items():
+            with twin.choosing(own[ORACLE] or None) as choices:
                 found[name] = {"logits from the cache": twin.cached_logits(tokens)}
+            own |= {name: choices} if name in twins else {}
         yield from choice_gates(own, config.model, None, state)
         yield from climb.compare(found, {"logits from the cache": exact}, gate, state)
 

@@ -34,9 +34,7 @@ def rung_layers(climb: Climb) -> Iterator[Measurement]:
 def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iterator[Measurement]:
     """The modules in execution order, parents before their children, with these weights."""
     tokens, labels = material.batches(climb.config, 0)[0]
-    everyone = {ORACLE: climb.oracle(), **climb.twins()}
-    for twin in everyone.values():
-        twin.set_weights(weights)
+    everyone = climb.everyone(weights)
     traced = climb.oracle().trace(tokens, labels, key)
     for done, (path, inputs) in enumerate(traced.inputs.items()):
         climb.progress(f"layers, {state}", done, len(traced.inputs))
@@ -59,16 +57,13 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
     tokens, _ = material.batches(climb.config, 0)[0]
     gate = climb.gate("L3")
     for state, weights in climb.states().items():
-        everyone = {ORACLE: climb.oracle(), **climb.twins()}
-        for twin in everyone.values():
-            twin.set_weights(weights)
-        logits, own = climb.together(everyone, lambda twin: twin.logits(tokens))
+        logits, own = climb.together(climb.everyone(weights), lambda twin: twin.logits(tokens))
         exact = logits.pop(ORACLE)
         found = {name: {"logits": values} for name, values in logits.items()}
         yield from choice_gates(own, climb.config.model, gate, state)
         yield from climb.compare(found, {"logits": exact}, gate, state)
-        for name, arrays in found.items():
-            count = top1_disagreements(arrays["logits"], exact, TOP1_MARGIN)
+        for name in climb.names:
+            count = top1_disagreements(logits[name], exact, TOP1_MARGIN)
             yield Measurement(
                 tensor="top-1 where it leads clearly", error=count, gate=0, between=f"{name} ~ {ORACLE}", state=state
             )
@@ -100,9 +95,7 @@ def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict
     tokens, labels = material.batches(climb.config, 0)[0]
     for state, weights in climb.states().items():
         for dropped, key in dropout_keys(climb).items():
-            everyone = {ORACLE: climb.oracle(), **climb.twins()}
-            for twin in everyone.values():
-                twin.set_weights(weights)
+            everyone = climb.everyone(weights)
             passes, own = climb.together(everyone, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
             found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
             exact = found.pop(ORACLE)

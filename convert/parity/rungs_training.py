@@ -318,19 +318,9 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
             )
     if climb.has_gate("L7 weights"):
         for measurement in climb.compare(weights, None, climb.gate("L7 weights")):
-            yield _beside_noise(measurement, moved[measurement.tensor], f"after {steps} steps")
-
-
-def _beside_noise(measurement: Measurement, noise: float, when: str) -> Measurement:
-    """The gate of a weight, unless one unit in the last place of the first weights breaks it on its own.
-
-    Then no twin could keep it, and the weight may drift as far beside that noise as a loss may: the queries of
-    custom-llm-tiny move by 3e-3, because products of four matrices near zero leave Adam the sign of rounding.
-    """
-    tensor = f"{measurement.tensor} {when}"
-    if noise <= measurement.gate:
-        return dataclasses.replace(measurement, tensor=tensor)
-    return dataclasses.replace(measurement, tensor=f"{tensor}, {noise:.1e} {NUDGED}", gate=ENVELOPE * noise)
+            # The queries of custom-llm-tiny: products of four matrices near zero leave Adam the sign of rounding.
+            after = dataclasses.replace(measurement, tensor=f"{measurement.tensor} after {steps} steps")
+            yield after.beside(moved[measurement.tensor], ENVELOPE)
 
 
 def _flat(choices: Sequence[Choices]) -> Choices:
