@@ -19,6 +19,8 @@ Tokens = npt.NDArray[np.int32]
 QKV_BIAS = "qkv_proj.bias"
 KEY_BIAS = "k_proj.bias"
 KEY_SIZE = ": size of the key's third"
+NEVER_NOISE = 0.5
+"""A distance that noise excuses in no class: what shares so little with what is right is wrong."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,11 @@ class Measurement:
     def beside(self, noise: float, times: float) -> Measurement:
         """The same, unless one unit in the last place of the weights breaks its gate on its own.
 
-        Then no twin could keep the gate, and this may be `times` as far off as that noise.
+        Then no twin could keep the gate, and this may be `times` as far off as that noise, but never by half.
         """
-        return self if noise <= self.gate else dataclasses.replace(self, gate=times * noise, noise=noise)
+        if not self.gate < noise < np.inf:
+            return self
+        return dataclasses.replace(self, gate=max(self.gate, min(times * noise, NEVER_NOISE)), noise=noise)
 
     @property
     def strain(self) -> float:

@@ -11,7 +11,7 @@ import torch
 
 from convert.parity import material
 from convert.parity.backends import BACKENDS, choose, open_twin
-from convert.parity.climb import Climb, top1_disagreements
+from convert.parity.climb import Climb, to_bfloat16, top1_disagreements
 from convert.parity.compare import KEY_SIZE, Measurement, distances, relative, without_key_bias
 from convert.parity.exact_adamw import ExactAdamW
 from convert.parity.gates import BF16, STRICT, TF32
@@ -21,6 +21,7 @@ from convert.parity.rungs_generation import _on_an_edge, _seen
 from gpt_common.cli import SampleSettings
 from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.errors import UserError
+from gpt_common.init import keyed_generator
 from gpt_common.sampling import choose as choose_token
 from gpt_common.sampling import draws
 
@@ -43,6 +44,29 @@ def test_nan_and_missing_tensors_never_pass() -> None:
     assert Measurement(error=1.0, **common).passed  # type: ignore[arg-type]
     found = dict(distances({"a": np.ones(2)}, {"a": np.ones(2), "b": np.ones(2)}))
     assert found == {"a": 0, "b (missing on one side)": np.inf}
+
+
+def test_a_gate_follows_noise_only_where_noise_breaks_it() -> None:
+    measured = Measurement(tensor="t", error=0.05, gate=0.02, between="a ~ b")
+    assert measured.beside(0.02, 3) == measured.beside(0.0, 3) == measured
+    assert measured.beside(float("nan"), 3) == measured.beside(float("inf"), 3) == measured, "that is no noise"
+    assert not measured.passed
+    raised = measured.beside(0.021, 3)
+    assert (raised.passed, raised.gate, raised.noise) == (True, pytest.approx(0.063), 0.021)
+    assert measured.beside(0.4, 3).gate == 0.5, "noise excuses no distance of a half"
+
+
+def test_bfloat16_is_the_upper_half_of_a_float32() -> None:
+    generator = keyed_generator(0, "bfloat16")
+    values = generator.standard_normal(10_000, np.float32) * np.float32(10) ** generator.integers(-30, 30, 10_000)
+    values = np.asarray(values, np.float32)
+    nearest = torch.from_numpy(values).bfloat16().float().numpy()
+    assert np.array_equal(to_bfloat16(values), nearest)
+    coarse = material.coarsened({"w": values}, 0)["w"]
+    assert np.array_equal(to_bfloat16(coarse), coarse)
+    # Up or down by chance: half of them to the farther neighbour, at most one unit away.
+    assert (np.abs(coarse - values) < np.abs(values) * 2.0**-7).all()
+    assert 0.45 < (coarse == nearest).mean() < 0.55
 
 
 def test_the_key_bias_is_asserted_small_and_not_compared() -> None:

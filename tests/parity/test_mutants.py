@@ -24,6 +24,21 @@ def test_a_mutant_is_rejected_by_its_rung(mutant: Mutant) -> None:
     assert first_rejection(mutant) == mutant.rung
 
 
+@pytest.mark.parametrize(
+    ("name", "rung"),
+    [("gate and up swapped", "L2"), ("queries and keys not normalised", "L2"), ("shared expert left out", "L2")],
+)
+def test_noise_in_bfloat16_excuses_no_wrong_twin(name: str, rung: str) -> None:
+    """Where gates follow the noise they still bite."""
+    mutant = next(m for m in MUTANTS if m.name == name)
+    with mutant.change():
+        climb = mutant_climb(mutant.family)
+        climb.precision = "bf16"
+        report = climb_ladder(climb, ["L1", "L2"])
+    assert report.failed is not None
+    assert report.failed.rung.name == rung
+
+
 def test_every_rung_rejects_mutants_that_those_below_let_pass() -> None:
     assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) >= 60
     assert [rung for rung in NAMES if not any(mutant.rung == rung for mutant in MUTANTS)] == []
