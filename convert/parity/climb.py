@@ -55,6 +55,8 @@ class Climb:
     """How far apart two backends compute one loss from the same weights: L4 leaves it for L7."""
     uninterrupted: list[float] = field(default_factory=list)
     """Losses of the reference: L7 leaves them for L8."""
+    perturbed: list[list[float]] = field(default_factory=list)
+    """Losses of the reference from weights one unit in the last place off: L7 leaves them for L8."""
     followed: list[Choices] = field(default_factory=list)
     """What the reference's routers preferred in each step of that trajectory."""
     _open: dict[tuple[Backend | str, RunConfig], Twin] = field(default_factory=dict)

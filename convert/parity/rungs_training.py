@@ -18,7 +18,7 @@ from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Arrays, Measurement, distances, without_key_bias
 from convert.parity.exact_adamw import ExactAdamW, Optimizing
 from convert.parity.exact_muon import ExactMuon
-from convert.parity.gates import ENVELOPE, ROUNDING
+from convert.parity.gates import COARSE_NOISE, ENVELOPE, ROUNDING
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig
 from gpt_common.init import keyed_generator, parameter_shapes
 from gpt_common.schedule import learning_rate
@@ -271,6 +271,8 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
     elsewhere: dict[str, tuple[int, int]] = {}
     moved: dict[str, float] = {}
     climb.followed = []
+    climb.perturbed = []
+    perturb = material.coarsened if climb.precision == "bf16" else material.nudged
 
     def run(name: str, twin: Twin, start: Arrays) -> list[float]:
         twin.set_weights(start)
@@ -291,7 +293,8 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
     # What the loss alone is off by, from equal weights, is no drift.
     envelope = np.full(steps, max(ROUNDING[climb.precision], climb.loss_noise))
     for seed in range(PERTURBED_RUNS):
-        other = run(NUDGED, reference, material.nudged(climb.start(), seed))
+        other = run(NUDGED, reference, perturb(climb.start(), seed))
+        climb.perturbed.append(other)
         envelope = np.maximum(envelope, drift(other, losses[climb.reference]))
         for tensor, error in distances(without_key_bias(reference.weights(), config.model), weights[climb.reference]):
             moved[tensor] = max(moved.get(tensor, 0.0), error)
@@ -331,18 +334,26 @@ def _trajectory_gates(
     climb: Climb, gate: str, losses: Sequence[float], reference: Sequence[float], name: str
 ) -> Iterator[Measurement]:
     """The worst loss and, in the classes that have such a gate, the mean of the last fifty."""
-    limit = climb.gate(gate)
     differences = drift(losses, reference)
     worst = int(np.argmax(differences))
-    between = f"{name} ~ {climb.reference}"
-    yield Measurement(tensor=f"loss, step {worst}", error=float(differences[worst]), gate=limit, between=between)
+    # Float32 has its envelope.
+    perturbed = [other[: len(losses)] for other in climb.perturbed] if climb.precision == "bf16" else []
+    noise = max((float(drift(other, reference).max()) for other in perturbed), default=0.0)
+    loss = Measurement(
+        tensor=f"loss, step {worst}",
+        error=float(differences[worst]),
+        gate=climb.gate(gate),
+        between=f"{name} ~ {climb.reference}",
+    )
+    yield loss.beside(noise, COARSE_NOISE)
     mean_gate = f"{gate.split()[0]} mean of last 50"
     if climb.has_gate(mean_gate):
-        means = np.mean(losses[-50:]), np.mean(reference[-50:])
-        error = abs(means[0] - means[1]) / means[1]
-        yield Measurement(
-            tensor="mean of the last 50 losses", error=float(error), gate=climb.gate(mean_gate), between=between
+        error, *noises = (
+            float(drift([float(np.mean(run[-50:]))], [float(np.mean(reference[-50:]))])[0])
+            for run in (losses, *perturbed)
         )
+        mean = dataclasses.replace(loss, tensor="mean of the last 50 losses", error=error, gate=climb.gate(mean_gate))
+        yield mean.beside(max(noises, default=0.0), COARSE_NOISE)
 
 
 def rung_switch(climb: Climb) -> Iterator[Measurement]:
