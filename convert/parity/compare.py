@@ -38,7 +38,7 @@ class Measurement:
     times: bool = False
     """The error is a multiple of another error, and not a distance."""
     noise: float = 0.0
-    """Where weights one unit in the last place off break the gate on their own: how far they move this."""
+    """How far weights one unit in the last place off move this, where the gate is a multiple of it."""
 
     @property
     def passed(self) -> bool:
@@ -46,13 +46,9 @@ class Measurement:
         return self.error <= self.gate
 
     def beside(self, noise: float, times: float) -> Measurement:
-        """The same, unless one unit in the last place of the weights breaks its gate on its own.
-
-        Then no twin could keep the gate, and this may be `times` as far off as that noise, but never by half.
-        """
-        if not self.gate < noise < np.inf:
-            return self
-        return dataclasses.replace(self, gate=max(self.gate, min(times * noise, NEVER_NOISE)), noise=noise)
+        """The same with a gate that is at least `times` the noise, but excuses no distance of a half."""
+        gate = min(times * noise, NEVER_NOISE) if np.isfinite(noise) else 0.0
+        return dataclasses.replace(self, gate=gate, noise=noise) if gate > self.gate else self
 
     @property
     def strain(self) -> float:
@@ -82,7 +78,8 @@ def distances(
 
     The bias of q, k and v is one tensor. Softmax ignores what all keys have in common, so the gradient of the key's
     third is zero in theory and rounding in practice: it must be small beside the whole, and is compared to nothing. A
-    key bias of its own must be small beside its projection's weight.
+    key bias of its own must be small beside its projection's weight. Where keys rotate they still have much of it in
+    common, and what is left of its gradient is compared beside the whole as well.
 
     Args:
         split_bias: treat that bias so; False where it is a tensor like any other.
@@ -94,7 +91,7 @@ def distances(
             continue
         place = name.replace(": gradient of ", ".")
         if not (split_bias and place.endswith((QKV_BIAS, KEY_BIAS))) or a[name].shape != exact.shape:
-            yield name, relative(a[name], exact)
+            yield name, relative(a[name], exact) * (_share_of_biases(name, b) if place.endswith(KEY_BIAS) else 1)
             continue
         if not place.endswith(QKV_BIAS):
             key, size = (float(np.linalg.norm(x)) for x in (a[name], b[name.removesuffix("bias") + "weight"]))
@@ -104,6 +101,15 @@ def distances(
         yield name, relative(_without_key(a[name]), _without_key(exact))
         key, size = float(np.linalg.norm(a[name][width : 2 * width])), float(np.linalg.norm(exact))
         yield f"{name}{KEY_SIZE}", key / size if size else key
+
+
+def _share_of_biases(name: str, b: Mapping[str, Array]) -> float:
+    """Size of a key bias beside that of queries, keys and values together, as if they were one tensor."""
+    stem = name.removesuffix(KEY_BIAS)
+    sizes = [
+        float(np.linalg.norm(b[stem + part])) for part in ("q_proj.bias", KEY_BIAS, "v_proj.bias") if stem + part in b
+    ]
+    return float(np.linalg.norm(b[name])) / float(np.linalg.norm(sizes)) if any(sizes) else 1.0
 
 
 def _without_key(bias: Array) -> Array:

@@ -54,9 +54,8 @@ def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
     Weights are of the size of some updates, so that rounding them to float32 weighs equally at every learning rate.
     """
     muon = climb.config.optim.optimizer == "muon"
-    raised = max(1.0, LEAST_RATE / climb.config.optim.learning_rate)
-    peak, least = raised * climb.config.optim.learning_rate, raised * climb.config.optim.min_lr
-    optim = dataclasses.replace(climb.config.optim, learning_rate=peak, min_lr=least)
+    optim = raised(climb.config.optim, LEAST_RATE)
+    peak = optim.learning_rate
     config = dataclasses.replace(climb.config, model=MUON_MODEL if muon else OPTIMIZER_MODEL, optim=optim)
     steps = climb.optimizer_steps
     schedule = whole_schedule(config.optim, steps)
@@ -211,6 +210,12 @@ def whole_schedule(optim: OptimConfig, steps: int) -> OptimConfig:
     return dataclasses.replace(optim, warmup_steps=min(optim.warmup_steps, steps // 10), decay_steps=0)
 
 
+def raised(optim: OptimConfig, least: float) -> OptimConfig:
+    """The same schedule with a peak of at least `least`."""
+    factor = max(1.0, least / optim.learning_rate)
+    return dataclasses.replace(optim, learning_rate=factor * optim.learning_rate, min_lr=factor * optim.min_lr)
+
+
 def has_routers(config: RunConfig) -> bool:
     """Whether any block sends tokens to experts."""
     return any(config.model.has_experts(layer) for layer in range(config.model.n_layer))
@@ -321,9 +326,11 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
             )
     if climb.has_gate("L7 weights"):
         for measurement in climb.compare(weights, None, climb.gate("L7 weights")):
-            # The queries of custom-llm-tiny: products of four matrices near zero leave Adam the sign of rounding.
+            noise = moved[measurement.tensor]
             after = dataclasses.replace(measurement, tensor=f"{measurement.tensor} after {steps} steps")
-            yield after.beside(moved[measurement.tensor], ENVELOPE)
+            # Where noise breaks the gate on its own no twin could keep it. So it is with queries of custom-llm-tiny:
+            # products of four matrices near zero leave Adam the sign of rounding.
+            yield after.beside(noise, ENVELOPE) if noise > after.gate else after
 
 
 def _flat(choices: Sequence[Choices]) -> Choices:
@@ -336,8 +343,7 @@ def _trajectory_gates(
     """The worst loss and, in the classes that have such a gate, the mean of the last fifty."""
     differences = drift(losses, reference)
     worst = int(np.argmax(differences))
-    # Float32 has its envelope.
-    perturbed = [other[: len(losses)] for other in climb.perturbed] if climb.precision == "bf16" else []
+    perturbed = [other[: len(losses)] for other in climb.perturbed] if climb.uncalibrated else []
     noise = max((float(drift(other, reference).max()) for other in perturbed), default=0.0)
     loss = Measurement(
         tensor=f"loss, step {worst}",

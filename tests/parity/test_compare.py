@@ -46,9 +46,17 @@ def test_nan_and_missing_tensors_never_pass() -> None:
     assert found == {"a": 0, "b (missing on one side)": np.inf}
 
 
-def test_a_gate_follows_noise_only_where_noise_breaks_it() -> None:
+def test_a_key_bias_of_its_own_is_compared_beside_all_three() -> None:
+    names = [f"blocks.0.attention.{part}_proj.bias" for part in "qkv"]
+    exact = {name: np.full(4, size) for name, size in zip(names, (1.0, 1e-3, 1.0), strict=True)}
+    found = dict(distances(exact | {names[1]: np.full(4, 1.1e-3)}, exact, split_bias=False))
+    assert found == {names[0]: 0, names[1]: pytest.approx(1e-4 / 2**0.5), names[2]: 0}
+    assert dict(distances({names[1]: np.ones(4)}, {names[1]: np.zeros(4)}, split_bias=False)) == {names[1]: np.inf}
+
+
+def test_a_gate_beside_noise_is_a_multiple_of_it() -> None:
     measured = Measurement(tensor="t", error=0.05, gate=0.02, between="a ~ b")
-    assert measured.beside(0.02, 3) == measured.beside(0.0, 3) == measured
+    assert measured.beside(0.006, 3) == measured.beside(0.0, 3) == measured
     assert measured.beside(float("nan"), 3) == measured.beside(float("inf"), 3) == measured, "that is no noise"
     assert not measured.passed
     raised = measured.beside(0.021, 3)
