@@ -92,7 +92,7 @@ def random_config(seed: int) -> tuple[RunConfig, Precision]:
         shape["feed_forward_width"] = between(16, 100)
     model = ModelConfig(
         vocab_size=between(8, 120),
-        # Of two keys a saturated query leaves a gradient of differences: PyTorch alone was 1.2e-5 off, and L2 allows 1e-5.
+        # A saturated query over two keys has a gradient of differences: PyTorch alone is 1.2e-5 off, L2 allows 1e-5.
         block_size=between(32 if coarse else 8, 40),
         bias=chance(),
         norm="layernorm" if chance() else "rmsnorm",
