@@ -47,7 +47,7 @@ def random_config(seed: int) -> tuple[RunConfig, Precision]:
         n_group = between(1, 3)
         per_group = between(2, 4)
         groups_per_token = between(1, n_group)
-        return {
+        drawn: dict[str, Any] = {
             "n_dense_layer": between(0, n_layer - 1),
             "n_expert": n_group * per_group,
             "n_expert_group": n_group,
@@ -61,6 +61,9 @@ def random_config(seed: int) -> tuple[RunConfig, Precision]:
             "balancing": pick("none", "bias", "loss"),
             "balancing_rate": log_between(1e-3, 1e-1),
         }
+        # The only gate of a token, normalised, is one: nothing would reach the router but rounding.
+        drawn["router_normalise"] &= drawn["experts_per_token"] > 1
+        return drawn
 
     precision: Precision = "bf16" if chance(0.2) else "strict"
     # Gates of bf16 are for means over many numbers: a norm over five channels, or a loss over ten tokens, is noise.
