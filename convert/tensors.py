@@ -7,6 +7,7 @@ so memory does not grow with the tensor; only transposing and gathering strides 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,10 +22,12 @@ from gpt_common.errors import UserError
 BLOCK = 1 << 17
 """Elements per block: 512 kB of float32, which stay in the cache between checksum, hash and write."""
 
-# Unsigned integers where numpy has no such float (BF16): bits are moved, never interpreted.
 WORTH_A_THREAD = 1 << 16
 """Bytes that take longer to hash than a thread takes to start."""
+AHEAD = 4
+"""Blocks that may wait for their hash, so that neither core waits for the other at every block."""
 
+# Unsigned integers where numpy has no such float (BF16): bits are moved, never interpreted.
 NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
 NUMPY |= {"I8": "<i1", "U8": "<u1", "BOOL": "<u1"}
 NUMPY |= {"C64": "<c8", "C128": "<c16"}
@@ -193,17 +196,19 @@ def extent(path: Path, start: int, length: int, block: int) -> Iterator[bytes]:
 
 
 def beside(blocks: Iterable[bytes], update: Callable[[bytes], object]) -> Iterator[bytes]:
-    """Pass blocks on while another thread feeds them to `update`, in order: checksums release the interpreter."""
-    pending: Future[object] | None = None
+    """Pass blocks on while another thread feeds them to `update`, in order: hashes release the interpreter.
+
+    `update` has taken every block before the end is reached; what it raises is raised here.
+    """
+    pending: deque[Future[object]] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
         for block in blocks:
-            if len(block) < WORTH_A_THREAD and pending is None:
+            if len(block) < WORTH_A_THREAD and not pending:
                 update(block)
-                yield block
-                continue
-            previous, pending = pending, thread.submit(update, block)
+            else:
+                pending.append(thread.submit(update, block))
             yield block
-            if previous is not None:
-                previous.result()
-        if pending is not None:
-            pending.result()
+            if len(pending) > AHEAD:
+                pending.popleft().result()
+        for future in pending:
+            future.result()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convert.pickles import Refused, StoredTensor, read_pickle, shown, write_pickle
-from convert.tensors import AGAIN, BLOCK, NUMPY, Tensor, beside, extent, from_array, item_size, load
+from convert.tensors import AGAIN, BLOCK, NUMPY, Tensor, extent, from_array, item_size, load
 from gpt_common.errors import UserError
 
 ZIP_MAGIC, LOCAL_HEADER = b"PK\x03\x04", 30
@@ -165,12 +165,10 @@ class TorchFile:
             yield from extent(self.path, start + begin, length, block)
             return
         crc = 0
-
-        def update(data: bytes) -> None:
-            nonlocal crc
+        for data in extent(self.path, start, size, block):
+            # In this thread: hashing fills the second core, and reading, checksum and writing together this one.
             crc = zlib.crc32(data, crc)
-
-        yield from beside(extent(self.path, start, size, block), update)
+            yield data
         if crc != expected:
             raise UserError(f"{self.path} is damaged: record {record} has a wrong checksum: {AGAIN}")
         self._unverified.discard(record)
