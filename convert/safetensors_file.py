@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from convert.disk import create
 from convert.tensors import BLOCK, NUMPY, Tensor, beside, extent, item_size
 from gpt_common.checkpoint import read_header
 from gpt_common.errors import UserError
@@ -88,7 +89,7 @@ def write_safetensors(
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     hashes = {}
-    with path.open("wb", buffering=0) as file:
+    with create(path) as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
             digest = hashlib.sha256(f"{tensors[name].dtype} {list(tensors[name].shape)}\n".encode())

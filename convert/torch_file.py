@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.disk import create
 from convert.pickles import Refused, StoredTensor, read_pickle, shown, write_pickle
 from convert.tensors import AGAIN, BLOCK, NUMPY, Tensor, extent, from_array, item_size, load
 from gpt_common.errors import UserError
@@ -232,7 +233,7 @@ def write_torch_file(path: Path, value: Any, tensors: Mapping[str, Tensor], prog
         UserError: a tensor cannot be read.
         OSError: the file cannot be written.
     """
-    with zipfile.ZipFile(path, "w") as archive:
+    with create(path) as opened, zipfile.ZipFile(opened, "w") as archive:
 
         def record(name: str, blocks: Iterator[bytes]) -> None:
             entry = zipfile.ZipInfo(f"archive/{name}")
