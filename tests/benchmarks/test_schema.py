@@ -119,3 +119,16 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, text: str, message:
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a benchmark result"):
         read_result(tmp_path / "none.json")
+
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("benchmark-*.json")), ids=lambda path: path.stem)
+def test_committed_results_can_be_read(path: Path) -> None:
+    """With every backend that was asked for as a row, and every measured one verified in every round."""
+    result = read_result(path)
+    rows = [row for row in result["cases"][0]["rows"] if row["status"] == "measured"]
+    assert {row["backend"] for row in result["cases"][0]["rows"]} >= {"mps", "mlx", "cpu", "cpu-compiled"}
+    assert all(len(row["processes"]) == result["settings"]["rounds"] for row in rows)
+    assert all(row["verified"] in ("parity", "losses") for row in rows)
