@@ -43,9 +43,9 @@ class Muon(torch.optim.Optimizer):
         for parameter in group["params"]:
             if parameter.grad is not None:
                 state = self.state[parameter]
-                m = state["momentum"] = torch.lerp(
-                    state.get("momentum", torch.zeros_like(parameter)), parameter.grad, 1 - self.momentum
-                )
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                m = state["momentum"] = torch.lerp(state["momentum"], parameter.grad, 1 - self.momentum)
                 direction = orthogonal(torch.lerp(parameter.grad, m, self.momentum))
                 scale = 0.2 * math.sqrt(max(parameter.shape[-2:]))
                 parameter.mul_(1 - group["lr"] * self.weight_decay)
