@@ -205,8 +205,8 @@ def _twin_name(one: dict[str, Any]) -> str:
 
 def _model_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     parts = ", ".join(f"{name} {amount(count)}" for name, count in plan["model"]["parts"].items())
-    of = ", N active" if plan["model"]["active_parameters"] != plan["model"]["parameters"] else ""
     total, active = plan["model"]["parameters"], plan["model"]["active_parameters"]
+    of = ", N active" if active != total else ""
     yield "parameters", f"{total:,}" + (f", {active:,} active" if active != total else "")
     yield "", parts
     if buffers := plan["model"]["buffers"]:

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.result import restless
 from benchmarks.samples import median_of
 from gpt_common.console import milliseconds, rate, share
+from gpt_common.flops import parameters_in_words
 
 Result = dict[str, Any]
 
@@ -26,10 +27,8 @@ def print_result(result: Result) -> None:
 
 
 def parameters(work: dict[str, Any]) -> str:
-    """`1,075,060,736 parameters (202,479,616 active)`, or all of them where a token meets all."""
-    active = work.get("active_parameters", work["parameters"])
-    some = f" ({active:,} active)" if active != work["parameters"] else ""
-    return f"{work['parameters']:,} parameters{some}"
+    """Parameters of a result, and the active ones; results from before there were experts do not name these."""
+    return parameters_in_words(work["parameters"], work.get("active_parameters", work["parameters"]))
 
 
 def print_case(console: Any, case: dict[str, Any]) -> None:

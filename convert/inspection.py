@@ -20,7 +20,7 @@ from convert.progress import readable
 from convert.tensors import Tensor, beside
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.flops import active_parameter_count
+from gpt_common.flops import active_parameter_count, parameters_in_words
 from gpt_common.init import tensor_shapes
 
 LINE = 80
@@ -54,16 +54,14 @@ def inspect(command: Inspect) -> None:
     weights = {**contents.tensors, **contents.unknown}
     found = problems(contents)
     count = sum(tensor.size for name, tensor in weights.items() if not name.endswith("routing_bias"))
-    active = ""
-    if contents.config is not None and contents.config.model.n_expert and not found:
-        active = f" ({active_parameter_count(contents.config.model):,} active)"
+    active = count
+    if contents.config is not None and not found:
+        active = active_parameter_count(contents.config.model)
     dtypes = Counter(tensor.dtype for tensor in weights.values())
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
     size = readable(sum(t.nbytes for t in weights.values()))
-    print(
-        f"{contents.path}: {contents.format}, {count:,} parameters{active} in {len(weights)} tensors ({kinds}), {size}",
-        flush=True,
-    )
+    parameters = parameters_in_words(count, active)
+    print(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
     _print_state(contents)
     for problem in found:
         print(f"problem: {problem}")

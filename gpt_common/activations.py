@@ -55,21 +55,16 @@ def torch_saved(model: ModelConfig, layer: int, compute: int) -> Saved:
 
 def _fused(model: ModelConfig) -> bool:
     """Whether PyTorch's CPU has a fused attention: not with dropout, and not for values narrower than keys."""
-    return not model.dropout and value_size(model) == model.key_size
-
-
-def value_size(model: ModelConfig) -> int:
-    """V, the width of a value head."""
-    return model.value_size if model.attention in ("latent", "latent_per_head") else model.key_size
+    return not model.dropout and model.value_width == model.key_size
 
 
 def _torch_attention(model: ModelConfig, compute: int) -> float:
-    H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, value_size(model)
+    H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, model.value_width
     latents, projected, normed = 0.0, 0.0, 0.0
     kept = H * (2 * K + V) if G == H else (H + 2 * G) * K
     # A fused attention answers in the layout of the queries: where they are new, the heads are joined by a copy.
     made_anew = model.positions != "learned" or model.qk_norm
-    if model.attention in ("latent", "latent_per_head"):
+    if model.has_latents:
         latents = compute * (model.q_latent + model.kv_latent)
     if model.attention == "latent":
         # Both latents pass an RMS norm: its input and its unscaled result, float32.
@@ -119,7 +114,7 @@ def mlx_saved(model: ModelConfig, layer: int, compute: int) -> Saved:
 
 
 def _mlx_attention(model: ModelConfig) -> float:
-    H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, value_size(model)
+    H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, model.value_width
     if model.attention == "latent":
         return 2.25 * (model.q_latent + model.kv_latent) + 2 * H * (K + V)
     if model.attention == "latent_per_head":

@@ -124,8 +124,7 @@ class ModelConfig:
         self._check_experts()
 
     def _check_attention(self) -> None:
-        latent = self.attention in ("latent", "latent_per_head")
-        if latent:
+        if self.has_latents:
             needed = ("kv_latent", "nope_size", "rope_size", "value_size")
             for name in needed if self.attention == "latent" else (*needed, "q_latent"):
                 if not getattr(self, name):
@@ -140,7 +139,7 @@ class ModelConfig:
             closest = min(divisors, key=lambda h: abs(h - self.n_head))
             raise UserError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}: try n_head {closest}")
         if self.positions != "learned" and self.rotary_size % 2:
-            name = "rope_size" if latent else "head_size"
+            name = "rope_size" if self.has_latents else "head_size"
             raise UserError(f"rotary positions need an even {name}, and {self.rotary_size} is odd")
         if self.n_kv_head and self.attention != "grouped_query":
             raise UserError("n_kv_head belongs to attention grouped_query: set that, or leave n_kv_head out")
@@ -178,16 +177,31 @@ class ModelConfig:
             )
 
     @property
+    def has_latents(self) -> bool:
+        """Whether keys and values are made from a latent."""
+        return self.attention in ("latent", "latent_per_head")
+
+    @property
+    def has_attention_biases(self) -> bool:
+        """Whether the projections of attention have biases."""
+        return self.bias or self.attention_bias
+
+    @property
     def key_size(self) -> int:
         """Width of one query or key head."""
-        if self.attention in ("latent", "latent_per_head"):
+        if self.has_latents:
             return self.nope_size + self.rope_size
         return self.head_size or self.n_embd // self.n_head
 
     @property
+    def value_width(self) -> int:
+        """Width of one value head."""
+        return self.value_size if self.has_latents else self.key_size
+
+    @property
     def rotary_size(self) -> int:
         """Width of the part of a head that rotates, where positions are rotary."""
-        return self.rope_size if self.attention in ("latent", "latent_per_head") else self.key_size
+        return self.rope_size if self.has_latents else self.key_size
 
     @property
     def inner_width(self) -> int:

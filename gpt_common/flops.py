@@ -32,6 +32,11 @@ def active_parameter_count(model: ModelConfig) -> int:
     return parameters - experts + experts * model.experts_per_token // max(1, model.n_expert)
 
 
+def parameters_in_words(parameters: int, active: int) -> str:
+    """`1,075,060,736 parameters (508,829,696 active)`; without the bracket where a token meets all."""
+    return f"{parameters:,} parameters" + (f" ({active:,} active)" if active != parameters else "")
+
+
 def buffer_count(model: ModelConfig) -> int:
     """Numbers that are saved with the model and not trained by a gradient: what steers the routers."""
     return sum(math.prod(shape) for shape in buffer_shapes(model).values())
@@ -78,7 +83,7 @@ def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> f
     N = active_parameter_count(model) - table.get("position embedding", 0)
     if not model.tied_head:
         N -= table["token embedding"]
-    return 6 * N + 6 * model.n_layer * model.n_head * (model.key_size + _value_width(model)) * T
+    return 6 * N + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T
 
 
 def flops_per_step_exact(
@@ -107,18 +112,13 @@ def flops_per_step_exact(
     """
     T = block_size or model.block_size
     pairs = T * (T + 1) // 2 if causal else T * T
-    attended = 2 * pairs * model.n_head * (model.key_size + _value_width(model))
+    attended = 2 * pairs * model.n_head * (model.key_size + model.value_width)
     matrices = _block_matrices(model)
     blocks = 2 * T * sum(matrices.values()) + model.n_layer * attended
     forward = blocks + 2 * T * model.n_embd * model.vocab_size
     spared = sum(matrices[name] for name in _not_recomputed(model))
     recomputed = blocks - 2 * T * spared if gradient_checkpointing else 0
     return batch_size * (3 * forward + recomputed)
-
-
-def _value_width(model: ModelConfig) -> int:
-    """Width of one value head."""
-    return model.value_size if model.attention in ("latent", "latent_per_head") else model.key_size
 
 
 def _block_matrices(model: ModelConfig) -> dict[str, int]:

@@ -93,13 +93,13 @@ def _qk_norms(name: str, model: ModelConfig) -> Shapes:
 
 
 def _multi_head(name: str, model: ModelConfig) -> Shapes:
-    D, HK, bias = model.n_embd, model.n_head * model.key_size, model.bias or model.attention_bias
+    D, HK, bias = model.n_embd, model.n_head * model.key_size, model.has_attention_biases
     shapes = _linear(f"{name}.qkv_proj", 3 * HK, D, bias)
     return shapes | _qk_norms(name, model) | _linear(f"{name}.out_proj", D, HK, bias)
 
 
 def _grouped_query(name: str, model: ModelConfig) -> Shapes:
-    D, HK, bias = model.n_embd, model.n_head * model.key_size, model.bias or model.attention_bias
+    D, HK, bias = model.n_embd, model.n_head * model.key_size, model.has_attention_biases
     GK = (model.n_kv_head or model.n_head) * model.key_size
     shapes = _linear(f"{name}.q_proj", HK, D, bias) | _linear(f"{name}.k_proj", GK, D, bias)
     shapes |= _linear(f"{name}.v_proj", GK, D, bias) | _qk_norms(name, model)
@@ -107,7 +107,7 @@ def _grouped_query(name: str, model: ModelConfig) -> Shapes:
 
 
 def _latent(name: str, model: ModelConfig) -> Shapes:
-    D, H, R, bias = model.n_embd, model.n_head, model.kv_latent, model.bias or model.attention_bias
+    D, H, R, bias = model.n_embd, model.n_head, model.kv_latent, model.has_attention_biases
     if model.q_latent:
         shapes = _linear(f"{name}.q_down_proj", model.q_latent, D, bias)
         shapes |= {f"{name}.q_latent_norm.weight": (model.q_latent,)}
@@ -121,7 +121,7 @@ def _latent(name: str, model: ModelConfig) -> Shapes:
 
 
 def _latent_per_head(name: str, model: ModelConfig) -> Shapes:
-    D, H, R, Q, bias = model.n_embd, model.n_head, model.kv_latent, model.q_latent, model.bias or model.attention_bias
+    D, H, R, Q, bias = model.n_embd, model.n_head, model.kv_latent, model.q_latent, model.has_attention_biases
     return {
         **_linear(f"{name}.q_down_proj", Q, D, bias),
         **_linear(f"{name}.q_up_proj", H * model.nope_size, Q, False),

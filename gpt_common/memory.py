@@ -198,5 +198,4 @@ def kv_cache_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
 
 def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
     """What keys and values of every head would take: H (K + V) numbers per layer."""
-    value_size = model.value_size if model.attention in ("latent", "latent_per_head") else model.key_size
-    return model.n_layer * model.n_head * (model.key_size + value_size) * number_bytes
+    return model.n_layer * model.n_head * (model.key_size + model.value_width) * number_bytes

@@ -20,7 +20,7 @@ from gpt_common.cli import SampleSettings, TrainCommand
 from gpt_common.config import ModelConfig, to_dict
 from gpt_common.data.batches import Tokens, evaluation_batches, training_batch
 from gpt_common.errors import Stopped
-from gpt_common.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count
+from gpt_common.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count, parameters_in_words
 from gpt_common.hardware import detect, published_peak
 from gpt_common.health import Alarms, Probe, check_first_update, check_start
 from gpt_common.opening import open_run, versions, write_run_files
@@ -334,9 +334,7 @@ class Run:
 
 def describe_model(model: ModelConfig) -> str:
     """The console line on the network; parameters that a token meets where they are not all."""
-    parameters, active = parameter_count(model), active_parameter_count(model)
-    some = f" ({active:,} active)" if active != parameters else ""
+    parameters = parameters_in_words(parameter_count(model), active_parameter_count(model))
     return (
-        f"model: {parameters:,} parameters{some}, {model.n_layer} layers x {model.n_embd}, "
-        f"{model.n_head} heads, block {model.block_size}"
+        f"model: {parameters}, {model.n_layer} layers x {model.n_embd}, {model.n_head} heads, block {model.block_size}"
     )

@@ -104,7 +104,7 @@ class MultiHeadAttention(Attention):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
-        width, bias = config.n_head * config.key_size, config.bias or config.attention_bias
+        width, bias = config.n_head * config.key_size, config.has_attention_biases
         self.qkv_proj = Linear(config.n_embd, 3 * width, bias)
         self.q_norm = RMSNorm(config.key_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.key_size, config.norm_eps) if config.qk_norm else None
@@ -130,7 +130,7 @@ class GroupedQueryAttention(Attention):
         super().__init__(config, layer)
         self.n_kv_head = config.n_kv_head or config.n_head
         width, kv_width = config.n_head * config.key_size, self.n_kv_head * config.key_size
-        bias = config.bias or config.attention_bias
+        bias = config.has_attention_biases
         self.q_proj = Linear(config.n_embd, width, bias)
         self.k_proj = Linear(config.n_embd, kv_width, bias)
         self.v_proj = Linear(config.n_embd, kv_width, bias)
@@ -167,7 +167,7 @@ class LatentAttention(Attention):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         D, H, Q, R = config.n_embd, config.n_head, config.q_latent, config.kv_latent
-        bias = config.bias or config.attention_bias
+        bias = config.has_attention_biases
         self.q_latent = Q
         self.nope, self.rope = config.nope_size, config.rope_size
         if Q:
@@ -220,7 +220,7 @@ class PerHeadLatentAttention(Attention):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__(config, layer)
         D, H, Q, R = config.n_embd, config.n_head, config.q_latent, config.kv_latent
-        bias = config.bias or config.attention_bias
+        bias = config.has_attention_biases
         self.q_down_proj = Linear(D, Q, bias)
         self.q_up_proj = Linear(Q, H * config.nope_size, False)
         self.q_rope_proj = Linear(Q, H * config.rope_size, False)

@@ -161,7 +161,7 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
         "num_key_value_heads": model.n_kv_head or model.n_head,
         "head_dim": model.key_size,
         "intermediate_size": model.inner_width,
-        "attention_bias": model.attention_bias or model.bias,
+        "attention_bias": model.has_attention_biases,
         "hidden_act": "silu",
         **rope_settings(model),
     }
