@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -261,6 +262,22 @@ def test_the_table_fits_80_columns_and_says_what_is_assumed(capsys: pytest.Captu
         "2.5B tokens",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "rows"),
+    [
+        ("--no-gradient-checkpointing", ["largest batch (here 3)", "  with checkpointing"]),
+        ("--gradient-checkpointing", ["largest batch", "  with checkpointing (here 3)"]),
+    ],
+)
+def test_the_batch_stands_beside_the_row_that_is_its_own(
+    flag: str, rows: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--preset", "gpt2", "--chip", "M3 Max", "--memory", "64GB", "--batch-size", "3", flag])
+    lines = capsys.readouterr().out.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("largest batch"))
+    assert [re.split(r"\s{3,}", line)[0] for line in lines[first : first + 2]] == rows
 
 
 def test_flags_and_files_change_the_configuration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -114,7 +114,7 @@ def randomised(model: Any, seed: int = 5) -> Any:
 
 
 def save(model: Any, folder: Path) -> Published:
-    """Save it by its own `save_pretrained`, with a small byte-level tokenizer."""
+    """Save it by its own `save_pretrained`, with a small byte-level tokenizer of `VOCABULARY` tokens."""
     model.save_pretrained(folder)
     train_bpe_on([TEXT], VOCABULARY).save(folder / "ours.json")
     definition = json.loads((folder / "ours.json").read_text())["tokenizer"]

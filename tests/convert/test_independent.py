@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.convert import nanogpt
 from tests.convert.conftest import run_convert
 from tests.convert.continuation import TWINS, Array, configuration, greedy, load_model, logits, relative_error
+from tests.convert.families import Published, save
 
 # isort: split
 import mlx.core as mx
@@ -24,28 +24,14 @@ import torch
 import transformers
 
 from gpt_common.checkpoint import find_checkpoint
-from gpt_common.tokenizers import load_tokenizer, train_bpe_on
+from gpt_common.tokenizers import load_tokenizer
 
 TOLERANCE = 5e-6
 """Relative L2 of float32 logits."""
-TEXT = "The cat sat on the mat, and the dog sat by the door. What did the cat say to the dog? " * 8
 PROMPT = "The dog sat"
 TOKENS = 64
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::DeprecationWarning:transformers|torch|mlx")]
-
-
-@dataclass(frozen=True)
-class Published:
-    """A transformers GPT-2 and the folder it was saved to."""
-
-    model: transformers.GPT2LMHeadModel
-    folder: Path
-
-    def logits(self, tokens_BT: Array) -> Array:
-        """(B, T) -> (B, T, V)."""
-        with torch.no_grad():
-            return self.model(torch.from_numpy(tokens_BT)).logits.numpy()
 
 
 def published(folder: Path, n_layer: int, n_head: int, n_embd: int, activation: str, vocab_size: int) -> Published:
@@ -56,18 +42,7 @@ def published(folder: Path, n_layer: int, n_head: int, n_embd: int, activation: 
     )  # fmt: skip
     model = transformers.GPT2LMHeadModel(config).eval()
     nanogpt.randomise(model, seed=n_embd, std=0.2)
-    model.save_pretrained(folder)
-    tokenizer = train_bpe_on([TEXT], 280)
-    tokenizer.save(folder / "ours.json")
-    definition = json.loads((folder / "ours.json").read_text())["tokenizer"]
-    (folder / "ours.json").unlink()
-    (folder / "tokenizer.json").write_text(json.dumps(definition))
-    end = "<|endoftext|>"
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), bos_token=end, eos_token=end, unk_token=end
-    )
-    fast.save_pretrained(folder)
-    return Published(model, folder)
+    return save(model, folder)
 
 
 SHAPES = {
