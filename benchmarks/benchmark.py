@@ -13,20 +13,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.backends import Backend, choose_backends
-from benchmarks.parity_gate import Verdict, ladder, verify
-from benchmarks.power import Reader, find_reader
-from benchmarks.processes import run_worker
-from benchmarks.progress import Display, Task
-from benchmarks.report import write_report
-from benchmarks.resources import load
-from benchmarks.result import describe_case
-from benchmarks.schema import VERSION
-from benchmarks.session import Case, Row, Session, Settings, tasks
+from benchmarks.measuring.backends import Backend, choose_backends
+from benchmarks.measuring.parity_gate import Verdict, ladder, verify
+from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.progress import Display, Task
+from benchmarks.measuring.resources import load
+from benchmarks.measuring.session import Case, Row, Session, Settings, tasks
+from benchmarks.report.result import describe_case
+from benchmarks.report.schema import VERSION
+from benchmarks.report.writing import write_report
 from benchmarks.workload import parse_sweep, smallest
 from gpt_common.config import RunConfig, preset_names, to_dict
-from gpt_common.hardware import Hardware, thermal_pressure
-from gpt_common.opening import git_state, versions
+from gpt_common.machine.hardware import Hardware, thermal_pressure
+from gpt_common.machine.power import Reader, find_reader
+from gpt_common.training.opening import git_state, versions
 
 if TYPE_CHECKING:
     from benchmarks.run import Benchmark

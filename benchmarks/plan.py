@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpt_common.cli import parse
 from gpt_common.config import RunConfig, TrainConfig
 from gpt_common.errors import UserError, nearest, run_main
-from gpt_common.hardware import Hardware, detect
-from gpt_common.peaks import APPLE_GPUS
+from gpt_common.machine.hardware import Hardware, detect
+from gpt_common.machine.peaks import APPLE_GPUS
 
 PROG = "python benchmarks/plan.py"
 NVIDIA_CHIPS = {

@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
-from gpt_common.flops import (
+from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
+from gpt_common.machine.peaks import largest_power
+from gpt_common.network.flops import (
     active_parameter_count,
     buffer_count,
     flops_per_step_exact,
@@ -19,9 +21,7 @@ from gpt_common.flops import (
     parameter_count,
     parameter_table,
 )
-from gpt_common.hardware import Hardware, nvidia_smi, published_peak
-from gpt_common.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
-from gpt_common.peaks import largest_power
+from gpt_common.network.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
 
 VERSION = 1
 ASSUMED_MFU = 0.3

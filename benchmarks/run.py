@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Benchmark, argv, prog=PROG)
     _check_packages()
     if command.compare is not None:
-        from benchmarks.compare import print_comparison
+        from benchmarks.report.compare import print_comparison
 
         print_comparison(*command.compare)
         return
@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
 
     from benchmarks.benchmark import measure
     from benchmarks.workload import base_config, settle
-    from gpt_common.hardware import detect
+    from gpt_common.machine.hardware import detect
 
     hardware = detect()
     has_gpu = hardware.kind == "cuda" or hardware.kind == "apple"

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
-from convert.pickles import shown
-from convert.tensors import AGAIN, PEOPLE, WEIGHT_DTYPES, Loss, Tensor, cast, same
+from convert.formats.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
+from convert.storage.pickles import shown
+from convert.storage.tensors import AGAIN, PEOPLE, WEIGHT_DTYPES, Loss, Tensor, cast, same
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.init import optimizer_shapes, tensor_shapes
-from gpt_common.tokenizers import Tokenizer
+from gpt_common.network.init import optimizer_shapes, tensor_shapes
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from convert import formats
 from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, with_dtype
 from convert.formats import (
     mlx_lm_deepseek_v3,
@@ -21,17 +20,18 @@ from convert.formats import (
     mlx_lm_llama,
     nanogpt,
     native,
+    registry,
     transformers_deepseek_v3,
     transformers_gpt2,
     transformers_llama,
 )
+from convert.formats.tokenizer_files import given_tokenizer
 from convert.options import ReadOptions, WriteOptions
 from convert.progress import readable, show
-from convert.tensors import WEIGHT_DTYPES
-from convert.tokenizer_files import given_tokenizer
-from gpt_common.checkpoint import cannot_write, discard_on_error, sync
+from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+from gpt_common.training.checkpoint import cannot_write, discard_on_error, sync
 
 DTYPES = {people: ours for ours, people in WEIGHT_DTYPES.items()}
 
@@ -179,11 +179,11 @@ def _read(command: Torch2mlx | Mlx2torch) -> Contents:
     """
     if isinstance(command, Torch2mlx):
         options = ReadOptions(preset=command.preset, config=command.config, optimizer=command.optimizer)
-        source = formats.read(command.src, options)
+        source = registry.read(command.src, options)
         if source.format == native.NAME:
             raise UserError(f"{command.src} is already a checkpoint of this project: use mlx2torch to export it")
         return source
-    source = formats.read(command.src, ReadOptions(latest=command.latest, optimizer=command.optimizer))
+    source = registry.read(command.src, ReadOptions(latest=command.latest, optimizer=command.optimizer))
     if source.format != native.NAME:
         raise UserError(f"{command.src} is a {source.format}, not a run of this project: use torch2mlx first")
     return source

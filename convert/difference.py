@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from tyro.conf import Positional
 
-from convert import formats
 from convert.contents import Contents
+from convert.formats import registry
 from convert.options import ReadOptions
-from convert.tensors import Array, Tensor, same, values
+from convert.storage.tensors import Array, Tensor, same, values
 from gpt_common.errors import UserError, WorkFailed
 
 COMPUTED = (
@@ -57,7 +57,7 @@ def diff(command: Diff) -> None:
     if not command.tolerance >= 0:
         raise UserError(f"tolerance is {command.tolerance}: it must not be negative")
     options = ReadOptions(latest=command.latest)
-    a, b = formats.read(command.a, options), formats.read(command.b, options)
+    a, b = registry.read(command.a, options), registry.read(command.b, options)
     settings = _settings(a, b)
     rows = sorted((compare(name, x, y) for name, x, y in _pairs(a, b)), key=lambda row: (-row.relative, row.name))
     a.verify()

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from convert import formats
 from convert.contents import OPTIMIZERS, SIZES, Contents, problems, shape_of_model
+from convert.formats import registry
 from convert.options import ReadOptions
 from convert.progress import readable
-from convert.tensors import Tensor, beside
+from convert.storage.tensors import Tensor, beside
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.flops import active_parameter_count, parameters_in_words
-from gpt_common.init import tensor_shapes
+from gpt_common.network.flops import active_parameter_count, parameters_in_words
+from gpt_common.network.init import tensor_shapes
 
 LINE = 80
 """Columns of a line of settings."""
@@ -50,7 +50,7 @@ def inspect(command: Inspect) -> None:
         UserError: the source is not known, or damaged.
     """
     options = ReadOptions(preset=command.preset, config=command.config, latest=command.latest)
-    contents = formats.read(command.src, options)
+    contents = registry.read(command.src, options)
     weights = {**contents.tensors, **contents.unknown}
     found = problems(contents)
     count = sum(tensor.size for name, tensor in weights.items() if not name.endswith("routing_bias"))

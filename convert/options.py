@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_common.tokenizers import Tokenizer
+from gpt_common.data.tokenizers import Tokenizer
 
 
 def _silent(_: int) -> None:

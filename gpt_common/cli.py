@@ -125,7 +125,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
             raise UserError(
                 "--resume takes configuration and folder from the run: leave out --preset, --config, --init-from, --out"
             )
-        from gpt_common.checkpoint import find_checkpoint, read_state
+        from gpt_common.training.checkpoint import find_checkpoint, read_state
 
         base = from_dict(read_state(find_checkpoint(start.resume, prefer="latest"))["config"])
     else:
@@ -164,7 +164,7 @@ def _starting_point(argv: Sequence[str]) -> TrainCommand:
 
 def _with_model_of(source: Path, base: RunConfig) -> RunConfig:
     """`base` with the model of a checkpoint, except for what does not change its shape."""
-    from gpt_common.checkpoint import find_checkpoint, read_state
+    from gpt_common.training.checkpoint import find_checkpoint, read_state
 
     model = from_dict(read_state(find_checkpoint(source, prefer="best"))["config"]).model
     block_size = min(base.model.block_size, model.block_size)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.checkpoint import TOKENIZER_FILE, find_checkpoint, read_state
 from gpt_common.cli import SampleCommand, SampleSettings
 from gpt_common.config import ModelConfig, from_dict
+from gpt_common.data.tokenizers import TextStream, Tokenizer, load_tokenizer
 from gpt_common.errors import UserError
-from gpt_common.init import keyed_generator
-from gpt_common.tokenizers import TextStream, Tokenizer, load_tokenizer
+from gpt_common.network.init import keyed_generator
+from gpt_common.training.checkpoint import TOKENIZER_FILE, find_checkpoint, read_state
 
 # (prompt ids, uniform numbers of one sample) -> new token ids, one at a time.
 Generate = Callable[[Sequence[int], Iterator[float]], Iterator[int]]

@@ -1,4 +1,4 @@
-"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/checkpoint.py."""
+"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/training/checkpoint.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
-from gpt_common.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
 from gpt_common.config import ModelConfig
+from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import AdamW, load_optimizer_tensors, optimizer_tensors
 

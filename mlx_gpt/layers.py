@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from gpt_common.rope import rotary_tables
+from gpt_common.network.rope import rotary_tables
 
 
 class Linear(nn.Module):
@@ -129,7 +129,7 @@ def dropout(x: mx.array, rate: float, key: mx.array | None, site: int, rng: str)
 
 
 def uniform(key: mx.array, site: int, shape: tuple[int, ...]) -> mx.array:
-    """Numbers in [0, 1] by threefry, the same in both twins bit for bit (gpt_common/dropout.py), of `shape`."""
+    """Numbers in [0, 1] by threefry, the same in both twins bit for bit (gpt_common/network/dropout.py), of `shape`."""
     size = math.prod(shape)
     # An odd number of words is laid out in another way; one more makes it even.
     words = mx.random.uniform(shape=(size + size % 2,), key=key + mx.array([0, site], dtype=mx.uint32))

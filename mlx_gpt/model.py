@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import ModelConfig
-from gpt_common.init import buffer_shapes, initial_weights
+from gpt_common.network.init import buffer_shapes, initial_weights
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.feed_forward import MixtureOfExperts, feed_forward
 from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout

@@ -1,7 +1,7 @@
 """`python -m mlx_gpt.train`: train a GPT in MLX. The same text in PyTorch is torch_gpt/train.py.
 
 The loop is: learning rate -> micro-steps -> clip and step -> log -> evaluate -> sample -> save. What surrounds it
-(data, folder, clock, log, what is due when) is gpt_common/run.py.
+(data, folder, clock, log, what is due when) is gpt_common/training/run.py.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from mlx.utils import tree_map
 
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Tokens
-from gpt_common.dropout import dropout_key
-from gpt_common.run import Run
-from gpt_common.schedule import learning_rate
+from gpt_common.network.dropout import dropout_key
+from gpt_common.training.run import Run
+from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
 from mlx_gpt.device import (
     compiles,

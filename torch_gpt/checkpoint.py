@@ -1,4 +1,4 @@
-"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/checkpoint.py."""
+"""Tensors in and out of a checkpoint folder; layout and validation are gpt_common/training/checkpoint.py."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from gpt_common.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
 from gpt_common.config import ModelConfig
+from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
 from torch_gpt.model import GPT
 from torch_gpt.optim import load_optimizer_tensors, optimizer_tensors
 

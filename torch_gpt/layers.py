@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
-from gpt_common.dropout import threefry
-from gpt_common.rope import rotary_tables
+from gpt_common.network.dropout import threefry
+from gpt_common.network.rope import rotary_tables
 
 
 class Linear(nn.Module):
@@ -135,7 +135,7 @@ def dropout(x: Tensor, rate: float, key: Tensor | None, site: int, rng: str) -> 
 
 
 def uniform(key: Tensor, site: int, shape: torch.Size) -> Tensor:
-    """Numbers in [0, 1] by threefry, the same in both twins bit for bit (gpt_common/dropout.py), of `shape`."""
+    """Numbers in [0, 1] by threefry, the same in both twins bit for bit (gpt_common/network/dropout.py), of `shape`."""
     size = math.prod(shape)
     words = threefry(key.cpu().numpy() + np.array([0, site], np.uint32), size)
     return torch.from_numpy(words.astype(np.float32) * np.float32(2**-32)).reshape(shape)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_common.config import ModelConfig
-from gpt_common.init import initial_weights
+from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.feed_forward import MixtureOfExperts, feed_forward
 from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout

@@ -14,12 +14,19 @@ from typing import Any
 
 from convert.contents import Contents, by_name
 from convert.formats import state_dict
-from convert.names import CUSTOM_LLM, NUMBERED_EXPERTS, NUMBERED_SHARED_EXPERTS, inverted, translate, without_prefixes
+from convert.formats.names import (
+    CUSTOM_LLM,
+    NUMBERED_EXPERTS,
+    NUMBERED_SHARED_EXPERTS,
+    inverted,
+    translate,
+    without_prefixes,
+)
 from convert.options import ReadOptions
-from convert.stacks import gather, joined, stacked
-from convert.tensors import Tensor, zeros
+from convert.storage.stacks import gather, joined, stacked
+from convert.storage.tensors import Tensor, zeros
 from gpt_common.config import ModelConfig
-from gpt_common.init import buffer_shapes
+from gpt_common.network.init import buffer_shapes
 
 NAME = "CustomLLM state dict"
 FIRST = "blocks.0.feed_forward"

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from convert.contents import KEEP, Contents
 from convert.formats import transformers_deepseek_v3
-from convert.model_folder import is_mlx
+from convert.formats.model_folder import is_mlx
 from convert.options import ReadOptions, WriteOptions
-from convert.tensors import Tensor, load, values
+from convert.storage.tensors import Tensor, load, values
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 

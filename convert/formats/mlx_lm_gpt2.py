@@ -7,10 +7,10 @@ from pathlib import Path
 
 from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2
 from convert.formats import transformers_gpt2
-from convert.names import GPT2
+from convert.formats.names import GPT2
 from convert.options import ReadOptions, WriteOptions
-from convert.safetensors_file import read_safetensors
-from convert.weights import read_json
+from convert.storage.safetensors_file import read_safetensors
+from convert.storage.weights import read_json
 from gpt_common.errors import UserError
 
 NAME = "GPT-2 folder as mlx-lm takes it"

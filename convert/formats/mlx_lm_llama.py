@@ -7,7 +7,7 @@ from pathlib import Path
 
 from convert.contents import Contents
 from convert.formats import transformers_llama
-from convert.model_folder import is_mlx
+from convert.formats.model_folder import is_mlx
 from convert.options import ReadOptions, WriteOptions
 
 NAME = "Llama folder as mlx-lm takes it"

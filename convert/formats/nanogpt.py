@@ -20,16 +20,16 @@ from convert.contents import (
     refuse_activation,
     refuse_all_but_gpt2,
 )
-from convert.names import GPT2, translate
+from convert.formats.names import GPT2, translate
+from convert.formats.tokenizer_files import read_meta
 from convert.options import ReadOptions, WriteOptions
-from convert.pickles import StoredTensor, shown, write_pickle
-from convert.tensors import AGAIN, Tensor, from_array
-from convert.tokenizer_files import read_meta
-from convert.torch_file import TorchFile, is_torch_file, plan, write_torch_file
+from convert.storage.pickles import StoredTensor, shown, write_pickle
+from convert.storage.tensors import AGAIN, Tensor, from_array
+from convert.storage.torch_file import TorchFile, is_torch_file, plan, write_torch_file
 from gpt_common.config import ModelConfig, RunConfig, from_dict, to_dict
+from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.init import parameter_shapes
-from gpt_common.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer
+from gpt_common.network.init import parameter_shapes
 
 NAME = "nanoGPT checkpoint"
 FILE, META = "ckpt.pt", "meta.pkl"

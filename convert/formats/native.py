@@ -1,4 +1,4 @@
-"""This project's own runs and checkpoints (gpt_common/checkpoint.py)."""
+"""This project's own runs and checkpoints (gpt_common/training/checkpoint.py)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from typing import Any
 
 from convert.contents import Contents, check_sizes
 from convert.options import ReadOptions, WriteOptions
-from convert.pickles import shown
-from convert.safetensors_file import read_safetensors, write_safetensors
-from convert.tensors import Tensor, beside
-from gpt_common.checkpoint import (
+from convert.storage.pickles import shown
+from convert.storage.safetensors_file import read_safetensors, write_safetensors
+from convert.storage.tensors import Tensor, beside
+from gpt_common.config import from_dict, to_dict, to_toml
+from gpt_common.data.tokenizers import load_tokenizer
+from gpt_common.errors import UserError
+from gpt_common.training.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -22,9 +25,6 @@ from gpt_common.checkpoint import (
     read_state,
     write_checkpoint,
 )
-from gpt_common.config import from_dict, to_dict, to_toml
-from gpt_common.errors import UserError
-from gpt_common.tokenizers import load_tokenizer
 
 NAME = "native checkpoint"
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, shape_of_model
-from convert.names import CONV1D, GPT2, OURS, translate, without_prefixes
+from convert.formats.names import CONV1D, GPT2, OURS, translate, without_prefixes
 from convert.options import ReadOptions
-from convert.safetensors_file import is_safetensors, read_safetensors
-from convert.tensors import Tensor, same, transposed
-from convert.torch_file import TorchFile, is_torch_file
+from convert.storage.safetensors_file import is_safetensors, read_safetensors
+from convert.storage.tensors import Tensor, same, transposed
+from convert.storage.torch_file import TorchFile, is_torch_file
 from gpt_common.config import PRESETS_FOLDER, RunConfig, load_preset, load_toml
 from gpt_common.errors import UserError
 

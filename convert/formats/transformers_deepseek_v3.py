@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
-from convert.model_folder import (
+from convert.formats.model_folder import (
     COPY_OR_CHOOSE,
     REQUIRED,
     Fields,
@@ -28,16 +28,16 @@ from convert.model_folder import (
     write_card,
     write_folder,
 )
-from convert.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translate, without_prefixes
+from convert.formats.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translate, without_prefixes
+from convert.formats.tokenizer_files import read_tokenizer
 from convert.options import ReadOptions, WriteOptions
-from convert.pickles import shown
-from convert.stacks import gather, stacked, unstacked, unwoven
-from convert.tensors import Tensor, zeros
-from convert.tokenizer_files import read_tokenizer
-from convert.weights import read_json, read_weights
+from convert.storage.pickles import shown
+from convert.storage.stacks import gather, stacked, unstacked, unwoven
+from convert.storage.tensors import Tensor, zeros
+from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError
-from gpt_common.init import tensor_shapes
+from gpt_common.network.init import tensor_shapes
 
 NAME = "transformers DeepSeek-V3 folder"
 FIELDS: Fields = {

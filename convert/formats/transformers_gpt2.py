@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, check_sizes, drop_tied_head, refuse_all_but_gpt2
-from convert.model_folder import check_fixed, dtype_of, model_type, other_model, read_model, write_card
-from convert.model_folder import write_folder as write_model_folder
-from convert.names import CONV1D, GPT2, translate
+from convert.formats.model_folder import check_fixed, dtype_of, model_type, other_model, read_model, write_card
+from convert.formats.model_folder import write_folder as write_model_folder
+from convert.formats.names import CONV1D, GPT2, translate
+from convert.formats.tokenizer_files import read_tokenizer
 from convert.options import ReadOptions, WriteOptions
-from convert.pickles import shown
-from convert.tensors import Tensor, transposed, zeros
-from convert.tokenizer_files import read_tokenizer
-from convert.weights import read_json, read_weights
+from convert.storage.pickles import shown
+from convert.storage.tensors import Tensor, transposed, zeros
+from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError, nearest
-from gpt_common.init import parameter_shapes
+from gpt_common.network.init import parameter_shapes
 
 NAME = "transformers GPT-2 folder"
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}

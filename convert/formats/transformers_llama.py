@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
-from convert.model_folder import (
+from convert.formats.model_folder import (
     REQUIRED,
     Fields,
     check_fixed,
@@ -23,14 +23,14 @@ from convert.model_folder import (
     write_card,
     write_folder,
 )
-from convert.names import LLAMA, translate
+from convert.formats.names import LLAMA, translate
+from convert.formats.tokenizer_files import read_tokenizer
 from convert.options import ReadOptions, WriteOptions
-from convert.tensors import Tensor
-from convert.tokenizer_files import read_tokenizer
-from convert.weights import read_json, read_weights
+from convert.storage.tensors import Tensor
+from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError
-from gpt_common.init import tensor_shapes
+from gpt_common.network.init import tensor_shapes
 
 NAME = "transformers Llama folder"
 FIELDS: Fields = {

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from convert.parity.backends import Backend, Operation, Twin, open_twin
 from convert.parity.compare import Array, relative
-from convert.parity.rungs_operations import long_sums
+from convert.parity.rungs.operations import long_sums
+from convert.parity.twins.backends import Backend, Operation, Twin, open_twin
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import WorkFailed
-from gpt_common.init import keyed_generator
+from gpt_common.network.init import keyed_generator
 
 FLOAT32_GATE = 1e-5
 BFLOAT16_GATE = 2e-2

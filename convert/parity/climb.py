@@ -11,9 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from convert.parity import material
-from convert.parity.backends import BACKENDS, Backend, Choices, Twin, open_twin
 from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances, key_bias_is_idle
 from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Precision
+from convert.parity.twins.backends import BACKENDS, Backend, Choices, Twin, open_twin
 from gpt_common.config import RunConfig
 
 ORACLE = "float64"

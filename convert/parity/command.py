@@ -14,10 +14,10 @@ from gpt_common.cli import parse
 from gpt_common.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
-    from convert.parity.backends import Backend
     from convert.parity.climb import Climb
     from convert.parity.compare import Arrays
     from convert.parity.gates import Precision
+    from convert.parity.twins.backends import Backend
     from gpt_common.config import RunConfig
 
 PROGRAM = "python -m convert parity"
@@ -102,8 +102,8 @@ def main(argv: Sequence[str]) -> None:
         os.environ[variable] = "1"
     os.environ["MLX_ENABLE_TF32"] = "1" if command.tf32 else "0"
 
-    from convert.parity.backends import choose
-    from convert.parity.report import heading
+    from convert.parity.report.console import heading
+    from convert.parity.twins.backends import choose
 
     repeat = f"{PROGRAM} {shlex.join(argv)}".strip()
     backends, missing = choose([name.strip() for name in command.backends.split(",") if name.strip()])
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> None:
 def _climb(command: ParityCommand, backends: Sequence[Backend], missing: dict[str, str], repeat: str) -> None:
     from convert.parity.blame import paragraph
     from convert.parity.ladder import NAMES, climb_ladder
-    from convert.parity.report import Display, as_dict, write
+    from convert.parity.report.console import Display, as_dict, write
 
     _check_rungs(command, NAMES)
     climb, rungs = _prepare(command, backends, NAMES)
@@ -181,7 +181,7 @@ def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
     if command.checkpoint is not None:
         from safetensors.numpy import load_file
 
-        from gpt_common.checkpoint import MODEL_FILE, find_checkpoint, validate
+        from gpt_common.training.checkpoint import MODEL_FILE, find_checkpoint, validate
 
         folder = find_checkpoint(command.checkpoint, prefer="best")
         config = from_dict(validate(folder)["config"])
@@ -202,8 +202,8 @@ def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
 
 def _mutants(progress: Callable[[str, int, int], None]) -> dict[str, tuple[str, str | None]]:
     """By mutant: the rung that should reject it, and the one that did."""
-    from convert.parity.mutant_climb import first_rejection
-    from convert.parity.mutants import MUTANTS
+    from convert.parity.mutants.climb import first_rejection
+    from convert.parity.mutants.gpt2 import MUTANTS
 
     found = {}
     for done, mutant in enumerate(MUTANTS):
@@ -215,7 +215,7 @@ def _mutants(progress: Callable[[str, int, int], None]) -> dict[str, tuple[str, 
 def _quality(command: ParityCommand, backends: Sequence[Backend], report: dict[str, Any]) -> None:
     """L9, added to the report."""
     from convert.parity.quality import QualityPlan, as_lines, run_all, summary
-    from convert.parity.report import write
+    from convert.parity.report.console import write
 
     torch_first = sorted(backends, key=lambda backend: backend.framework != "torch")
     plan = QualityPlan(

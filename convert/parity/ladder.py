@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 from convert.parity.climb import Climb
 from convert.parity.compare import Measurement
-from convert.parity.rungs_generation import rung_generation
-from convert.parity.rungs_operations import rung_bytes, rung_operations
-from convert.parity.rungs_passes import rung_gradients, rung_layers, rung_logits, rung_loss
-from convert.parity.rungs_training import rung_optimizer, rung_step, rung_switch, rung_trajectory
+from convert.parity.rungs.generation import rung_generation
+from convert.parity.rungs.operations import rung_bytes, rung_operations
+from convert.parity.rungs.passes import rung_gradients, rung_layers, rung_logits, rung_loss
+from convert.parity.rungs.training import rung_optimizer, rung_step, rung_switch, rung_trajectory
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.parity.backends import Backend
+from convert.parity.twins.backends import Backend
 from gpt_common.errors import UserError, WorkFailed
 
 MARGIN = 0.005

@@ -3,7 +3,7 @@
 A prepared corpus is a folder `data_dir/NAME`:
 
     train.bin, val.bin   token ids, little-endian uint16 (vocabularies up to 65 536) or uint32, nothing else
-    tokenizer.json       what `gpt_common.tokenizers` saved
+    tokenizer.json       what `gpt_common.data.tokenizers` saved
     meta.json            the sidecar: format version, tokenizer, dtype, tokens and SHA-256 per split, unigram entropy,
                          floor, prompt, source files with their SHA-256, how it was made
     verified.json        size, times and SHA-256 of large files when they were last hashed; may be deleted
@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt_common.checkpoint import write_atomically
+from gpt_common.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_common.data.writer import FORMAT_VERSION, SPLITS, TokenIds
 from gpt_common.errors import UserError, nearest
-from gpt_common.tokenizers import Tokenizer, load_tokenizer
+from gpt_common.training.checkpoint import write_atomically
 
 BUILT_IN = "stories"
 PREPARABLE = ("shakespeare", "shakespeare_char")

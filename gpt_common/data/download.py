@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_common.checkpoint import cannot_write, discard_on_error
 from gpt_common.errors import UserError
+from gpt_common.training.checkpoint import cannot_write, discard_on_error
 
 TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 1 << 16

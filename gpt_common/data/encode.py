@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.tokenizers import Tokenizer, cut_pieces, load_tokenizer
 from gpt_common.errors import UserError
-from gpt_common.tokenizers import Tokenizer, cut_pieces, load_tokenizer
 
 PIECE_CHARACTERS = 1 << 20
 

@@ -13,9 +13,7 @@ from pathlib import Path
 from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, check_name, open_dataset
 from gpt_common.data.download import TINY_SHAKESPEARE, Progress, Text, check_local, fetch
 from gpt_common.data.encode import PIECE_CHARACTERS, Ids, Span, encoder, jobs
-from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
-from gpt_common.errors import UserError, nearest
-from gpt_common.tokenizers import (
+from gpt_common.data.tokenizers import (
     CharTokenizer,
     Gpt2Tokenizer,
     Tokenizer,
@@ -24,6 +22,8 @@ from gpt_common.tokenizers import (
     load_tokenizer,
     train_bpe_on,
 )
+from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
+from gpt_common.errors import UserError, nearest
 
 TOKENIZERS = {"shakespeare": "gpt2", "shakespeare_char": "char"}
 """The corpora that have names, as in nanoGPT's `data/`, and their tokenizers."""

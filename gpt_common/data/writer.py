@@ -15,9 +15,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.checkpoint import cannot_write, discard_on_error, sync
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.tokenizers import Tokenizer
+from gpt_common.training.checkpoint import cannot_write, discard_on_error, sync
 
 FORMAT_VERSION = 1
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")

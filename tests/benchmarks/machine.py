@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.samples import Clocks
-from benchmarks.work import Batches
+from benchmarks.measuring.samples import Clocks
+from benchmarks.measuring.work import Batches
 
 LAUNCH_SECONDS = 20e-6
 """What it takes to queue something."""

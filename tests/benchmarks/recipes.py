@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.backends import Backend, choose_backends
 from benchmarks.benchmark import assemble, describe_environment
-from benchmarks.measure import Measurement, Plan
-from benchmarks.parity_gate import Verdict
-from benchmarks.progress import Display
-from benchmarks.session import Case, Row, Session, Settings, tasks
-from benchmarks.thermal import ThrottleWatch
+from benchmarks.measuring.backends import Backend, choose_backends
+from benchmarks.measuring.measure import Measurement, Plan
+from benchmarks.measuring.parity_gate import Verdict
+from benchmarks.measuring.progress import Display
+from benchmarks.measuring.session import Case, Row, Session, Settings, tasks
+from benchmarks.measuring.thermal import ThrottleWatch
 from benchmarks.workload import parse_sweep
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
-from gpt_common.hardware import Hardware
-from gpt_common.init import keyed_generator
+from gpt_common.machine.hardware import Hardware
+from gpt_common.network.init import keyed_generator
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.noise import process_steps
 

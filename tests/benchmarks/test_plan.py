@@ -26,9 +26,9 @@ from benchmarks.planning import (
 )
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, load_preset, preset_names
 from gpt_common.errors import UserError
-from gpt_common.flops import flops_per_token_palm
-from gpt_common.hardware import Hardware
-from gpt_common.memory import memory_plan
+from gpt_common.machine.hardware import Hardware
+from gpt_common.network.flops import flops_per_token_palm
+from gpt_common.network.memory import memory_plan
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plan.py"
 GPT2 = load_preset("gpt2")

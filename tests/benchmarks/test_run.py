@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import overhead
-from benchmarks.backends import BACKENDS, Backend
-from benchmarks.checks import other_work
-from benchmarks.generation import measure_generation
-from benchmarks.schema import read_result
-from benchmarks.work import Absent, Batcher, Work, open_work
+from benchmarks.measuring import overhead
+from benchmarks.measuring.backends import BACKENDS, Backend
+from benchmarks.measuring.checks import other_work
+from benchmarks.measuring.generation import measure_generation
+from benchmarks.measuring.work import Absent, Batcher, Work, open_work
+from benchmarks.report.schema import read_result
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_and_the_whole_parent_load_no_framework() -> None:
     code = """
 import sys
-import benchmarks.run, benchmarks.benchmark, benchmarks.compare, benchmarks.report
+import benchmarks.run, benchmarks.benchmark, benchmarks.report.compare, benchmarks.report.writing
 try:
     benchmarks.run.main(["--help"])
 finally:

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.backends import BACKENDS, choose_backends
-from benchmarks.parity_gate import verify
-from benchmarks.samples import Clocks, Series, marked, sleeping_clock, valid
-from benchmarks.thermal import CoreCounters, ThrottleWatch
-from benchmarks.work import Batcher
+from benchmarks.measuring.backends import BACKENDS, choose_backends
+from benchmarks.measuring.parity_gate import verify
+from benchmarks.measuring.samples import Clocks, Series, marked, sleeping_clock, valid
+from benchmarks.measuring.thermal import CoreCounters, ThrottleWatch
+from benchmarks.measuring.work import Batcher
 from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, settle, smallest
 from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
 from gpt_common.errors import UserError
@@ -59,7 +59,7 @@ def test_every_preset_can_be_measured_without_its_data() -> None:
 
 def test_named_vocabularies_are_right(shared_data: Path) -> None:
     from gpt_common.data import stories
-    from gpt_common.tokenizers import CharTokenizer
+    from gpt_common.data.tokenizers import CharTokenizer
 
     text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     assert VOCABULARIES["stories"] == CharTokenizer(stories.ALPHABET).vocab_size

@@ -14,7 +14,7 @@ import torch
 from hypothesis import strategies as st
 
 from gpt_common.config import ModelConfig
-from gpt_common.init import parameter_shapes, tensor_shapes
+from gpt_common.network.init import parameter_shapes, tensor_shapes
 
 BITS = {"F32": (np.uint32, torch.float32), "BF16": (np.uint16, torch.bfloat16), "F16": (np.uint16, torch.float16)}
 SPECIAL = {

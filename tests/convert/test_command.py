@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import convert.conversion
-from gpt_common.checkpoint import MODEL_FILE, find_checkpoint, read_state
 from gpt_common.config import ModelConfig
-from gpt_common.tokenizers import CharTokenizer
+from gpt_common.data.tokenizers import CharTokenizer
+from gpt_common.training.checkpoint import MODEL_FILE, find_checkpoint, read_state
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.sources import CHARACTERS, MODEL, Model
 
@@ -141,7 +141,7 @@ class TestDtype:
 
     @pytest.mark.parametrize(("name", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16)])
     def test_rounding_is_pytorch_s_for_every_kind_of_number(self, name: str, dtype: torch.dtype) -> None:
-        from convert.tensors import _round, values
+        from convert.storage.tensors import _round, values
 
         bits = np.random.default_rng(1).integers(0, 2**32, 300_000, np.uint32)
         numbers = bits.view(np.float32)
@@ -221,8 +221,8 @@ class TestTokenizer:
     def test_gpt2_s_own(self, tmp_path: Path) -> None:
         from transformers import AutoTokenizer
 
-        from convert.tokenizer_files import read_tokenizer, write_tokenizer
-        from gpt_common.tokenizers import Gpt2Tokenizer
+        from convert.formats.tokenizer_files import read_tokenizer, write_tokenizer
+        from gpt_common.data.tokenizers import Gpt2Tokenizer
 
         ours = Gpt2Tokenizer()
         write_tokenizer(ours, tmp_path, 1024)

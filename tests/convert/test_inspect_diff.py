@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from convert.inspection import Inspect, inspect
-from gpt_common.checkpoint import find_checkpoint, read_state
+from gpt_common.training.checkpoint import find_checkpoint, read_state
 from tests.convert.conftest import done, refused, run_convert
-from tests.convert.corpus_families import deepseek, deepseek_tensors
+from tests.convert.hostile.corpus_families import deepseek, deepseek_tensors
 from tests.convert.sources import MODEL
 
 

@@ -1,0 +1,1 @@
+"""What happens in and around one timed process. Knows nothing of reports."""

@@ -1,0 +1,274 @@
+"""A session: which process runs when, and what became of it. Knows no framework.
+
+Every backend runs once per round, in a fresh process. Rounds alternate in direction, A B C then C B A, so that a
+machine that grows warmer, or busier, does so to all of them alike. The first backend runs twice in every round: what
+that shows is what this machine calls a difference where there is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.measuring.backends import Backend
+from benchmarks.measuring.checks import other_work, rejection
+from benchmarks.measuring.measure import Plan
+from benchmarks.measuring.processes import Event, run_worker
+from benchmarks.measuring.progress import Display, Task
+from benchmarks.measuring.resources import load
+from benchmarks.measuring.samples import median_of, valid
+from gpt_common.config import RunConfig, to_dict
+from gpt_common.machine.hardware import Hardware, published_peak, thermal_pressure
+from gpt_common.machine.power import Reader
+from gpt_common.training.console import milliseconds
+
+START_SECONDS = 8.0
+"""About how long a worker takes to import its framework and build a model."""
+COOL_SECONDS = 120.0
+"""Longest wait for a hot machine before each process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How much is measured."""
+
+    rounds: int = 6
+    seconds: float = 1.5
+    """Length of each of the two series in a process."""
+    cooldown: float = 1.0
+    """Seconds of rest before each process; a Mac that is hot rests longer."""
+    sustained: float = 0.0
+    """Seconds of an uninterrupted run of each backend."""
+    generation: bool = False
+    overhead: bool = False
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of one process."""
+        return Plan(latency_seconds=self.seconds, throughput_seconds=self.seconds, warm_seconds=3 * self.seconds)
+
+
+@dataclass
+class Row:
+    """One backend in one case."""
+
+    backend: Backend
+    status: str = "waiting"
+    """waiting, measured, absent, unproven, failed, rejected."""
+    reason: str | None = None
+    verified: str = "unverified"
+    """parity (passed the ladder), losses (a peer whose first losses agree with ours), unverified."""
+    about: dict[str, Any] = field(default_factory=dict)
+    processes: list[dict[str, Any]] = field(default_factory=list)
+    sustained: dict[str, Any] | None = None
+    generation: dict[str, Any] | None = None
+    overhead: dict[str, Any] | None = None
+
+    @property
+    def open(self) -> bool:
+        """Whether it is still to be measured."""
+        return self.status in ("waiting", "measured")
+
+    def end(self, status: str, reason: str) -> None:
+        """No more of it."""
+        self.status, self.reason = status, reason
+
+
+@dataclass
+class Case:
+    """One configuration; a sweep has several."""
+
+    name: str
+    changes: dict[str, Any]
+    config: RunConfig
+    rows: list[Row]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process."""
+
+    case: Case
+    row: Row
+    task: str
+    """steps, sustained, generation or overhead."""
+    round: int = 0
+
+    @property
+    def name(self) -> str:
+        """For the display."""
+        case = f"{self.case.name} " if self.case.changes else ""
+        return f"{case}{self.row.backend.label} {self.task}"
+
+
+def jobs(cases: Sequence[Case], settings: Settings) -> Iterator[Job]:
+    """All processes in their order."""
+    for case in cases:
+        for number in range(settings.rounds):
+            for row in case.rows if number % 2 == 0 else reversed(case.rows):
+                if row.open:
+                    yield Job(case, row, "steps", number)
+        wanted = {
+            "sustained": settings.sustained > 0,
+            "generation": settings.generation,
+            "overhead": settings.overhead,
+        }
+        for task in (task for task, asked in wanted.items() if asked):
+            for row in case.rows:
+                if row.open and not row.backend.control and not (task == "overhead" and row.backend.peer):
+                    yield Job(case, row, task)
+
+
+def estimate(job: Job, settings: Settings) -> float:
+    """Seconds that a job takes, roughly."""
+    if job.task == "sustained":
+        return START_SECONDS + settings.sustained
+    if job.task == "steps":
+        return START_SECONDS + settings.cooldown + 4 * settings.seconds
+    return START_SECONDS + 30
+
+
+@dataclass
+class Session:
+    """What runs the jobs, and keeps what they gave.
+
+    Args:
+        worker: runs one job; `processes.run_worker`.
+    """
+
+    cases: list[Case]
+    settings: Settings
+    hardware: Hardware
+    display: Display
+    environment: Mapping[str, str]
+    reader: Reader | None = None
+    worker: Callable[..., Event] = run_worker
+    sleep: Callable[[float], None] = time.sleep
+    interrupted: bool = False
+
+    def run(self) -> None:
+        """Every job, until the end or Ctrl-C; what is done by then stays."""
+        try:
+            for job in list(jobs(self.cases, self.settings)):
+                if not job.row.open:
+                    continue
+                self._rest()
+                self.display.begin()
+                self.display.end(f"{job.name}: {self._run(job)}")
+                if not job.row.open:
+                    self.display.skip(job.name)
+                if self.interrupted:
+                    break
+        except KeyboardInterrupt:
+            self.interrupted = True
+        finally:
+            self.display.close()
+
+    def _rest(self) -> None:
+        self.sleep(self.settings.cooldown)
+        waited = 0.0
+        while waited < COOL_SECONDS and thermal_pressure() not in (None, "nominal"):
+            self.sleep(5.0)
+            waited += 5.0
+
+    def _run(self, job: Job) -> str:
+        """One job; returns what to say about it."""
+        energy = _EnergyMeter(self.reader, self.display.progress)
+        before = {"load": load(), "thermal_pressure": thermal_pressure()}
+        description = describe_job(job, self.settings)
+        event = self.worker(description, energy.progress, environment=self.environment)
+        self.interrupted |= bool(event.get("interrupted"))
+        row = job.row
+        if event["event"] != "result":
+            row.end("absent" if event["event"] == "absent" else "failed", event["reason"])
+            return str(event["reason"])
+        about = event.pop("about")
+        event.pop("event")
+        if job.task not in ("steps", "sustained"):
+            setattr(row, job.task, event)
+            return "done"
+        complete = not event.pop("interrupted")
+        process = {"round": job.round, "complete": complete, **before, "energy": energy.result(), **event}
+        if job.task == "sustained":
+            row.sustained = process
+            return "done" if complete else "interrupted"
+        row.about = about
+        return self._keep(job, process)
+
+    def _keep(self, job: Job, process: dict[str, Any]) -> str:
+        row, case = job.row, job.case
+        row.processes.append(process)
+        if not process["complete"]:
+            return "interrupted"
+        peak = published_peak(self.hardware, row.about["device"], row.about["dtype"])
+        reason = rejection(process, peak.flops if peak else None) or other_work(
+            process["losses"], expected_losses(case), row.about["dtype"], case.config.model.dropout > 0
+        )
+        if reason:
+            row.end("rejected", reason)
+            return f"rejected: {reason}"
+        row.status = "measured"
+        if row.backend.peer:
+            row.verified = "losses"
+        seconds = median_of(valid(process["throughput"]))
+        return "no valid sample" if seconds is None else f"{milliseconds(seconds)} ms/step"
+
+
+def expected_losses(case: Case) -> list[float]:
+    """Losses of the first steps by the first of our own backends that gave any."""
+    ours = [p for row in case.rows if not row.backend.peer and row.status != "rejected" for p in row.processes]
+    return ours[0]["losses"] if ours else []
+
+
+def describe_job(job: Job, settings: Settings) -> dict[str, Any]:
+    """A job as the worker reads it."""
+    plan = settings.plan
+    if job.task == "sustained":
+        plan = dataclasses.replace(plan, latency_seconds=0.0, throughput_seconds=settings.sustained)
+    backend, config = job.row.backend, job.case.config
+    train = dataclasses.replace(config.train, compile=backend.compiled)
+    return {
+        "task": "steps" if job.task == "sustained" else job.task,
+        "backend": dataclasses.asdict(backend),
+        "config": to_dict(dataclasses.replace(config, train=train)),
+        "plan": dataclasses.asdict(plan),
+    }
+
+
+def tasks(first: Sequence[Task], cases: Sequence[Case], settings: Settings) -> list[Task]:
+    """What the display counts: `first`, then every job."""
+    return [*first, *(Task(job.name, estimate(job, settings)) for job in jobs(cases, settings))]
+
+
+class _EnergyMeter:
+    """Reads energy while a worker is in its throughput series; passes progress on."""
+
+    def __init__(self, reader: Reader | None, progress: Callable[[str, float], None]) -> None:
+        self._reader, self._progress = reader, progress
+        self._running = False
+        self._energy: dict[str, Any] | None = None
+
+    def progress(self, phase: str, share: float) -> None:
+        """See run_worker."""
+        if self._reader is not None and self._running != (phase == "throughput"):
+            self._running = not self._running
+            if self._running:
+                self._reader.start()
+            else:
+                self._stop(self._reader)
+        self._progress(phase, share)
+
+    def _stop(self, reader: Reader) -> None:
+        energy = reader.stop()
+        self._running = False
+        if energy is not None:
+            self._energy = dataclasses.asdict(energy) | {"net_joules": energy.net_joules}
+
+    def result(self) -> dict[str, Any] | None:
+        """Joules and seconds of the throughput series, None without a source."""
+        if self._running and self._reader is not None:
+            self._stop(self._reader)
+        return self._energy

@@ -1,0 +1,108 @@
+"""What a worker times: a model on a backend that can do one training step and wait for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from benchmarks.measuring.backends import Backend
+from gpt_common.config import RunConfig
+from gpt_common.data.batches import Tokens, training_batch
+from gpt_common.network.init import keyed_generator
+
+Batches = list[tuple[Tokens, Tokens]]
+CORPUS_TOKENS = 1_000_000
+
+
+class Absent(Exception):
+    """This backend cannot run here, or cannot do this work; says why."""
+
+
+class Work(Protocol):
+    """A model, its optimiser, and how to wait for them."""
+
+    description: str
+    """Framework, version and device."""
+    device: str
+    """"cpu", "gpu", "mps" or "cuda"."""
+    dtype: str
+    """Compute dtype."""
+    notes: list[str]
+    """In what this work differs from the others', if it does."""
+
+    def step(self, batches: Batches, step: int, rate: float) -> None:
+        """Queue one optimiser step: forward, backward, clip, AdamW, zero."""
+
+    def wait(self) -> None:
+        """Until all that was queued is done."""
+
+    def force(self) -> float:
+        """Loss of the last step and one updated weight, copied to the host: nothing can be unfinished after it."""
+
+    def loss(self) -> float:
+        """Loss of the last step, nats per token."""
+
+    def product(self, n: int) -> Callable[[], None]:
+        """A function that queues one product of two n x n matrices in the compute dtype."""
+
+    def memory(self) -> dict[str, int | None]:
+        """`peak` and `cache` bytes of the framework's allocator, None where it does not say."""
+
+    def compilation(self) -> dict[str, Any] | None:
+        """`graphs`, `graph_breaks`, `recompiles`, `seconds` so far; None if nothing is compiled."""
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
+        """Greedy continuation, one token at a time, with a key-value cache."""
+
+
+def open_work(backend: Backend, config: RunConfig) -> Work:
+    """The work of a backend with the configuration's model at its initial weights.
+
+    Raises:
+        Absent: not here.
+    """
+    if backend.framework == "mlx":
+        try:
+            # First of all: it chooses the BLAS that MLX binds when it is imported.
+            import mlx_gpt  # noqa: F401
+            from benchmarks.measuring.mlx_work import MlxLmWork, MlxWork
+        except ImportError as error:
+            raise Absent(f"MLX cannot be imported: {error}") from None
+        return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
+    try:
+        from benchmarks.measuring.torch_work import TorchWork, TransformersWork
+    except ImportError as error:
+        raise Absent(f"PyTorch cannot be imported: {error}") from None
+    return TransformersWork(backend, config) if backend.peer else TorchWork(backend, config)
+
+
+class Batcher:
+    """The batches of every step, equal for all backends: random tokens, for speed does not depend on their meaning."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config = config
+        generator = keyed_generator(config.train.seed, "benchmark tokens")
+        self._tokens = generator.integers(0, config.model.vocab_size, CORPUS_TOKENS).astype(np.uint16)
+        self.next_step = 0
+
+    def take(self, steps: int) -> list[tuple[int, Batches]]:
+        """The next `steps` steps: their numbers, and inputs and labels of every micro-step."""
+        numbers = range(self.next_step, self.next_step + steps)
+        self.next_step += steps
+        return [(step, self._batches(step)) for step in numbers]
+
+    def _batches(self, step: int) -> Batches:
+        train, block_size = self._config.train, self._config.model.block_size
+        return [
+            training_batch(
+                self._tokens,
+                block_size=block_size,
+                batch_size=train.batch_size,
+                seed=train.seed,
+                step=step,
+                micro_step=micro_step,
+            )
+            for micro_step in range(train.grad_accum_steps)
+        ]

@@ -1,0 +1,104 @@
+"""One backend in a process of its own: takes a job as JSON on standard input, writes events as JSON lines.
+
+    {"event": "progress", "phase": "warm-up", "share": 0.4}
+    {"event": "result", ...}      the end of a job that worked
+    {"event": "absent", "reason": "..."}      this backend cannot run here, or cannot do this work
+
+SIGINT ends a series early; the result then says `interrupted`. Whatever libraries print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from benchmarks.measuring.backends import Backend
+from benchmarks.measuring.thermal import open_watch
+from benchmarks.measuring.work import Absent, Work, open_work
+from gpt_common.config import RunConfig, from_dict
+from gpt_common.training.opening import versions
+
+EVENTS_PER_SECOND = 5
+
+
+class Events:
+    """The stream to the parent."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self._phase, self._last = "", 0.0
+
+    def send(self, event: str, **fields: Any) -> None:
+        """One line."""
+        print(json.dumps({"event": event, **fields}), file=self._file, flush=True)
+
+    def progress(self, phase: str, share: float) -> None:
+        """Every new phase, and otherwise some times a second."""
+        now = time.monotonic()
+        if phase != self._phase or now - self._last >= 1 / EVENTS_PER_SECOND:
+            self._phase, self._last = phase, now
+            self.send("progress", phase=phase, share=round(share, 3))
+
+
+def main() -> None:
+    """Read the job, do it, answer."""
+    events = Events(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)
+    stopped: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: stopped.append(number))
+    job = json.loads(sys.stdin.read())
+    if job["task"] == "presence":
+        events.send("result", devices=_presence(job["backends"], from_dict(job["config"])))
+        return
+    backend, config = Backend(**job["backend"]), from_dict(job["config"])
+    try:
+        events.progress("start", 0)
+        if job["task"] == "overhead":
+            from benchmarks.measuring.overhead import measure_overhead
+
+            events.send("result", about=None, **measure_overhead(backend, config, events.progress))
+            return
+        work = open_work(backend, config)
+        events.send("result", about=_about(work), **_do(job, work, config, events, lambda: bool(stopped)))
+    except Absent as absent:
+        events.send("absent", reason=str(absent))
+
+
+def _about(work: Work) -> dict[str, Any]:
+    return {
+        "description": work.description,
+        "device": work.device,
+        "dtype": work.dtype,
+        "notes": work.notes,
+        "versions": versions(),
+    }
+
+
+def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, dict[str, str]]:
+    """By label, the `device` on which a backend computes, or the `reason` why it does not."""
+    found = {}
+    for label, fields in backends.items():
+        try:
+            found[label] = {"device": open_work(Backend(**fields), config).device}
+        except Absent as absent:
+            found[label] = {"reason": str(absent)}
+    return found
+
+
+def _do(job: dict[str, Any], work: Work, config: RunConfig, events: Events, stop: Callable[[], bool]) -> dict[str, Any]:
+    if job["task"] == "generation":
+        from benchmarks.measuring.generation import measure_generation
+
+        return measure_generation(work, config, events.progress)
+    from benchmarks.measuring.measure import Measurement, Plan
+
+    return Measurement(work, config, Plan(**job["plan"]), open_watch(work.device), events.progress, stop).run()
+
+
+if __name__ == "__main__":
+    main()

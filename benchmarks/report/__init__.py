@@ -1,0 +1,1 @@
+"""From raw samples to what a person reads: findings, table, page, pictures, JSON."""

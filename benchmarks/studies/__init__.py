@@ -1,0 +1,1 @@
+"""Measurements made once, for a figure in docs/results.md."""

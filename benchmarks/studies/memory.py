@@ -1,0 +1,204 @@
+"""`python benchmarks/studies/memory.py`: the memory that is planned for a step beside the memory that it takes.
+
+Both twins on this CPU, by their trainers' own steps, each in a process of its own. Measured is the peak of what the
+framework's allocator has handed out: on MLX its own figure; PyTorch keeps none on a CPU, so every allocation and
+release that its profiler reports is added up. The process needs some hundred megabytes more, for code and libraries.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+
+from gpt_common.cli import parse
+from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
+from gpt_common.data.batches import Tokens
+from gpt_common.errors import WorkFailed, run_main
+from gpt_common.network.memory import Twin, memory_plan
+
+PROG = "python benchmarks/studies/memory.py"
+STEPS = 2
+"""The first step makes what the second one keeps."""
+BAR = 0.15
+"""How far the plan may be off."""
+TRAIN_FIELDS = ("dtype", "grad_accum_steps", "gradient_checkpointing")
+
+
+def _config(V: int, T: int, L: int, H: int, D: int, B: int, **changes: Any) -> RunConfig:
+    train = {name: changes.pop(name) for name in TRAIN_FIELDS if name in changes}
+    optim = OptimConfig(optimizer=changes.pop("optimizer", "adamw"))
+    model = ModelConfig(vocab_size=V, block_size=T, n_layer=L, n_head=H, n_embd=D, **changes)
+    return RunConfig(model=model, optim=optim, train=TrainConfig(batch_size=B, **train))
+
+
+LLAMA: dict[str, Any] = {
+    "attention": "grouped_query", "n_kv_head": 2, "norm": "rmsnorm", "positions": "rope", "feed_forward": "swiglu",
+}  # fmt: skip
+DEEPSEEK: dict[str, Any] = {
+    "attention": "latent", "q_latent": 96, "kv_latent": 64, "nope_size": 32, "rope_size": 16, "value_size": 32,
+    "norm": "rmsnorm", "positions": "rope", "rope_layout": "interleaved", "feed_forward": "moe", "n_dense_layer": 1,
+    "n_expert": 8, "n_shared_expert": 1, "experts_per_token": 2, "expert_width": 128, "n_expert_group": 4,
+    "groups_per_token": 2, "router": "sigmoid", "balancing": "bias", "tied_head": False,
+}  # fmt: skip
+CUSTOM: dict[str, Any] = {
+    "attention": "latent_per_head", "q_latent": 64, "kv_latent": 64, "nope_size": 16, "rope_size": 16, "value_size": 32,
+    "norm": "rmsnorm", "final_norm": False, "positions": "both", "feed_forward": "moe", "n_expert": 7,
+    "n_shared_expert": 1, "experts_per_token": 2, "expert_width": 160, "balancing": "bias", "tied_head": False,
+    "head_bias": True,
+}  # fmt: skip
+"""The families' presets in small, apart from their sizes."""
+
+CONFIGURATIONS = {
+    "shakespeare-char-cpu": _config(65, 64, 4, 4, 128, 12),
+    "long context": _config(65, 512, 2, 8, 64, 2),
+    "deep": _config(65, 64, 12, 2, 64, 16),
+    "wide": _config(65, 128, 3, 6, 384, 2),
+    "vocabulary": _config(5000, 64, 2, 4, 128, 8),
+    "vocabulary, one sequence": _config(20000, 64, 2, 4, 128, 1),
+    "weights only": _config(65, 64, 6, 8, 384, 1),
+    "biases and tanh": _config(500, 64, 4, 4, 192, 8, bias=True, feed_forward="gelu_tanh"),
+    "untied head": _config(1000, 128, 4, 4, 128, 4, tied_head=False),
+    "dropout": _config(65, 128, 4, 4, 128, 8, dropout=0.2),
+    "bfloat16": _config(500, 128, 4, 4, 192, 4, dtype="bfloat16"),
+    "three micro-steps": _config(500, 64, 4, 4, 192, 4, grad_accum_steps=3),
+    "checkpointing": _config(500, 128, 8, 4, 192, 4, gradient_checkpointing=True),
+    "checkpointing, dropout": _config(65, 128, 6, 4, 128, 8, gradient_checkpointing=True, dropout=0.1),
+    "llama": _config(500, 128, 4, 4, 128, 8, **LLAMA),
+    "llama, bfloat16": _config(500, 128, 4, 4, 192, 4, **LLAMA, dtype="bfloat16"),
+    "llama, q/k norms": _config(500, 64, 4, 8, 192, 8, **LLAMA, qk_norm=True),
+    "llama, Muon": _config(500, 64, 4, 4, 192, 2, **LLAMA, optimizer="muon"),
+    "smollm": _config(2000, 128, 6, 9, 144, 4, **{**LLAMA, "n_kv_head": 3}),
+    "smollm, checkpointing": _config(500, 256, 8, 9, 144, 2, **{**LLAMA, "n_kv_head": 3}, gradient_checkpointing=True),
+    "deepseek": _config(500, 128, 4, 4, 128, 8, **DEEPSEEK),
+    "deepseek, bfloat16": _config(500, 128, 4, 4, 128, 4, **DEEPSEEK, dtype="bfloat16"),
+    "deepseek, 16 experts": _config(500, 64, 3, 4, 128, 8, **{**DEEPSEEK, "n_expert": 16, "experts_per_token": 4}),
+    "customllm": _config(500, 128, 4, 4, 128, 8, **CUSTOM),
+    "customllm, many experts": _config(500, 64, 4, 4, 128, 1, **{**CUSTOM, "n_expert": 16}),
+    "customllm, dropout": _config(500, 128, 4, 4, 128, 8, **CUSTOM, dropout=0.1),
+    "customllm as 1b": _config(
+        2000, 256, 4, 4, 192, 1, **CUSTOM, dropout=0.1, dtype="bfloat16", gradient_checkpointing=True
+    ),
+}
+"""One factor after another, small enough for a laptop: at most 150 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryCheck:
+    """Lay the planned memory of a training step beside the measured one, for both twins on this CPU."""
+
+    twin: Twin | None = None
+    """Check this twin only."""
+    worker: bool = False
+    """For this program's own use: measure configurations from the standard input, print bytes."""
+
+
+def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
+    """Bytes at the peak of a step of each configuration, measured in one fresh process on one thread.
+
+    Raises:
+        WorkFailed: the process ended with an error.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", "--twin", twin],
+        input="\n".join(json.dumps(to_dict(config)) for config in configs),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise WorkFailed(f"measuring {twin} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return [int(line) for line in done.stdout.split()]
+
+
+def _batches(config: RunConfig) -> list[tuple[Tokens, Tokens]]:
+    shape = (config.train.batch_size, config.model.block_size)
+    ids = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    return [(ids, ids)] * config.train.grad_accum_steps
+
+
+def _measure_torch(config: RunConfig) -> int:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    from torch_gpt.device import compute_dtype
+    from torch_gpt.model import GPT
+    from torch_gpt.optim import build_optimizer
+    from torch_gpt.train import TrainStep
+
+    torch.set_num_threads(1)
+    batches = _batches(config)
+    # A model before this one may still be there, in a cycle of references: its end must not count as ours.
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        dtype = compute_dtype(config.train, torch.device("cpu"))
+        model = GPT(config.model, dtype, config.train.gradient_checkpointing)
+        step = TrainStep(model, build_optimizer(model, config.optim), config, compiled=False)
+        for i in range(STEPS):
+            step(batches, i, 1e-3)
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    return int(np.cumsum([change for _, change in changes]).max())
+
+
+def _measure_mlx(config: RunConfig) -> int:
+    import mlx_gpt  # noqa: F401 - it loads a fast BLAS before MLX
+
+    gc.collect()
+    import mlx.core as mx
+
+    from mlx_gpt.device import compute_dtype, select_device
+    from mlx_gpt.model import GPT
+    from mlx_gpt.optim import build_optimizer
+    from mlx_gpt.train import TrainStep
+
+    batches = _batches(config)
+    device = select_device("cpu")
+    before = mx.get_active_memory()
+    model = GPT(config.model, compute_dtype(config.train, device), config.train.gradient_checkpointing)
+    model.initialise(0)
+    optimizer = build_optimizer(model, config.optim)
+    mx.eval(model.parameters(), optimizer.state)  # type: ignore[no-untyped-call]
+    step = TrainStep(model, optimizer, config, compiled=False)
+    mx.reset_peak_memory()
+    for i in range(STEPS):
+        step(batches, i, 1e-3)
+    mx.synchronize()
+    return mx.get_peak_memory() - before
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    command = parse(MemoryCheck, argv, prog=PROG)
+    if command.worker:
+        measure = _measure_mlx if command.twin == "mlx" else _measure_torch
+        for line in sys.stdin.read().splitlines():
+            print(measure(from_dict(json.loads(line))), flush=True)
+        return
+    worst = 0.0
+    for twin in [command.twin] if command.twin else get_args(Twin):
+        print(f"{twin:<26} {'planned':>9} {'measured':>9}  ratio  at")
+        peaks = measured_peaks(list(CONFIGURATIONS.values()), twin)
+        for (name, config), peak in zip(CONFIGURATIONS.items(), peaks, strict=True):
+            plan = memory_plan(config, twin)
+            worst = max(worst, abs(plan.total / peak - 1))
+            sizes = f"{plan.total / 1e6:7.1f}MB {peak / 1e6:7.1f}MB"
+            print(f"  {name:<24} {sizes}  {plan.total / peak:5.3f}  {plan.moment}")
+    print(f"largest error {worst:.1%}")
+    if worst > BAR:
+        raise WorkFailed(f"the plan is off by more than {BAR:.0%}")
+
+
+if __name__ == "__main__":
+    run_main(main)

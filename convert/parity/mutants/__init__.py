@@ -1,0 +1,1 @@
+"""Deliberately wrong twins, which the ladder must reject."""

@@ -1,0 +1,289 @@
+"""Wrong twins of the newer families: rotary positions, shared key heads, latents, experts, Muon."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
+
+# isort: split
+import mlx.core as mx
+
+from convert.parity.mutants.climb import Change, Mutant, wrap
+from mlx_gpt import attention, feed_forward, layers, model, optim
+from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
+from mlx_gpt.feed_forward import Experts, MixtureOfExperts, StackedLinear, SwiGLU
+
+
+def _with(owner: Any, method: str, **values: Callable[[Any], Any]) -> Change:
+    """While `method` runs, attributes of its object are what `values` make of the object."""
+
+    def make(right: Any) -> Any:
+        @functools.wraps(right)
+        def wrong(self: Any, *args: Any) -> Any:
+            before = {name: getattr(self, name) for name in values}
+            changed = {name: value(self) for name, value in values.items()}
+            try:
+                for name, value in changed.items():
+                    setattr(self, name, value)
+                return right(self, *args)
+            finally:
+                for name, value in before.items():
+                    setattr(self, name, value)
+
+        return wrong
+
+    return wrap(owner, method, make)
+
+
+def _routed(**fields: Any) -> Change:
+    """A router that takes its configuration to be another."""
+    return _with(MixtureOfExperts, "route", config=lambda self: dataclasses.replace(self.config, **fields))
+
+
+def _late_norm(self: Any) -> Callable[[Any, Any], Any]:
+    """Rotate first, then normalise: queries are asked for before keys."""
+    norms, rotate = iter((self.q_norm, self.k_norm)), self.rotate
+    return lambda x, angles: next(norms)(rotate(x, angles))
+
+
+def _shared_in_turn(x: Any, heads: int) -> Any:
+    """Key heads for `heads` query heads: query head h asks key head h modulo their number."""
+    return mx.tile(x, (1, heads // x.shape[1], 1, 1))
+
+
+def _turned(x: Any, heads: int, by: int) -> Any:
+    """(B, T, H K) with the last `by` numbers of every head moved to its front."""
+    return mx.roll(x.reshape(*x.shape[:2], heads, -1), by, -1).reshape(x.shape)
+
+
+def _muon(wrong: Callable[[Any, Any, Any, Any, Any], Any]) -> Change:
+    """Change what Muon makes of a matrix, and leave AdamW alone."""
+
+    def make(right: Any) -> Any:
+        def apply(self: Any, gradient: Any, parameter: Any, state: Any) -> Any:
+            if "momentum" not in state:
+                return right(self, gradient, parameter, state)
+            return wrong(partial(right, self), self, gradient, parameter, state)
+
+        return apply
+
+    return wrap(optim.Muon, "apply_single", make)
+
+
+def _plain_momentum(_: Any, self: Any, gradient: Any, parameter: Any, state: Any) -> Any:
+    m = state["momentum"] = state["momentum"] + (1 - self.momentum) * (gradient - state["momentum"])
+    scale = 0.2 * math.sqrt(max(parameter.shape))
+    return parameter * self.state["decay"] - optim.orthogonal(m) * (self.state["rate"] * scale)
+
+
+def _unscaled(right: Any, self: Any, gradient: Any, parameter: Any, state: Any) -> Any:
+    kept = parameter * self.state["decay"]
+    return kept + (right(gradient, parameter, state) - kept) / (0.2 * math.sqrt(max(parameter.shape)))
+
+
+def _everywhere(right: Any) -> Any:
+    """Every matrix goes where the orthogonal part of its first moment points."""
+
+    def wrong(self: Any, gradient: Any, parameter: Any, state: Any) -> Any:
+        y = right(self, gradient, parameter, state)
+        if parameter.ndim < 2:
+            return y
+        scale = 0.2 * math.sqrt(max(parameter.shape))
+        return parameter * self.state["decay"] - optim.orthogonal(state["m"]) * (self.state["rate"] * scale)
+
+    return wrong
+
+
+llama = partial(Mutant, family="llama")
+deepseek = partial(Mutant, family="deepseek")
+custom_llm = partial(Mutant, family="custom-llm")
+
+FAMILY_MUTANTS = (
+    # ---- rotary positions
+    llama(
+        "halves rotated as if interleaved",
+        "L1",
+        lambda: mock.patch.dict(layers.ROTATIONS, halves=layers.rotate_interleaved),
+    ),
+    llama(
+        "interleaved rotated as halves",
+        "L1",
+        lambda: mock.patch.dict(layers.ROTATIONS, interleaved=layers.rotate_halves),
+    ),
+    llama(
+        "rotary base off by a hundredth",
+        "L1",
+        lambda: wrap(
+            layers, "rotary_tables", lambda f: lambda c: f(dataclasses.replace(c, rope_theta=1.01 * c.rope_theta))
+        ),
+    ),
+    llama(
+        "rotation restarts in the cache",
+        "G",
+        lambda: wrap(layers.Rotary, "angles", lambda f: lambda self, start, end: f(self, 0, end - start)),
+    ),
+    # ---- norms, grouped queries, SwiGLU
+    llama(
+        "RMS norm takes the mean off",
+        "L1",
+        lambda: wrap(
+            mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x - x.mean(axis=-1, keepdims=True), weight, eps)
+        ),
+    ),
+    llama(
+        "RMS norm eps 1e-6",
+        "L1",
+        lambda: wrap(mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x, weight, eps / 10)),
+    ),
+    llama(
+        "key heads shared in turn",
+        "L1",
+        lambda: wrap(
+            mx.fast,
+            "scaled_dot_product_attention",
+            lambda f: (
+                lambda q, k, v, **more: f(q, _shared_in_turn(k, q.shape[1]), _shared_in_turn(v, q.shape[1]), **more)
+            ),
+        ),
+    ),
+    llama(
+        "key heads shared in turn under dropout",
+        "L2",
+        lambda: wrap(mx, "repeat", lambda _: lambda x, times, axis: _shared_in_turn(x, times * x.shape[axis])),
+    ),
+    llama(
+        "queries and keys not normalised",
+        "L2",
+        lambda: _with(GroupedQueryAttention, "__call__", q_norm=lambda _: None, k_norm=lambda _: None),
+    ),
+    llama(
+        "queries and keys normalised after they rotate",
+        "L2",
+        lambda: _with(
+            GroupedQueryAttention, "__call__", rotate=_late_norm, q_norm=lambda _: None, k_norm=lambda _: None
+        ),
+    ),
+    llama(
+        "gate and up swapped",
+        "L2",
+        lambda: _with(SwiGLU, "__call__", gate_proj=lambda self: self.up_proj, up_proj=lambda self: self.gate_proj),
+    ),
+    # ---- latents
+    deepseek(
+        "latent not normalised",
+        "L2",
+        lambda: _with(LatentAttention, "__call__", kv_latent_norm=lambda _: lambda x: x),
+    ),
+    deepseek(
+        "latent's norm with the model's epsilon", "L2", lambda: wrap(attention, "LATENT_NORM_EPS", lambda eps: 10 * eps)
+    ),
+    deepseek(
+        "rotary key for the first head only",
+        "L2",
+        lambda: wrap(
+            mx,
+            "repeat",
+            lambda f: (
+                lambda x, times, axis: (
+                    f(x, times, axis) * (mx.arange(times) == 0)[:, None, None]
+                    if x.shape[axis] == 1
+                    else f(x, times, axis)
+                )
+            ),
+        ),
+    ),
+    deepseek(
+        "rotary part from the wrong end of the query",
+        "L2",
+        lambda: wrap(LatentAttention, "queries", lambda f: lambda self, x: _turned(f(self, x), self.n_head, self.rope)),
+    ),
+    deepseek(
+        "the cache absorbs the values' projection into the queries",
+        "G",
+        lambda: wrap(LatentAttention, "heads_of", lambda f: lambda self, *args: mx.roll(f(self, *args), self.nope, 1)),
+    ),
+    custom_llm(
+        "the cache's scores without their rotary part",
+        "G",
+        lambda: wrap(
+            attention.Attention,
+            "attend_latents",
+            lambda f: lambda self, q, q_rope, latent, k_rope: f(self, q, 0 * q_rope, latent, k_rope),
+        ),
+    ),
+    # ---- experts
+    deepseek("gates not renormalised", "L1", lambda: _routed(router_normalise=False)),
+    deepseek("gates not scaled", "L1", lambda: _routed(router_scale=1.0)),
+    deepseek(
+        "balancing's bias in the gates",
+        "L1",
+        lambda: _with(
+            MixtureOfExperts,
+            "route",
+            score=lambda self: lambda x, right=self.score: right(x) + getattr(self, "routing_bias", 0),
+            choice=lambda self: self.unbiased,
+        ),
+    ),
+    deepseek(
+        "softmax for sigmoid",
+        "L1",
+        lambda: mock.patch.dict(feed_forward.SCORES, sigmoid=feed_forward.SCORES["softmax"]),
+    ),
+    deepseek("groups ignored", "L1", lambda: wrap(feed_forward, "best_groups", lambda _: feed_forward.all_groups)),
+    deepseek(
+        "two experts' weights swapped",
+        "L1",
+        lambda: wrap(
+            StackedLinear,
+            "__call__",
+            lambda f: lambda self, x, expert: f(self, x, mx.where(expert < 2, 1 - expert, expert)),
+        ),
+    ),
+    deepseek(
+        "experts' answers not weighted",
+        "L2",
+        lambda: wrap(Experts, "__call__", lambda f: lambda self, x, gates, experts: f(self, x, 0 * gates + 1, experts)),
+    ),
+    deepseek(
+        "shared expert left out",
+        "L2",
+        lambda: _with(
+            MixtureOfExperts, "__call__", config=lambda self: dataclasses.replace(self.config, n_shared_expert=0)
+        ),
+    ),
+    custom_llm(
+        "auxiliary loss left out",
+        "L5",
+        lambda: wrap(model, "objective", lambda f: lambda *batch: (f(*batch)[1], *f(*batch)[1:])),
+    ),
+    deepseek(
+        "balancing towards the busy",
+        "L6b",
+        lambda: wrap(MixtureOfExperts, "balance", lambda f: lambda self, load: f(self, -load)),
+    ),
+    # ---- Muon
+    deepseek(
+        "Newton-Schulz by the cubic iteration",
+        "L1",
+        lambda: mock.patch.object(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
+    ),
+    deepseek(
+        "experts made orthogonal together",
+        "L1",
+        lambda: wrap(optim, "orthogonal", lambda f: lambda x: f(x.reshape(-1, x.shape[-1])).reshape(x.shape)),
+    ),
+    deepseek("Muon without Nesterov's step", "L6a", lambda: _muon(_plain_momentum)),
+    deepseek("Muon's update not scaled to the shape", "L6a", lambda: _muon(_unscaled)),
+    deepseek(
+        "Muon at the embedding too",
+        "L6a",
+        lambda: wrap(optim.AdamW, "apply_single", _everywhere),
+    ),
+)

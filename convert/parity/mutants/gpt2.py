@@ -1,0 +1,360 @@
+"""Wrong twins: each mutant breaks one thing in one twin, and the ladder must reject it at its rung, or below.
+
+A gate that no mutant trips is no gate. Each is a context manager that replaces one function by a wrong one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+from mlx import optimizers
+from mlx.utils import tree_map
+
+import torch_gpt.checkpoint
+from convert.parity.mutants.climb import PEAK, Change, Mutant, wrap
+from convert.parity.mutants.families import FAMILY_MUTANTS
+from convert.parity.rungs import training as rungs_training
+from convert.parity.twins.mlx_twin import MlxTwin
+from mlx_gpt import attention, checkpoint, layers, model, optim, train
+
+
+@contextmanager
+def _together(*changes: Change) -> Iterator[None]:
+    with ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(change)
+        yield
+
+
+def _dropout(wrong: Callable[[Any], Any]) -> Change:
+    """Dropout is known by three names."""
+    return _together(*(wrap(module, "dropout", wrong) for module in (layers, attention, model)))
+
+
+def _loss(wrong: Callable[[Any], Any]) -> Change:
+    """The loss that training minimises."""
+    return wrap(model, "loss", wrong)
+
+
+def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
+    """Change the gradients of each micro-step before they are accumulated."""
+
+    def make(init: Any) -> Any:
+        def wrong_init(self: Any, *args: Any) -> None:
+            init(self, *args)
+            right = self.loss_and_gradients
+
+            def wrong_gradients(*batch: Any) -> Any:
+                losses, gradients = right(*batch)
+                return losses, wrong(gradients)
+
+            self.loss_and_gradients = wrong_gradients
+
+        return wrong_init
+
+    return wrap(train.TrainStep, "__init__", make)
+
+
+def _untied_head(call: Any) -> Any:
+    """The output layer uses the embedding's values and gives no gradient back."""
+
+    def wrong(self: Any, *args: Any, **more: Any) -> Any:
+        tied = self.config
+        self.config = dataclasses.replace(tied, tied_head=False)
+        self.head = lambda x: x @ mx.stop_gradient(self.token_embedding.weight).astype(x.dtype).T
+        try:
+            return call(self, *args, **more)
+        finally:
+            self.config = tied
+            del self.head
+
+    return wrong
+
+
+def _interleaved(call: Any) -> Any:
+    """q, k and v taken from every third row instead of from thirds."""
+
+    def wrong(self: Any, x: Any) -> Any:
+        y = call(self, x)
+        return y.reshape(*y.shape[:-1], -1, 3).swapaxes(-1, -2).reshape(y.shape) if _is_qkv(x, y) else y
+
+    return wrong
+
+
+def _is_qkv(x: Any, y: Any) -> bool:
+    return bool(y.shape[-1] == 3 * x.shape[-1])
+
+
+def _positions(wrong: Callable[[Any, int, int], Any]) -> Callable[[Any], Any]:
+    """The model counts positions from a start to an end, and experts from zero."""
+    return lambda f: lambda *bounds: wrong(f, *bounds) if len(bounds) == 2 else f(*bounds)
+
+
+def _set_step(**wrong: Callable[[Any, int, float], float]) -> Change:
+    """Change what the optimiser is told from step to step."""
+    return wrap(
+        optim.AdamW,
+        "set_step",
+        lambda f: (
+            lambda self, step, rate: (
+                f(self, step, rate),
+                self.state.update({name: mx.array(value(self, step, rate)) for name, value in wrong.items()}),
+            )
+        ),
+    )
+
+
+def _square(x: Any) -> bool:
+    return bool(x.ndim == 2 and x.shape[0] == x.shape[1])
+
+
+RESIDUAL = ("out_proj.weight", "down_proj.weight")
+
+MUTANTS = (
+    # ---- L0: bytes
+    Mutant(
+        "weights rounded to bfloat16 on their way out",
+        "L0",
+        lambda: wrap(
+            model.GPT,
+            "named_parameters",
+            lambda f: lambda self: [(n, p.astype(mx.bfloat16).astype(mx.float32)) for n, p in f(self)],
+        ),
+    ),
+    Mutant(
+        "residual projections not scaled at initialisation",
+        "L0",
+        lambda: wrap(
+            model,
+            "initial_weights",
+            lambda f: (
+                lambda c, seed: (
+                    (n, w * math.sqrt(2 * c.n_layer) if n.endswith(RESIDUAL) else w) for n, w in f(c, seed)
+                )
+            ),
+        ),
+    ),
+    Mutant(
+        "no optimiser state on resume", "L0", lambda: wrap(checkpoint, "load_optimizer_tensors", lambda _: _nothing)
+    ),
+    # ---- L1: operations
+    Mutant("tanh GELU for the exact one", "L1", lambda: wrap(nn, "gelu", lambda _: nn.gelu_approx)),
+    Mutant("exact GELU for the tanh one", "L1", lambda: wrap(nn, "gelu_approx", lambda _: nn.gelu)),
+    Mutant(
+        "layer norm eps 1e-6",
+        "L1",
+        lambda: wrap(mx.fast, "layer_norm", lambda f: lambda x, weight, bias, eps: f(x, weight, bias, eps / 10)),
+    ),
+    Mutant(
+        "attention scaled by the model's width",
+        "L1",
+        lambda: wrap(
+            attention, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
+        ),
+    ),
+    Mutant(
+        "mask off by one",
+        "L1",
+        lambda: wrap(
+            mx.fast,
+            "scaled_dot_product_attention",
+            lambda f: (
+                lambda q, k, v, scale, mask: f(
+                    q, k, v, scale=scale, mask=mask and mx.tri(q.shape[2], k.shape[2], 1, dtype=mx.bool_)
+                )
+            ),
+        ),
+    ),
+    Mutant(
+        "dropout does not scale up",
+        "L1",
+        lambda: _dropout(lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)),
+    ),
+    Mutant(
+        "one dropout mask for all sites",
+        "L1",
+        lambda: wrap(layers, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)),
+    ),
+    # ---- L2: layers
+    Mutant("q, k, v interleaved", "L2", lambda: wrap(layers.Linear, "__call__", _interleaved)),
+    Mutant(
+        "no positions",
+        "L2",
+        lambda: wrap(
+            layers.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids, dtype) * (ids.ndim > 1)
+        ),
+    ),
+    Mutant(
+        "square out_proj transposed",
+        "L2",
+        lambda: wrap(
+            layers.Linear,
+            "__call__",
+            lambda f: (
+                lambda self, x: f(self, x) + x @ (self.weight - self.weight.T) if _square(self.weight) else f(self, x)
+            ),
+        ),
+    ),
+    Mutant(
+        "mask off by one under dropout",
+        "L2",
+        lambda: wrap(mx, "tri", lambda f: lambda rows, columns, dtype: f(rows, columns, 1, dtype=dtype)),
+    ),
+    # ---- L3: logits
+    Mutant(
+        "head bias dropped",
+        "L3",
+        lambda: wrap(model.GPT, "__call__", lambda f: lambda self, *a, **more: f(self, *a, **more) - self.head.bias),
+        family="untied head",
+    ),
+    Mutant(
+        "positions counted backwards",
+        "L3",
+        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(start, stop)[::-1])),
+    ),
+    # ---- L4: loss
+    Mutant(
+        "labels not shifted",
+        "L4",
+        lambda: _loss(lambda f: lambda network, tokens, _, key=None: f(network, tokens, tokens, key)),
+    ),
+    Mutant(
+        "last position left out of the loss",
+        "L4",
+        lambda: _loss(
+            lambda _: (
+                lambda network, tokens, labels, key=None: nn.losses.cross_entropy(
+                    network(tokens, key)[:, :-1], labels[:, :-1], reduction="mean"
+                )
+            )
+        ),
+    ),
+    # ---- L5: gradients
+    Mutant(
+        "head untied: its gradient does not reach the embedding",
+        "L5",
+        lambda: wrap(model.GPT, "__call__", _untied_head),
+    ),
+    # ---- L6a: optimiser
+    Mutant(
+        "no bias correction (MLX's default)",
+        "L6a",
+        lambda: _set_step(step_size=lambda _, __, rate: rate, root_correction=lambda *_: 1.0),
+    ),
+    Mutant(
+        "beta2 off by 0.001",
+        "L6a",
+        lambda: wrap(
+            optim.AdamW,
+            "__init__",
+            lambda f: lambda self, config: f(self, dataclasses.replace(config, beta2=config.beta2 + 0.001)),
+        ),
+    ),
+    Mutant(
+        "decay on biases and norms",
+        "L6a",
+        lambda: wrap(
+            optim.AdamW,
+            "apply_single",
+            lambda f: lambda self, g, p, s: f(self, g, p, s) - (p.ndim < 2) * (1 - self.state["decay"]) * p,
+        ),
+    ),
+    Mutant(
+        "decay by the peak learning rate",
+        "L6a",
+        lambda: _set_step(decay=lambda self, _, __: 1 - PEAK * self.weight_decay),
+    ),
+    Mutant(
+        "each tensor clipped on its own",
+        "L6a",
+        lambda: wrap(
+            train,
+            "clip_gradients",
+            lambda f: lambda tree, most: (tree_map(lambda g: f([g], most)[0][0], tree), f(tree, most)[1]),
+        ),
+    ),
+    Mutant(
+        "gradient norm added up in one go (MLX's own, on a CPU)",
+        "L6a",
+        lambda: wrap(train, "clip_gradients", lambda _: optimizers.clip_grad_norm),
+    ),
+    # ---- L6b: one step
+    Mutant(
+        "clipped before accumulation",
+        "L6b",
+        lambda: _micro_gradients(lambda gradients: optim.clip_gradients(gradients, 0.01)[0]),
+    ),
+    Mutant(
+        "sum of the micro-steps for their mean",
+        "L6b",
+        lambda: _micro_gradients(lambda gradients: tree_map(lambda g: 2 * g, gradients)),
+    ),
+    Mutant(
+        "one dropout mask for all micro-steps",
+        "L6b",
+        lambda: wrap(train, "dropout_key", lambda f: lambda seed, step, _: f(seed, step, 0)),
+    ),
+    # ---- L7: trajectory
+    Mutant(
+        "dropout masks frozen from step to step",
+        "L7",
+        lambda: wrap(train, "dropout_key", lambda f: lambda seed, _, micro_step: f(seed, 0, micro_step)),
+    ),
+    # ---- L8: change of framework
+    Mutant(
+        "moments transferred without the step",
+        "L8",
+        lambda: wrap(
+            torch_gpt.checkpoint,
+            "load_optimizer_tensors",
+            lambda f: lambda network, optimizer, tensors, _: f(network, optimizer, tensors, 0),
+        ),
+        twin="torch",
+    ),
+    Mutant(
+        "batch order reseeded on resume",
+        "L8",
+        lambda: wrap(
+            rungs_training,
+            "batches_for",
+            lambda f: lambda twin, step: f(twin, step - twin.resumed_at * isinstance(twin, MlxTwin)),
+        ),
+    ),
+    # ---- G: generation
+    Mutant(
+        "positions restart in the cache",
+        "G",
+        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(0, stop - start))),
+    ),
+    Mutant(
+        "the cache keeps the values of the first token",
+        "G",
+        lambda: wrap(
+            attention.KVCache,
+            "append",
+            lambda f: (
+                lambda self, k, v: (
+                    f(self, k, v) if self.length == 0 else (f(self, k, v)[0], _first_repeated(self.values, self.length))
+                )
+            ),
+        ),
+    ),
+    *FAMILY_MUTANTS,
+)
+
+
+def _first_repeated(values: Any, length: int) -> Any:
+    return mx.broadcast_to(values[:, :, :1], (*values.shape[:2], length, values.shape[3]))
+
+
+def _nothing(*_: Any) -> None:
+    pass

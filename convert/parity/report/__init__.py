@@ -1,0 +1,1 @@
+"""What a climb shows: on the console and as a page."""

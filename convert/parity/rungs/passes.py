@@ -1,0 +1,102 @@
+"""L2 to L5: layers, logits, loss and gradients, one forward and backward pass in all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from convert.parity import material
+from convert.parity.climb import ORACLE, Climb, top1_disagreements
+from convert.parity.compare import Array, Arrays, Measurement
+from convert.parity.gates import TOP1_MARGIN
+from convert.parity.twins.backends import Choices
+from convert.parity.twins.choices import choice_gates
+from gpt_common.network.dropout import dropout_key
+
+OUTPUT = ": output"
+GRADIENT = ": gradient of "
+
+
+def dropout_keys(climb: Climb) -> dict[str, Array | None]:
+    """Passes to make: without dropout, and with it where the model has it."""
+    key = dropout_key(climb.config.train.seed, 0)
+    return {"": None, **({" with dropout": key} if climb.config.model.dropout else {})}
+
+
+def rung_layers(climb: Climb) -> Iterator[Measurement]:
+    """Every module on its own, forward and backward, from the oracle's input and upstream gradient."""
+    for state, weights in climb.states().items():
+        for dropped, key in dropout_keys(climb).items():
+            yield from layers(climb, state + dropped, weights, key)
+
+
+def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iterator[Measurement]:
+    """The modules in execution order, parents before their children, with these weights."""
+    tokens, labels = material.batches(climb.config, 0)[0]
+    everyone = climb.everyone(weights)
+    traced = climb.oracle().trace(tokens, labels, key)
+    for done, (path, inputs) in enumerate(traced.inputs.items()):
+        climb.progress(f"layers, {state}", done, len(traced.inputs))
+        # Rounded first, so that all start from the same numbers.
+        rounded = tuple(x if x.dtype.kind == "i" else climb.rounded(x.astype(np.float32)) for x in inputs)
+        upstream = climb.rounded(traced.upstream[path].astype(np.float32))
+        results, own = climb.together(everyone, lambda twin: twin.layer(path, rounded, upstream, key))  # noqa: B023
+        outputs = {name: {f"{path}{OUTPUT}": result.output} for name, result in results.items()}
+        gradients = {
+            name: {f"{path}{GRADIENT}{part}": value for part, value in result.gradients.items()}
+            for name, result in results.items()
+        }
+        yield from choice_gates(own, climb.config.model, climb.gate("L2 forward"), state)
+        yield from climb.compare(outputs, outputs.pop(ORACLE), climb.gate("L2 forward"), state)
+        yield from climb.compare(gradients, gradients.pop(ORACLE), climb.gate("L2 backward"), state)
+
+
+def rung_logits(climb: Climb) -> Iterator[Measurement]:
+    """Logits of a whole forward pass; the likeliest token agrees wherever it leads clearly."""
+    tokens, _ = material.batches(climb.config, 0)[0]
+    gate = climb.gate("L3")
+    for state, weights in climb.states().items():
+        logits, own = climb.together(climb.everyone(weights), lambda twin: twin.logits(tokens))
+        exact = logits.pop(ORACLE)
+        found = {name: {"logits": values} for name, values in logits.items()}
+        yield from choice_gates(own, climb.config.model, gate, state)
+        yield from climb.compare(found, {"logits": exact}, gate, state)
+        for name in climb.names:
+            count = top1_disagreements(logits[name], exact, TOP1_MARGIN)
+            yield Measurement(
+                tensor="top-1 where it leads clearly", error=count, gate=0, between=f"{name} ~ {ORACLE}", state=state
+            )
+
+
+def rung_loss(climb: Climb) -> Iterator[Measurement]:
+    """Mean cross entropy."""
+    gate = climb.gate("L4")
+    for state, found, exact, own in _passes(climb):
+        yield from choice_gates(own, climb.config.model, climb.gate("L3"), state)
+        losses = {name: {"loss": arrays["loss"]} for name, arrays in found.items()}
+        for measurement in climb.compare(losses, {"loss": exact["loss"]}, gate, state):
+            if measurement.between.endswith(f"~ {climb.reference}"):
+                climb.loss_noise = max(climb.loss_noise, measurement.error)
+            yield measurement
+
+
+def rung_gradients(climb: Climb) -> Iterator[Measurement]:
+    """The gradient of every parameter; the worst tensor counts."""
+    gate = climb.gate("L5")
+    for state, found, exact, _ in _passes(climb):
+        for arrays in (*found.values(), exact):
+            arrays.pop("loss")
+        yield from climb.compare(found, exact, gate, state)
+
+
+def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict[str, Choices]]]:
+    """Loss, gradients and choices of every backend and the oracle, in every state, with and without dropout."""
+    tokens, labels = material.batches(climb.config, 0)[0]
+    for state, weights in climb.states().items():
+        for dropped, key in dropout_keys(climb).items():
+            everyone = climb.everyone(weights)
+            passes, own = climb.together(everyone, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
+            found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
+            exact = found.pop(ORACLE)
+            yield state + dropped, found, exact, own

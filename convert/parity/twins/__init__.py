@@ -1,0 +1,1 @@
+"""The twins as the ladder sees them: numpy in, numpy out."""

@@ -1,0 +1,323 @@
+"""The MLX twin as the ladder sees it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
+
+# isort: split
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from convert.parity.compare import Array, Arrays, Tokens
+from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.twins.choices import Preferences, routing_bias
+from gpt_common.cli import SampleSettings
+from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.network.init import buffer_shapes
+from gpt_common.training.checkpoint import write_checkpoint
+from mlx_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
+
+
+class MlxTwin:
+    """A model and its optimiser on one MLX backend."""
+
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
+        self.config = config
+        self.device = mx.Device(mx.cpu if backend.device == "cpu" else mx.gpu)
+        self.dtype: mx.Dtype = getattr(mx, dtype)
+        self.compiled = backend.compiled
+        with self._here():
+            self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing)
+            self._forget()
+
+    def _forget(self) -> None:
+        self.resumed_at = 0
+        self.optimizer = optim.build_optimizer(self.network, self.config.optim)
+        self._after_loading()
+
+    def _after_loading(self) -> None:
+        """A compiled step holds on to the state that it was made with."""
+        self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
+        self.objective: Callable[..., Any] = partial(nn.value_and_grad(self.network, model.objective), self.network)
+        if self.compiled:
+            state = [self.network.state]
+            self.objective = mx.compile(self.objective, inputs=state, outputs=state)
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def initialise(self, seed: int) -> None:
+        """Initial weights as the trainer draws them."""
+        with self._here():
+            self.network.initialise(seed)
+            self._forget()
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
+        with self._here():
+            buffers = {name: np.zeros(shape, np.float32) for name, shape in buffer_shapes(self.config.model).items()}
+            tensors = [(name, mx.array(value)) for name, value in (buffers | weights).items()]
+            self.network.update(tree_unflatten(tensors))
+            self._forget()
+
+    def weights(self) -> Arrays:
+        """Every parameter by canonical name."""
+        return {name: _numpy(value) for name, value in self.network.named_parameters()}
+
+    def buffers(self) -> Arrays:
+        """Every buffer by canonical name."""
+        places = self.network.state_dict()
+        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
+        with self._here():
+            tensors = optim.optimizer_tensors(self.network, self.optimizer)
+            return {name: _numpy(value) for name, value in tensors.items()}
+
+    def loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got in the training steps since this was last asked."""
+        return self.train_step.take_loads()
+
+    @contextmanager
+    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
+        """What every router prefers, call by call; `given` decides instead."""
+        preferred = Preferences(given)
+        with ExitStack() as stack:
+            for router in () if self.compiled else self.network.mixtures():
+                right = router.choice
+
+                def choice(scores_NE: mx.array, right: Any = right, router: Any = router) -> mx.array:
+                    settled_NE = preferred.settle(router, _numpy(right(scores_NE)))
+                    return mx.array(settled_NE.astype(np.float32))
+
+                stack.enter_context(mock.patch.object(router, "choice", choice))
+            yield preferred.own
+
+    # ---- one pass ------------------------------------------------------------------------------------------------
+
+    def logits(self, tokens: Tokens) -> Array:
+        """(B, T) ids -> (B, T, V), without dropout."""
+        with self._here():
+            return _numpy(self.network(mx.array(tokens)))
+
+    def cached_logits(self, tokens: Tokens) -> Array:
+        """The same through the key-value cache."""
+        half = max(1, tokens.shape[1] // 2)
+        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        with self._here():
+            caches = self.network.new_caches()
+            return np.concatenate([_numpy(self.network(mx.array(part), caches=caches)) for part in parts], axis=1)
+
+    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+        """Loss in nats per token, and the gradient of every parameter."""
+        with self._here():
+            (_, loss, _), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
+            return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
+
+    def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
+        """One module of the model on its own."""
+        module = self._module(path)
+        takes = inspect.signature(type(module).__call__).parameters
+        parameters = _flat(module.trainable_parameters())
+        names = [name for name, _ in parameters]
+        differentiable = [i for i, x in enumerate(inputs) if x.dtype.kind != "i"]
+        more: list[Any] = [self.dtype] if "dtype" in takes else []
+
+        def forward(*values: mx.array) -> mx.array:
+            module.update(tree_unflatten(list(zip(names, values, strict=False))))
+            given = dict(zip(differentiable, values[len(names) :], strict=True))
+            arguments = [given[i] if i in given else mx.array(x) for i, x in enumerate(inputs)]
+            output: mx.array = module(*arguments, *more)
+            return output
+
+        with self._here():
+            if "key" in takes:
+                more += [_key(key), None, self._angles(inputs[0])]
+            values = [value for _, value in parameters] + [self._array(inputs[i]) for i in differentiable]
+            outputs, gradients = mx.vjp(forward, values, [self._array(upstream)])
+            module.update(tree_unflatten(parameters))
+            found = dict(zip([*names, *(INPUTS[i] for i in differentiable)], gradients, strict=True))
+            return LayerPass(_numpy(outputs[0]), {name: _numpy(g) for name, g in found.items()})
+
+    def operation(self, operation: Operation, upstream: Array) -> LayerPass:
+        """One building block on its own."""
+        with self._here():
+            values = {f"input {i}": self._array(value) for i, value in enumerate(operation.inputs)}
+            values |= {f"parameter {i}": mx.array(value) for i, value in enumerate(operation.parameters)}
+            more: list[Any] = [] if operation.integers is None else [mx.array(operation.integers)]
+            if operation.kind == "embedding":
+                more.append(self.dtype)
+            if operation.model is not None:
+                more.append(operation.model)
+            compute = OPERATIONS[operation.kind]
+            # The upstream gradient has the dtype of the output, which only the operation knows.
+            cotangent = mx.array(upstream).astype(compute(*values.values(), *more).dtype)
+            outputs, gradients = mx.vjp(lambda *x: compute(*x, *more), list(values.values()), [cotangent])
+            return LayerPass(_numpy(outputs[0]), {n: _numpy(g) for n, g in zip(values, gradients, strict=True)})
+
+    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+        """A forward pass with a tap at every module."""
+        traced = Traced([], {}, {})
+        paths = {id(module): path for path, module in self.network.named_modules() if path}
+
+        def watched(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+            def call(module: nn.Module, x: mx.array, *more: Any) -> mx.array:
+                if (path := paths.get(id(module))) is None:
+                    return original(module, x, *more)
+                traced.inputs[path] = (_numpy(x),)
+                traced.taps.append((f"{path} input", traced.inputs[path][0]))
+                output = original(module, x, *more)
+                traced.taps.append((f"{path} output", _numpy(output)))
+                return output
+
+            return call
+
+        with self._here(), ExitStack() as stack:
+            for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
+                stack.enter_context(mock.patch.object(kind, "__call__", watched(kind.__call__)))
+            stack.enter_context(mock.patch.object(self.network, "gradient_checkpointing", False))
+            mx.eval(model.loss(self.network, mx.array(tokens), mx.array(labels), _key(key)))
+        return traced
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update with given gradients; the norm before clipping."""
+        with self._here():
+            tree = tree_unflatten([(name, mx.array(value)) for name, value in gradients.items()])
+            optim.set_step(self.optimizer, step + 1, rate)
+            norm = self.train_step.update(tree, [mx.zeros(1)] * len(self.network.mixtures()))
+            mx.eval(norm, self.network.parameters(), self.optimizer.state)
+            return float(norm)
+
+    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
+        """One training step; loss and gradient norm."""
+        with self._here():
+            loss, norm = self.train_step(batches, step, rate)
+            return float(loss), float(norm)
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write a checkpoint into a run folder."""
+        with self._here():
+            return write_checkpoint(
+                folder,
+                step,
+                state={"config": to_dict(self.config)},
+                write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
+                best=False,
+                keep=2,
+            )
+
+    def restore(self, path: Path) -> int:
+        """Take up a checkpoint; its step."""
+        with self._here():
+            self._forget()
+            self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+            self._after_loading()
+            return self.resumed_at
+
+    def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
+        """New token ids."""
+        with self._here():
+            return list(sample.generate(self.network, prompt, settings, draws))
+
+    # ---- numpy and back ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _here(self) -> Iterator[None]:
+        """Compute on this twin's device: `mlx` and `mlx-cpu` live in one process."""
+        before = mx.default_device()
+        mx.set_default_device(self.device)
+        try:
+            yield
+        finally:
+            mx.set_default_device(before)
+
+    def _array(self, values: Array) -> mx.array:
+        return mx.array(values.astype(np.float32)).astype(self.dtype)
+
+    def _angles(self, inputs: Array) -> Any:
+        rotary = self.network.rotary
+        return None if rotary is None else rotary.angles(0, inputs.shape[1])
+
+    def _module(self, path: str) -> nn.Module:
+        module: nn.Module = dict(self.network.named_modules())[path]
+        return module
+
+
+def _numpy(value: mx.array) -> Array:
+    """Integers stay integers, everything else becomes float32."""
+    if mx.issubdtype(value.dtype, mx.floating):
+        value = value.astype(mx.float32)
+    return np.array(value)
+
+
+def _key(words: Array | None) -> mx.array | None:
+    return None if words is None else mx.array(words)
+
+
+def _flat(tree: Any) -> list[tuple[str, mx.array]]:
+    return list(tree_flatten(tree))  # type: ignore[arg-type]
+
+
+def _with(layer: Any, weight: mx.array, bias: mx.array | None) -> Any:
+    layer.weight = weight
+    if bias is not None:
+        layer.bias = bias
+    return layer
+
+
+def _rotary(x_BHTK: mx.array, config: ModelConfig) -> mx.array:
+    angles = layers.Rotary(config).angles(0, x_BHTK.shape[2])
+    return layers.ROTATIONS[config.rope_layout](x_BHTK, angles)
+
+
+def _router(x_ND: mx.array, weight_ED: mx.array, config: ModelConfig) -> mx.array:
+    """The gate of every expert, zero for those not chosen, and how unevenly they are chosen: (N + 1, E)."""
+    router = feed_forward.MixtureOfExperts(config)
+    router.router.weight = weight_ED
+    if config.balancing == "bias":
+        router.routing_bias = mx.array(routing_bias(config))
+    gates_NK, experts_NK = router.route(x_ND)
+    gates_NE = (gates_NK[..., None] * (experts_NK[..., None] == mx.arange(config.n_expert))).sum(axis=1)
+    imbalance = router.routing.imbalance  # type: ignore[union-attr]
+    return mx.concatenate([gates_NE, mx.broadcast_to(imbalance, (1, config.n_expert))])
+
+
+OPERATIONS: dict[str, Callable[..., mx.array]] = {
+    "linear": lambda x, weight, bias=None: _with(
+        layers.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias
+    )(x),
+    "layer_norm": lambda x, weight, bias=None: _with(
+        layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias
+    )(x),
+    "rms_norm": lambda x, weight: _with(layers.RMSNorm(weight.shape[0], 1e-5), weight, None)(x),
+    "rotary": _rotary,
+    "silu_product": lambda gate, up: nn.silu(gate) * up,
+    "relu2": lambda x: feed_forward.ACTIVATIONS["relu2"](x),
+    "stacked_linear": lambda x, weight, expert_M: _with(
+        feed_forward.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None
+    )(x, expert_M),
+    "router": _router,
+    "orthogonal": lambda x: optim.orthogonal(x),
+    "gelu": lambda x: nn.gelu(x),
+    "gelu_tanh": lambda x: nn.gelu_approx(x),
+    "embedding": lambda table, ids, dtype: _with(layers.Embedding(*table.shape), table, None)(ids, dtype),
+    "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5),
+    "softmax": lambda x: mx.softmax(x.astype(mx.float32), axis=-1),
+    "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
+    "cross_entropy": lambda logits, labels: nn.losses.cross_entropy(
+        logits.astype(mx.float32), labels, reduction="mean"
+    ),
+}
+"""The building blocks of the model, by the name that rungs_operations.py uses."""

@@ -1,0 +1,370 @@
+"""The PyTorch twin as the ladder sees it; in float64 on a CPU it is the oracle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from convert.parity.compare import Array, Arrays, Tokens
+from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.twins.choices import Preferences, routing_bias
+from gpt_common.cli import SampleSettings
+from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.network.init import buffer_shapes
+from gpt_common.training.checkpoint import write_checkpoint
+from torch_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
+
+
+class TorchTwin:
+    """A model and its optimiser on one PyTorch backend."""
+
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
+        torch.set_num_threads(1)
+        self.config = config
+        self.device = torch.device(backend.device)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.compiled = backend.compiled
+        self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing).to(self.device)
+        if self.dtype == torch.float64:
+            self.network.double()
+        self.objective: Callable[..., Any] = torch.compile(model.objective) if self.compiled else model.objective
+        self._forget()
+
+    def _forget(self) -> None:
+        self.resumed_at = 0
+        self.optimizer = optim.build_optimizer(self.network, self.config.optim)
+        self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
+
+    # ---- weights -------------------------------------------------------------------------------------------------
+
+    def initialise(self, seed: int) -> None:
+        """Initial weights as the trainer draws them."""
+        self.network.initialise(seed)
+        self._forget()
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
+        places = self.network.state_dict()
+        with torch.no_grad():
+            for name in buffer_shapes(self.config.model):
+                places[name].zero_()
+            for name, value in weights.items():
+                places[name].copy_(torch.from_numpy(value))
+        self._forget()
+
+    def weights(self) -> Arrays:
+        """Every parameter by canonical name."""
+        return {name: _numpy(value) for name, value in self.network.named_parameters()}
+
+    def buffers(self) -> Arrays:
+        """Every buffer by canonical name."""
+        places = self.network.state_dict()
+        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
+
+    def moments(self) -> Arrays:
+        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
+        tensors = optim.optimizer_tensors(self.network, self.optimizer)
+        return {name: _numpy(value) for name, value in tensors.items()}
+
+    def loads(self) -> list[list[int]]:
+        """Tokens that each expert of each router got in the training steps since this was last asked."""
+        return self.train_step.take_loads()
+
+    @contextmanager
+    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
+        """What every router prefers, call by call; `given` decides instead."""
+        preferred = Preferences(given)
+        with ExitStack() as stack:
+            for router in () if self.compiled else self.network.mixtures():
+                right = router.choice
+
+                def choice(scores_NE: torch.Tensor, right: Any = right, router: Any = router) -> torch.Tensor:
+                    own_NE = right(scores_NE)
+                    return torch.from_numpy(preferred.settle(router, _numpy(own_NE))).to(own_NE)
+
+                stack.enter_context(mock.patch.object(router, "choice", choice))
+            yield preferred.own
+
+    # ---- one pass ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logits(self, tokens: Tokens) -> Array:
+        """(B, T) ids -> (B, T, V), without dropout."""
+        with self._exact():
+            return _numpy(self.network(self._ids(tokens)))
+
+    @torch.no_grad()
+    def cached_logits(self, tokens: Tokens) -> Array:
+        """The same through the key-value cache."""
+        caches = self.network.new_caches()
+        half = max(1, tokens.shape[1] // 2)
+        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        with self._exact():
+            return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
+
+    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+        """Loss in nats per token, and the gradient of every parameter."""
+        with self._exact():
+            value, loss, _ = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+            value.backward()
+        gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
+        self.network.zero_grad(set_to_none=True)
+        return float(loss.detach()), gradients
+
+    def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
+        """One module of the model on its own."""
+        module = self.network.get_submodule(path)
+        takes = inspect.signature(module.forward).parameters
+        arguments: list[Any] = [
+            self._ids(x) if x.dtype.kind == "i" else self._tensor(x).requires_grad_() for x in inputs
+        ]
+        differentiable = {INPUTS[i]: x for i, x in enumerate(arguments) if x.requires_grad}
+        if "dtype" in takes:
+            arguments.append(self.dtype)
+        if "key" in takes:
+            arguments += [self._key(key), None, self._angles(inputs[0])]
+        with self._exact():
+            output = module(*arguments)
+            output.backward(self._tensor(upstream))
+        gradients = {name: _numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+        gradients |= {name: _numpy(x.grad) for name, x in differentiable.items()}
+        module.zero_grad(set_to_none=True)
+        return LayerPass(_numpy(output), gradients)
+
+    def operation(self, operation: Operation, upstream: Array) -> LayerPass:
+        """One building block on its own."""
+        exact = torch.float64 if self.dtype == torch.float64 else torch.float32
+        values = {f"input {i}": self._tensor(value) for i, value in enumerate(operation.inputs)}
+        values |= {
+            f"parameter {i}": torch.from_numpy(value).to(self.device, exact)
+            for i, value in enumerate(operation.parameters)
+        }
+        for value in values.values():
+            value.requires_grad_()
+        more: list[Any] = [self.dtype] if operation.kind == "embedding" else []
+        if operation.integers is not None:
+            # Ids are computed with on the device; the words of a dropout key stay where they are.
+            words = operation.kind == "dropout"
+            more.insert(0, self._key(operation.integers) if words else self._ids(operation.integers))
+        if operation.model is not None:
+            more.append(operation.model)
+        with self._exact():
+            output = OPERATIONS[operation.kind](*values.values(), *more)
+            output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
+        return LayerPass(_numpy(output), {name: _numpy(value.grad) for name, value in values.items()})
+
+    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+        """A whole pass with hooks at every module."""
+        traced = Traced([], {}, {})
+        hooks = []
+
+        def watch(path: str, module: nn.Module) -> None:
+            def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+                takes = inspect.signature(module.forward).parameters
+                alone = arguments[:1] if "key" in takes or "dtype" in takes else arguments
+                traced.inputs[path] = tuple(_numpy(x) for x in alone)
+                traced.taps.append((f"{path} input", traced.inputs[path][0]))
+
+            def after(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
+                traced.taps.append((f"{path} output", _numpy(output)))
+                output.register_hook(lambda gradient: traced.upstream.__setitem__(path, _numpy(gradient)))
+
+            hooks.append(module.register_forward_pre_hook(before))
+            hooks.append(module.register_forward_hook(after))
+
+        for path, module in self.network.named_modules():
+            if path and not isinstance(module, nn.ModuleList):
+                watch(path, module)
+        try:
+            with self._exact():
+                model.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key)).backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self.network.zero_grad(set_to_none=True)
+        return traced
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def update(self, gradients: Arrays, step: int, rate: float) -> float:
+        """Clip and update with given gradients; the norm before clipping."""
+        for name, parameter in self.network.named_parameters():
+            # A copy: clipping works in place.
+            parameter.grad = torch.from_numpy(gradients[name]).to(self.device, parameter.dtype, copy=True)
+        norm = optim.clip_gradients(self.network, self.config.optim.grad_clip)
+        optim.set_step(self.optimizer, step + 1, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
+        """One training step; loss and gradient norm."""
+        with self._exact():
+            loss, norm = self.train_step(batches, step, rate)
+        return float(loss), float(norm)
+
+    def save(self, folder: Path, step: int) -> Path:
+        """Write a checkpoint into a run folder."""
+        return write_checkpoint(
+            folder,
+            step,
+            state={"config": to_dict(self.config)},
+            write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
+            best=False,
+            keep=2,
+        )
+
+    def restore(self, path: Path) -> int:
+        """Take up a checkpoint; its step."""
+        self._forget()
+        self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+        return self.resumed_at
+
+    def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
+        """New token ids."""
+        return list(sample.generate(self.network, prompt, settings, draws))
+
+    # ---- numpy and back ------------------------------------------------------------------------------------------
+
+    def _ids(self, ids: Array) -> torch.Tensor:
+        return torch.from_numpy(ids).to(self.device, torch.long)
+
+    def _tensor(self, values: Array) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.device, self.dtype)
+
+    def _angles(self, inputs: Array) -> Any:
+        rotary = self.network.rotary
+        return None if rotary is None else rotary.angles(0, inputs.shape[1])
+
+    def _key(self, words: Array | None) -> torch.Tensor | None:
+        return None if words is None else torch.from_numpy(words)
+
+    @contextmanager
+    def _exact(self) -> Iterator[None]:
+        """In the oracle the model's float32 is float64: it upcasts norms, scores and logits, and must not downcast."""
+        with ExitStack() as stack:
+            if self.dtype == torch.float64:
+                for module in (layers, attention, feed_forward, model):
+                    stack.enter_context(mock.patch.object(module, "torch", Float64Torch()))
+                stack.enter_context(mock.patch.object(feed_forward, "F", Float64Functional()))
+            yield
+
+
+class Float64Torch:
+    """torch, but for one name."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is torch's."""
+        return getattr(torch, name)
+
+
+class Float64Functional:
+    """torch.nn.functional, but for its grouped product, which refuses float64 (PyTorch 2.13)."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is PyTorch's."""
+        return getattr(F, name)
+
+    @staticmethod
+    def grouped_mm(x_MD: torch.Tensor, weight_EDF: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+        """The definition: rows up to `offs[0]` times the first matrix, from there up to `offs[1]` the second, ..."""
+        rows = torch.tensor_split(x_MD, offs[:-1].tolist())
+        return torch.cat([x_ND @ weight_DF for x_ND, weight_DF in zip(rows, weight_EDF, strict=True)])
+
+
+def _numpy(value: Any) -> Array:
+    """float64 stays what it is, integers too; everything else becomes float32."""
+    value = value.detach().cpu()
+    if value.is_floating_point() and value.dtype != torch.float64:
+        value = value.float()
+    return np.array(value.numpy())
+
+
+def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
+
+
+def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    output: torch.Tensor = functional_call(layer, parameters, (x,))
+    return output
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return _call(layers.Linear(weight.shape[1], weight.shape[0], bias is not None), x, weight, bias)
+
+
+def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return _call(layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return _call(layers.RMSNorm(weight.shape[0], 1e-5), x, weight, None)
+
+
+def _rotary(x_BHTK: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    angles = layers.Rotary(config).to(x_BHTK.device).angles(0, x_BHTK.shape[2])
+    return layers.ROTATIONS[config.rope_layout](x_BHTK, angles)
+
+
+def _stacked_linear(x_MD: torch.Tensor, weight_EFD: torch.Tensor, expert_M: torch.Tensor) -> torch.Tensor:
+    E, F, D = weight_EFD.shape
+    output: torch.Tensor = functional_call(
+        feed_forward.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M)
+    )
+    return output
+
+
+class _Router(feed_forward.MixtureOfExperts):
+    """The gate of every expert, zero for those not chosen, and how unevenly they are chosen."""
+
+    def forward(self, x_ND: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N + 1, E)."""
+        gates_NK, experts_NK = self.route(x_ND)
+        assert self.routing is not None
+        E = self.config.n_expert
+        gates_NE = torch.zeros(len(x_ND), E, dtype=gates_NK.dtype, device=x_ND.device)
+        return torch.cat([gates_NE.scatter(1, experts_NK, gates_NK), self.routing.imbalance.expand(1, E)])
+
+
+def _router(x_ND: torch.Tensor, weight_ED: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    router = _Router(config).to(x_ND.device)
+    if config.balancing == "bias":
+        router.routing_bias.copy_(torch.from_numpy(routing_bias(config)))
+    output: torch.Tensor = functional_call(router, {"router.weight": weight_ED}, (x_ND,))
+    return output
+
+
+OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
+    "linear": _linear,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "rotary": _rotary,
+    "silu_product": lambda gate, up: F.silu(gate) * up,
+    "relu2": feed_forward.ACTIVATIONS["relu2"],
+    "stacked_linear": _stacked_linear,
+    "router": _router,
+    "orthogonal": optim.orthogonal,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "embedding": lambda table, ids, dtype: functional_call(
+        layers.Embedding(*table.shape), {"weight": table}, (ids, dtype)
+    ),
+    "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
+    "softmax": lambda x: torch.softmax(_at_least_float32(x), dim=-1),
+    "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
+    "cross_entropy": lambda logits, labels: F.cross_entropy(_at_least_float32(logits).flatten(0, 1), labels.flatten()),
+}
+"""The building blocks of the model, by the name that rungs_operations.py uses."""

@@ -1,0 +1,100 @@
+"""Safetensors files, streamed: the library validates what is read; the header of what is written is known before."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from convert.storage.disk import create
+from convert.storage.tensors import BLOCK, NUMPY, Tensor, beside, extent, item_size
+from gpt_common.errors import UserError
+from gpt_common.training.checkpoint import read_header
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether the content begins as a safetensors file does: a length, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{"
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, to be streamed, in the order in which they lie.
+
+    Raises:
+        UserError: the file is missing, unreadable or not valid.
+    """
+    return {name: tensor for name, tensor, _ in _entries(path)}
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The header's own entries; call after `read_safetensors` has accepted the file."""
+    return dict(_header(path)[0].get("__metadata__", {}))
+
+
+def _entries(path: Path) -> Iterator[tuple[str, Tensor, int]]:
+    try:
+        found = read_header(path)
+        offsets, data = _header(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a valid safetensors file ({error}): copy or download it again") from None
+    for name, (dtype, shape) in sorted(found.items(), key=lambda item: offsets[item[0]]["data_offsets"][0]):
+        if dtype not in NUMPY:
+            raise UserError(f"{path}: tensor {name} is {dtype}, which no model here can hold: save it as float32")
+        begin = data + offsets[name]["data_offsets"][0]
+        yield name, Tensor(dtype=dtype, shape=shape, blocks=_reader(path, begin, dtype, shape)), begin
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return json.loads(file.read(length), object_pairs_hook=_unique), 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The library takes the last of two entries with one name, MLX the first: neither is what was meant."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("its header has a name twice")
+    return entries
+
+
+def _reader(path: Path, begin: int, dtype: str, shape: tuple[int, ...]) -> Callable[[], Iterator[bytes]]:
+    return lambda: extent(path, begin, math.prod(shape) * item_size(dtype), BLOCK * item_size(dtype))
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], progress: Callable[[int], None]
+) -> dict[str, str]:
+    """Stream tensors into a file; returns the SHA-256 of each as `tensor_hashes` computes it.
+
+    Raises:
+        UserError: a tensor cannot be read.
+        OSError: the file cannot be written.
+    """
+    # Wide elements first, so that every tensor begins at a multiple of its element's size.
+    names = sorted(tensors, key=lambda name: -item_size(tensors[name].dtype))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        end = position + tensor.nbytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [position, end]}
+        position = end
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    hashes = {}
+    with create(path) as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for name in names:
+            digest = hashlib.sha256(f"{tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
+            for block in beside(tensors[name].blocks(), digest.update):
+                file.write(block)
+                progress(len(block))
+            hashes[name] = digest.hexdigest()
+    return hashes

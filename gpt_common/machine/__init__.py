@@ -1,0 +1,1 @@
+"""Which machine is this: hardware, published peaks, power, and the BLAS that MLX finds on Linux."""

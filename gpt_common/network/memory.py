@@ -1,0 +1,201 @@
+"""How much memory a training step takes, before it is run.
+
+Memory rises and falls within a step. What lives through it are weights and the optimiser's state: both moments of
+AdamW, or the one momentum of Muon; gradients grow while activations shrink. The peak is the largest of a few moments:
+the loss, the backward pass of each block, the end of the backward pass, the update. `memory_plan` adds each of them
+up. What a block keeps for the backward pass is counted in gpt_common/network/activations.py.
+
+`python benchmarks/studies/memory.py` lays plan and measurement side by side. On GPUs the plan is the same and
+unchecked: MLX compiles there and keeps less, and PyTorch on MPS has its own attention.
+
+Letters: N tokens in a micro-batch, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.network.activations import mlx_saved, torch_saved
+from gpt_common.network.flops import parameter_count
+from gpt_common.network.init import optimizer_shapes, parameter_shapes
+
+Twin = Literal["mlx", "torch"]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes in use at the moment of the step that uses most."""
+
+    moment: str
+    """When that is: loss, backward, or update."""
+    weights: int
+    """float32 master weights."""
+    moments: int
+    """AdamW's two moments of a weight, or Muon's momentum, float32."""
+    gradients: int
+    """Gradients there are at that moment, float32."""
+    activations: int
+    """What the forward pass saved, or recomputed, for the backward pass, in the compute dtype."""
+    logits: int
+    """Logits, their log-softmax and their gradient, float32."""
+    temporary: int
+    """Intermediate results of the operation at work."""
+
+    @property
+    def total(self) -> int:
+        """Peak of the step."""
+        return sum(value for value in asdict(self).values() if isinstance(value, int))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Block:
+    """A block's part in the plan, bytes."""
+
+    weights: int
+    """float32 parameters."""
+    last: int
+    """The last matrix, float32: its gradient is the first of the block's."""
+    saved: float
+    """Kept for the backward pass, with the copies of its matrices in a 16-bit compute dtype."""
+    kept: float
+    """What stays of it where it is computed again."""
+    forward: float
+    """Beside what the blocks keep, when the loss is taken after this one."""
+    backward: float
+    """Beside the saved, in the block's backward pass."""
+
+
+def _blocks(config: RunConfig, twin: Twin, compute: int) -> list[_Block]:
+    model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
+    shapes = parameter_shapes(model)
+    blocks = []
+    for layer in range(model.n_layer):
+        own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
+        matrices = sum(math.prod(shape) for shape in own.values() if len(shape) > 1)
+        last = 4 * sum(
+            math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight")
+        )
+        last = last or 4 * math.prod(own[f"blocks.{layer}.feed_forward.experts.down_proj.weight"])
+        # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
+        casts = compute * matrices if compute < 4 else 0
+        if twin == "torch":
+            saved = N * torch_saved(model, layer, compute).total + casts
+            kept, forward = 1.0 * D * compute, 0.0
+            chosen = model.experts_per_token if model.has_experts(layer) else 0
+            # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
+            inner = chosen * model.expert_width if chosen else model.inner_width
+            backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
+        else:
+            part = mlx_saved(model, layer, compute)
+            saved = N * part.total + casts
+            kept, forward = 3.5 * D * compute, part.total - part.scores
+            backward = 1.2 * forward + 2 * compute * model.n_head * model.block_size
+        blocks.append(
+            _Block(
+                weights=4 * sum(math.prod(shape) for shape in own.values()),
+                last=last,
+                saved=saved,
+                kept=N * kept,
+                forward=N * forward,
+                backward=N * backward,
+            )
+        )
+    return blocks
+
+
+def _gradients(model: ModelConfig) -> int:
+    """Gradients as wide as the inner layer at once, beyond those whose place another has left."""
+    return 2 if model.feed_forward in ("swiglu", "moe") else 1
+
+
+def _update(config: RunConfig, twin: Twin) -> float:
+    """Temporaries of the optimiser's update, bytes."""
+    model = config.model
+    embedding = 4 * model.vocab_size * model.n_embd
+    shapes = [shape for name, shape in parameter_shapes(model).items() if name.startswith("blocks.")]
+    largest, plain = (4 * max(math.prod(s) for s in shapes if len(s) <= most) for most in (3, 2))
+    # Newton-Schulz holds the direction, its unit form, two summands and their sum, and a Gram matrix.
+    muon = 6.0 * largest if config.optim.optimizer == "muon" else 0.0
+    if twin == "torch":
+        # A tied embedding gets two gradients, which are added into a third.
+        return max(muon, 2.0 * embedding if model.tied_head else 0.0)
+    return max(muon, 13.0 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
+
+
+def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
+    """Peak of one optimiser step as the trainers do it, with native dropout.
+
+    Args:
+        config: `vocab_size` must be settled. Of `train` it uses batch_size, grad_accum_steps, dtype (auto counts as
+            float32) and gradient_checkpointing; of `optim` the optimiser.
+        twin: whose step.
+    """
+    model, train = config.model, config.train
+    half = train.dtype == "bfloat16"
+    compute = 2 if half else 4
+    N = train.batch_size * model.block_size
+    ND, NV = N * model.n_embd, N * model.vocab_size
+    blocks = _blocks(config, twin, compute)
+    weights = 4 * parameter_count(model)
+    moments = 4 * sum(math.prod(shape) for shape in optimizer_shapes(model, config.optim).values())
+    embedding = 4 * model.vocab_size * model.n_embd
+    again = (2 if twin == "mlx" else 1) if train.gradient_checkpointing else 0
+    kept = [block.kept if train.gradient_checkpointing else block.saved for block in blocks]
+    # The gradients of earlier micro-steps are there all the time, whole.
+    earlier = weights if train.grad_accum_steps > 1 else 0
+
+    def moment(name: str, gradients: float, activations: float, logits: float, temporary: float) -> MemoryPlan:
+        return MemoryPlan(name, weights, moments, int(gradients), int(activations), int(logits), int(temporary))
+
+    # Logits, log-softmax and gradient; the last norm and what it keeps.
+    loss_nv, after = (
+        (5 if half else 4, blocks[-1].forward) if twin == "mlx" else (3, _torch_after(model) * ND * compute)
+    )
+    plans = [
+        moment("loss", earlier, sum(kept) + after, 4 * loss_nv * NV + (embedding / 2 if half else 0), 0),
+        moment("update", weights, 0, 0, _update(config, twin) + ND * compute),
+    ]
+    behind = embedding
+    for layer in reversed(range(model.n_layer)):
+        block = blocks[layer]
+        # Gradients of the head, of the blocks behind this one, and of this one's last matrix.
+        gradients = max(behind, earlier) + block.last
+        computed_again = again * block.saved
+        plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward))
+        behind += block.weights
+    return max(plans, key=lambda one: one.total)
+
+
+def _torch_after(model: ModelConfig) -> int:
+    """Numbers per token and unit of width between the last block and the logits: its output, normed, dropout's mask."""
+    norm = 0 if not model.final_norm else 2 if model.norm == "rmsnorm" else 1
+    return 1 + norm + (1 if model.dropout else 0)
+
+
+def kv_cache_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
+    """Bytes that generation keeps of one token of one sequence, over all layers.
+
+    Of a layer: keys and values of all heads, 2 H K; of the fewer key heads of grouped queries, 2 G K; the latent and
+    the shared rotary key, R + rope (DeepSeek-V2, Liu et al. 2024, table 1); the latent and every head's rotary key,
+    R + H rope.
+
+    Args:
+        model: the network.
+        number_bytes: size of one number in the compute dtype.
+    """
+    full = 2 * model.n_head * model.key_size
+    numbers = {
+        "multi_head": full,
+        "grouped_query": full * (model.n_kv_head or model.n_head) // model.n_head,
+        "latent": model.kv_latent + model.rope_size,
+        "latent_per_head": model.kv_latent + model.n_head * model.rope_size,
+    }[model.attention]
+    return model.n_layer * numbers * number_bytes
+
+
+def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
+    """What keys and values of every head would take: H (K + V) numbers per layer."""
+    return model.n_layer * model.n_head * (model.key_size + model.value_width) * number_bytes

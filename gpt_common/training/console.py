@@ -1,0 +1,302 @@
+"""How a run looks: a live progress bar in a terminal, plain lines anywhere else. Both fit 80 columns."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import textwrap
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from gpt_common.training.runlog import StepRecord
+
+WIDTH = 80
+REDRAWS_PER_SECOND = 5
+# Plain output shows at most so many steps of a run, but never stays silent for longer than so many seconds.
+PLAIN_ROWS, PLAIN_SILENCE = 200, 10.0
+
+
+class Progress:
+    """How far a run is, and how long it will still take.
+
+    Args:
+        max_steps: steps of the whole schedule.
+        first_step: steps done before this process began.
+        clock: seconds; for tests.
+    """
+
+    def __init__(self, max_steps: int, first_step: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.max_steps = max_steps
+        self.step = self._first_step = first_step
+        self.clock = clock
+        self._marks: deque[tuple[int, float]] = deque()
+
+    def mark(self) -> None:
+        """Remember when this step was done; call it at every logged step."""
+        self._marks.append((self.step, self.clock()))
+        # The recent half of the steps: long enough to hold its share of evaluations and checkpoints.
+        half = (self._first_step + self.step) / 2
+        while len(self._marks) > 2 and self._marks[1][0] <= half:
+            self._marks.popleft()
+
+    def left(self) -> str:
+        """Time left at the recent rate, everything that a run does between steps included: `1:02:33`."""
+        if len(self._marks) < 2 or self._marks[-1][0] == self._marks[0][0]:
+            return "-"
+        (first, since), (last, until) = self._marks[0], self._marks[-1]
+        return duration((self.max_steps - self.step) * (until - since) / (last - first))
+
+
+class RunConsole(ABC):
+    """What a run says; the two below differ in how it gets to the person."""
+
+    step_label = "step {}"
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    @abstractmethod
+    def _print(self, line: str, style: str = "") -> None:
+        """Print a line as it is."""
+
+    @abstractmethod
+    def tick(self, step: int) -> None:
+        """`step` steps are done. Called at every step."""
+
+    @abstractmethod
+    def step(self, record: StepRecord) -> None:
+        """A logged step."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the terminal as it was. Harmless a second time."""
+
+    def note(self, text: str) -> None:
+        """A line by the way."""
+        self._print(printable(text))
+
+    def warn(self, text: str) -> None:
+        """A line that must not be overlooked."""
+        self._print(f"warning: {printable(text)}", "bold yellow")
+
+    def evaluation(
+        self, step: int, *, train_loss: float | None, val_loss: float, floor: float | None, best: bool
+    ) -> None:
+        """`step 250 validation loss 1.2345, 0.1234 above the floor, best`."""
+        parts = [f"{self.step_label.format(step)} validation loss {val_loss:.4f}"]
+        if train_loss is not None:
+            parts.append(f"train {train_loss:.4f}")
+        if floor is not None:
+            parts.append(f"{abs(val_loss - floor):.4f} {'below' if val_loss < floor else 'above'} the floor")
+        if best and step > 0:
+            parts.append("best")
+        self._print(", ".join(parts), "bold")
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """A prompt with its continuation, indented and wrapped."""
+        self._print(f"\nsample at step {step}:", "dim")
+        for line in printable(prompt + text).split("\n"):
+            for part in textwrap.wrap(line, WIDTH - 1, initial_indent="    ", subsequent_indent="    ") or [""]:
+                self._print(part)
+        self._print("")
+
+    def summary(self, title: str, rows: Sequence[tuple[str, str]], alarms: Sequence[str], command: str | None) -> None:
+        """The closing table."""
+        self.close()
+        self._print(f"\n{title}", "bold")
+        width = max((len(name) for name, _ in rows), default=0)
+        for name, value in rows:
+            self._print(f"  {name:<{width}}  {printable(value)}")
+        for alarm in alarms:
+            self.warn(alarm)
+        if command:
+            self._print(f"\n  {command}", "bold")
+
+
+class PlainConsole(RunConsole):
+    """One line after the other, no escape codes, nothing wrapped: for files, pipes and dumb terminals."""
+
+    step_label = "{:>8}"  # in line with the rows
+
+    def __init__(self, progress: Progress, file: IO[str]) -> None:
+        super().__init__(progress)
+        self._file = file
+        self._stride = max(1.0, progress.max_steps / PLAIN_ROWS)
+        self._last_row = (-1.0, -math.inf)
+        self._needs_header = True
+
+    def _print(self, line: str, style: str = "") -> None:  # noqa: ARG002
+        encoding = getattr(self._file, "encoding", None) or "utf-8"
+        print(line.encode(encoding, "replace").decode(encoding), file=self._file, flush=True)
+
+    def tick(self, step: int) -> None:
+        """Plain output shows logged steps only."""
+        self._progress.step = step
+
+    def step(self, record: StepRecord) -> None:
+        """A row, unless rows come so thick that nobody could read them: metrics.jsonl has them all."""
+        progress = self._progress
+        progress.step = record.step
+        progress.mark()
+        row, now = record.step // self._stride, progress.clock()
+        if not (row > self._last_row[0] or now - self._last_row[1] >= PLAIN_SILENCE):
+            return
+        self._last_row = (row, now)
+        if self._needs_header:
+            self._print("    step     loss        lr    grad   ms/step  tokens/s     MFU      left")
+            self._needs_header = False
+        self._print(
+            f"{record.step:>8} {record.loss:>8.4f} {record.lr:>9.2e} {record.grad_norm:>7.2f} "
+            f"{milliseconds(record.dt):>9} {rate(record.tps):>9} {share(record.mfu):>7} {progress.left():>9}"
+        )
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """A prompt with its continuation; after so much text the rows need their header again."""
+        super().sample(step, prompt, text)
+        self._needs_header = True
+
+    def close(self) -> None:
+        """Nothing to restore."""
+
+
+class LiveConsole(RunConsole):
+    """A terminal: what is said scrolls by, and the last two lines always show where the run is."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        from rich.live import Live
+
+        super().__init__(progress)
+        self._console = console
+        self._record: StepRecord | None = None
+        self._next_redraw = -math.inf
+        # No thread redraws behind the training step's back: `tick` does, when it is time.
+        # Standard error stays what it is where it goes to a file.
+        errors_here = sys.stderr.isatty()
+        self._live = Live(
+            get_renderable=self._bar, console=console, auto_refresh=False, transient=True, redirect_stderr=errors_here
+        )
+
+    def _print(self, line: str, style: str = "") -> None:
+        self._console.print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line by the way; a long one continues beneath itself."""
+        for line in self._lines(printable(text)):
+            self._print(line)
+
+    def warn(self, text: str) -> None:
+        """A line that must not be overlooked; a long one continues beneath itself."""
+        for line in self._lines(f"warning: {printable(text)}"):
+            self._print(line, "bold yellow")
+
+    def _lines(self, text: str) -> list[str]:
+        width = max(min(self._console.width, WIDTH) - 1, 20)
+        return textwrap.wrap(text, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [
+            ""
+        ]
+
+    def tick(self, step: int) -> None:
+        """Move the bar, some times a second."""
+        self._progress.step = step
+        now = self._progress.clock()
+        if now >= self._next_redraw:
+            self._next_redraw = now + 1 / REDRAWS_PER_SECOND
+            self._live.start()
+            self._live.refresh()
+
+    def step(self, record: StepRecord) -> None:
+        """New figures beneath the bar."""
+        self._record = record
+        self._progress.step = record.step
+        self._progress.mark()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._live.stop()
+
+    def _bar(self) -> RenderableType:
+        """The two live lines, for as many columns as the terminal has."""
+        from rich.text import Text
+
+        progress = self._progress
+        columns = min(self._console.width, WIDTH) - 1
+        left = progress.left()
+        head, tail = f"step {progress.step}/{progress.max_steps} ", "" if left == "-" else f" {left} left"
+        cells = max(columns - len(head) - len(tail), 0)
+        done = min(round(cells * progress.step / progress.max_steps), cells)
+        figures = self._figures()
+        while len(figures) > columns and "  " in figures:
+            figures = figures.rpartition("  ")[0]
+        full, empty = ("#", "-") if self._console.options.ascii_only else ("━", "━")
+        return Text.assemble(
+            head, (full * done, "cyan"), (empty * (cells - done), "dim"), f"{tail}\n{figures}", no_wrap=True
+        )
+
+    def _figures(self) -> str:
+        """The line beneath the bar, dispensable figures last."""
+        record = self._record
+        if record is None:
+            return ""
+        figures = f"loss {record.loss:.4f}  lr {record.lr:.2e}  grad {record.grad_norm:.2f}"
+        if not math.isnan(record.dt):
+            figures += f"  {milliseconds(record.dt)} ms/step  {rate(record.tps)} tokens/s"
+        return figures if share(record.mfu) == "-" else f"{figures}  MFU {share(record.mfu)}"
+
+
+def open_console(progress: Progress, console: Console | None = None) -> RunConsole:
+    """The live console where `console` (stdout if None) is a terminal that can move its cursor, else the plain one."""
+    if console is None:
+        if not sys.stdout.isatty():
+            return PlainConsole(progress, sys.stdout)
+        from rich.console import Console
+
+        console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveConsole(progress, console)
+    return PlainConsole(progress, console.file)
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters are spelt out, except line breaks."""
+    text = text.expandtabs(4)
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match.group())[1:-1], text)
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:33`, `1:02:33`, `3d 04:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def rate(per_second: float) -> str:
+    """`950`, `25.8k`, `1.21M`; `-` where it was not measured."""
+    if math.isnan(per_second):
+        return "-"
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if per_second >= size:
+            return f"{per_second / size:.3g}{unit}" if per_second < 100 * size else f"{per_second / size:.0f}{unit}"
+    return f"{per_second:.0f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """`7.25`, `119.3`, `12345`; `-` where it was not measured."""
+    if math.isnan(seconds):
+        return "-"
+    ms = seconds * 1e3
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 10_000 else f"{ms:.0f}"
+
+
+def share(part: float | None) -> str:
+    """`34.2%`; `-` where it is not known."""
+    return "-" if part is None or math.isnan(part) else f"{part:.1%}"

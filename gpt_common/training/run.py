@@ -1,0 +1,346 @@
+"""What surrounds the training loop and is the same in both twins: its data, clock, records and checkpoints.
+
+The twins keep what a reader compares, the model, the step and the loop itself; this file decides what is due after a
+step, and writes down what happened. How a run is opened is gpt_common/training/opening.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt_common.cli import SampleSettings, TrainCommand
+from gpt_common.config import ModelConfig, to_dict
+from gpt_common.data.batches import Tokens, evaluation_batches, training_batch
+from gpt_common.errors import Stopped
+from gpt_common.machine.hardware import detect, published_peak
+from gpt_common.network.flops import (
+    active_parameter_count,
+    flops_per_token_palm,
+    mfu,
+    parameter_count,
+    parameters_in_words,
+)
+from gpt_common.sampling import draws
+from gpt_common.training.checkpoint import TOKENIZER_FILE, write_checkpoint
+from gpt_common.training.health import Alarms, Probe, check_first_update, check_start
+from gpt_common.training.opening import open_run, versions, write_run_files
+from gpt_common.training.runlog import RunLog, StepRecord
+from gpt_common.training.timing import StepTimer
+
+
+class Run:
+    """A run from opening to summary. Use it as a context manager around the training loop.
+
+    Args:
+        command: the parsed command line.
+        twin: "mlx_gpt" or "torch_gpt".
+        why_preset: a few words on why this preset, if nobody named one.
+
+    Raises:
+        UserError: anything about data, folder, checkpoint or configuration that the person must change.
+    """
+
+    def __init__(self, command: TrainCommand, *, twin: str, why_preset: str | None = None) -> None:
+        self.twin = twin
+        self.why_preset = why_preset
+        self.opening = opening = open_run(command)
+        self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
+        self.resume_from, self.init_from = opening.resume_from, opening.init_from
+        self.first_step, self.stop_at = opening.first_step, opening.stop_at
+        self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
+        self.val_loss: float | None = None
+        self.interrupted: int | None = None
+        self.expert_shares: list[list[float]] = []
+        self.peak_memory = 0
+
+    # ---- opening and closing -------------------------------------------------------------------------------------
+
+    def start(
+        self, *, description: str, device: str, dtype: str, find_non_finite: Callable[[], str | None]
+    ) -> AbstractContextManager[Run]:
+        """Make or take up the folder, open the log, watch for signals; closes all of it at the end.
+
+        Args:
+            description: framework and device in a few words.
+            device: "cpu", "gpu", "mps" or "cuda", for the published peak.
+            dtype: compute dtype, "float32" or "bfloat16".
+            find_non_finite: names a parameter that holds NaN or infinity, or None; asked when a loss does.
+        """
+        hardware = detect()
+        peak = published_peak(hardware, device, dtype)
+        self.peak = peak.flops if peak else None
+        write_run_files(self.opening, twin=self.twin, device=description, chip=hardware.chip)
+        self.timer = StepTimer()
+        self.alarms = Alarms(
+            vocab_size=self.config.model.vocab_size,
+            unigram_entropy=self.dataset.unigram_entropy,
+            floor=self.dataset.floor,
+            floor_error=self.dataset.floor_error or 0.0,
+            warmup_steps=self.config.optim.warmup_steps,
+            max_steps=self.config.train.max_steps,
+            find_non_finite=find_non_finite,
+        )
+        self.log = RunLog(
+            self.folder,
+            max_steps=self.stop_at,
+            first_step=self.first_step,
+            trackers=self.config.train.trackers,
+            config=to_dict(self.config),
+            run_name=self.folder.name,
+        )
+        self._data_seconds, self._data_steps = 0.0, 0
+        self._announce(f"{description}, {dtype}", hardware.chip)
+        return self._opened()
+
+    @contextmanager
+    def _opened(self) -> Iterator[Run]:
+        def remember(number: int, _: Any) -> None:
+            self.interrupted = number
+            # A second Ctrl-C means now.
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
+
+        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with self.log:
+                yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _announce(self, description: str, chip: str) -> None:
+        config, data = self.config, self.dataset
+        batch = config.train.batch_size * config.train.grad_accum_steps
+        if self.why_preset:
+            self.log.note(self.why_preset)
+        self.log.note(f"{description}, on {chip}")
+        self.log.note(describe_model(config.model))
+        floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
+        self.log.note(f"data: {data.name}, {len(data.train):,} + {len(data.val):,} tokens{floor}")
+        self.log.note(f"steps: {self.first_step} to {self.stop_at}, {batch} x {config.model.block_size} tokens each")
+        self.log.note(f"folder: {self.folder}")
+        for message in self.opening.messages:
+            self.log.note(message)
+
+    # ---- what the loop asks --------------------------------------------------------------------------------------
+
+    def batches(self, step: int) -> list[tuple[Tokens, Tokens]]:
+        """Inputs and labels of every micro-step, (B, T) int32 each; a pure function of seed and step."""
+        began = time.perf_counter()
+        train, model = self.config.train, self.config.model
+        batches = [
+            training_batch(
+                self.dataset.train,
+                block_size=model.block_size,
+                batch_size=train.batch_size,
+                seed=train.seed,
+                step=step,
+                micro_step=micro_step,
+            )
+            for micro_step in range(train.grad_accum_steps)
+        ]
+        self._data_seconds += time.perf_counter() - began
+        self._data_steps += 1
+        return batches
+
+    def evaluate(self, loss_of_batch: Callable[[Tokens, Tokens], float]) -> float:
+        """Mean loss over the fixed validation batches, nats per token."""
+        train = self.config.train
+        batches = evaluation_batches(
+            self.dataset.val,
+            block_size=self.config.model.block_size,
+            batch_size=train.batch_size,
+            batches=train.eval_batches,
+        )
+        return float(np.mean([loss_of_batch(tokens, labels) for tokens, labels in batches]))
+
+    def check_start(self, probe: Probe) -> None:
+        """Gates before the first step: can this model learn at all? Raises GateFailed."""
+        if self.config.train.health_gates:
+            tokens, labels = self.batches(self.first_step)[0]
+            fresh = self.resume_from is None and self.init_from is None
+            for line in check_start(probe, tokens, labels, fresh=fresh):
+                self.log.note(line)
+
+    def check_first_update(self, before: dict[str, int], after: dict[str, int], rate: float) -> None:
+        """Gate after the first step: did every parameter move? Raises GateFailed."""
+        if self.config.train.health_gates:
+            check_first_update(before, after, rate)
+
+    def anything_due(self, step: int) -> bool:
+        """Whether the loop needs the results of this step now, or leaves it to do something else."""
+        checks = (self.log_due, self.evaluation_due, self.sample_due, self.save_due)
+        return any(due(step) for due in checks)
+
+    def stepped(self, step: int, *, waited: bool) -> None:
+        """After every step: stops its clock if its results are there, and moves the progress bar."""
+        for alarm in self.timer.lap(step, waited=waited):
+            self.log.warn(alarm)
+        self.log.tick(step)
+
+    def log_due(self, step: int) -> bool:
+        """Whether the loss of this step is wanted: the first, every log_interval, and the last."""
+        return step in (self.first_step + 1, self.stop_at) or step % self.config.train.log_interval == 0
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether to evaluate now."""
+        interval = self.config.train.eval_interval
+        return step == self.config.train.max_steps or (interval > 0 and step % interval == 0)
+
+    def sample_due(self, step: int) -> bool:
+        """Whether to continue the prompts now: before, after, and every sample_interval."""
+        interval = self.config.train.sample_interval
+        return step in (0, self.config.train.max_steps) or (interval > 0 and step % interval == 0)
+
+    def save_due(self, step: int) -> bool:
+        """Whether to save now: at the interval, at the end, after a signal, and when this is the best model yet."""
+        interval = self.config.train.checkpoint_interval
+        return (
+            step == self.stop_at
+            or self.interrupted is not None
+            or self.best_step == step
+            or (interval > 0 and step % interval == 0)
+        )
+
+    # ---- what the loop reports -----------------------------------------------------------------------------------
+
+    def record(
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        grad_norm: float,
+        memory: int,
+        expert_loads: Sequence[Sequence[int]] = (),
+    ) -> None:
+        """Log a step; raises Diverged if its loss or gradient is not finite.
+
+        Args:
+            expert_loads: tokens that each expert got since the last record, for every router.
+        """
+        dt, _ = self.timer.window()
+        self.peak_memory = max(self.peak_memory, memory)
+        train, block_size = self.config.train, self.config.model.block_size
+        sequences = train.batch_size * train.grad_accum_steps / dt
+        tokens = sequences * block_size
+        self.log.step(
+            StepRecord(
+                step=step,
+                loss=loss,
+                lr=lr,
+                grad_norm=grad_norm,
+                dt=dt,
+                dt_data=self._data_seconds / max(1, self._data_steps),
+                sps=sequences,
+                tps=tokens,
+                mfu=mfu(tokens * flops_per_token_palm(self.config.model), self.peak),
+                memory=memory,
+                expert_load=self._shares(expert_loads),
+            )
+        )
+        self._data_seconds, self._data_steps = 0.0, 0
+        for alarm in self.alarms.on_step(step, loss, grad_norm):
+            self.log.warn(alarm)
+
+    def _shares(self, expert_loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
+        """Loads as multiples of the fair share, 1 if all experts of a router are equally busy; None without experts."""
+        if not expert_loads:
+            return None
+        self.expert_shares = [[len(loads) * load / sum(loads) for load in loads] for loads in expert_loads]
+        return [[round(share, 4) for share in shares] for shares in self.expert_shares]
+
+    def evaluated(self, step: int, val_loss: float) -> None:
+        """Log an evaluation and remember the best."""
+        best = self.best_val_loss is None or val_loss < self.best_val_loss
+        if best:
+            self.best_step, self.best_val_loss = step, val_loss
+        self.val_loss = val_loss
+        self.log.evaluation(step, train_loss=None, val_loss=val_loss, floor=self.dataset.floor, best=best)
+        for alarm in self.alarms.on_evaluation(step, val_loss):
+            self.log.warn(alarm)
+
+    def sample(
+        self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float]], Iterator[int]]
+    ) -> None:
+        """Continue every prompt and log the text."""
+        train = self.config.train
+        if not train.sample_tokens:
+            return
+        settings = SampleSettings(max_new_tokens=train.sample_tokens, temperature=train.sample_temperature)
+        for number, (prompt, ids) in enumerate(self.opening.prompts.items()):
+            new = list(generate(ids, settings, draws(train.seed, number)))
+            self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
+
+    def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
+        """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
+        self.alarms.on_save(step)
+        tokenizer = self.dataset.tokenizer
+        batch = self.config.train.batch_size * self.config.train.grad_accum_steps
+        state = {
+            "tokens": step * batch * self.config.model.block_size,
+            "val_loss": self.val_loss,
+            "best_step": self.best_step,
+            "best_val_loss": self.best_val_loss,
+            "config": to_dict(self.config),
+            "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            "tokenizer": {
+                "kind": tokenizer.kind,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+            },
+            "prompt": self.dataset.prompt,
+            "written_by": {"program": self.twin, "versions": versions()},
+        }
+
+        def write_files(folder: Path) -> None:
+            save_tensors(folder)
+            tokenizer.save(folder / TOKENIZER_FILE)
+
+        best, keep = self.best_step == step, self.config.train.keep_checkpoints
+        write_checkpoint(self.folder, step, state=state, write_files=write_files, best=best, keep=keep)
+
+    def finish(self, step: int) -> None:
+        """The closing summary; raises Stopped if a signal ended the run."""
+        rows = [("steps", f"{step} of {self.config.train.max_steps}")]
+        if self.best_val_loss is not None:
+            rows.append(("best validation loss", f"{self.best_val_loss:.4f} nats/token at step {self.best_step}"))
+            if self.dataset.floor is not None:
+                excess = self.best_val_loss - self.dataset.floor
+                rows.append(("floor of this corpus", f"{self.dataset.floor:.4f}: {excess:.4f} not learnt"))
+        if self.timer.total_steps:
+            tokens = self.config.train.batch_size * self.config.train.grad_accum_steps * self.config.model.block_size
+            per_step = self.timer.total_seconds / self.timer.total_steps
+            rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
+        if self.peak_memory:
+            rows.append(("peak memory", f"{self.peak_memory / 2**30:.2f} GB"))
+        if self.expert_shares:
+            shares = [share for router in self.expert_shares for share in router]
+            rows.append(
+                ("load of an expert", f"{min(shares):.2f} to {max(shares):.2f} times its fair share, at the end")
+            )
+        if self.timer.skipped:
+            rows.append(("left out of averages", f"{self.timer.skipped} slow steps (machine asleep or throttled)"))
+        rows.append(("files", str(self.folder)))
+        if step < self.config.train.max_steps:
+            hint, title = f"python -m {self.twin}.train --resume {self.folder}", "stopped"
+        else:
+            hint, title = f"python -m {self.twin}.sample {self.folder}", "done"
+        self.log.summary(title=title, rows=rows, command_hint=hint)
+        if self.interrupted is not None:
+            raise Stopped(self.interrupted)
+
+
+def describe_model(model: ModelConfig) -> str:
+    """The console line on the network; parameters that a token meets where they are not all."""
+    parameters = parameters_in_words(parameter_count(model), active_parameter_count(model))
+    return (
+        f"model: {parameters}, {model.n_layer} layers x {model.n_embd}, {model.n_head} heads, block {model.block_size}"
+    )

@@ -1,0 +1,277 @@
+"""What a run writes down: metrics.jsonl and samples.jsonl, the console, optional trackers.
+
+A row is one line, written whole and at once, so a crash leaves at most one torn line, and re-opening repairs it.
+Rows of metrics.jsonl are of four kinds, told apart by their keys: a logged step ("loss"), an evaluation ("val_loss"),
+an alarm ("alarm") and an event ("event"; "resume" says that the rows after its step are run again).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from gpt_common.errors import UserError
+from gpt_common.training.console import Progress, open_console
+from gpt_common.training.trackers import Tracker, open_trackers
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# A missing measurement is null without comment; any other non-finite number is spelt out beside its null.
+MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One logged step. NaN in a timing means that no step of the window was timed (compilation, a machine asleep)."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    """Training loss of this step's batches, nats per token."""
+    lr: float
+    """Learning rate of this step."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    dt: float
+    """Seconds per step: mean over the log window, without evaluation, checkpoints or compilation."""
+    dt_data: float
+    """Seconds of dt that went into making the batch."""
+    sps: float
+    """Sequences per second."""
+    tps: float
+    """Tokens per second."""
+    mfu: float | None
+    """Model FLOPs utilisation, a share of the chip's published peak; None where the peak is unknown."""
+    memory: int | None
+    """Peak memory in bytes; None where the backend does not tell."""
+    expert_load: list[list[float]] | None = None
+    """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
+
+
+class RunLog:
+    """Metrics, samples, console and trackers of one run. Close it, or use it as a context manager.
+
+    Args:
+        folder: the run's folder; must exist.
+        max_steps: steps of the whole schedule.
+        first_step: steps done already; above 0 the run is a resumed one, and the log says so.
+        trackers: names out of `gpt_common.training.trackers.TRACKERS`.
+        config: the resolved configuration, for the trackers.
+        run_name: the run's name, for the trackers.
+        console: for tests; None takes stdout.
+
+    Raises:
+        UserError: the folder cannot be written to, or a tracker is unknown, missing or refuses to start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_steps: int,
+        first_step: int,
+        trackers: Sequence[str],
+        config: dict[str, Any],
+        run_name: str,
+        console: Console | None = None,
+    ) -> None:
+        self._step = first_step
+        self._alarms: list[str] = []
+        with ExitStack() as files:
+            self._metrics = files.enter_context(closing(_JsonLines(folder / "metrics.jsonl")))
+            self._samples = files.enter_context(closing(_JsonLines(folder / "samples.jsonl")))
+            # A tracker may print while it starts: before the live bar does.
+            self._trackers: dict[str, Tracker] = open_trackers(
+                trackers, folder=folder, run_name=run_name, config=config, first_step=first_step
+            )
+            self._files = files.pop_all()
+        self._console = open_console(Progress(max_steps, first_step), console)
+        if self._metrics.had_rows or first_step > 0:
+            self._metrics.append({"event": "resume", "step": first_step})
+
+    def note(self, text: str) -> None:
+        """One line on the console, above the progress bar."""
+        self._console.note(text)
+
+    def warn(self, text: str) -> None:
+        """An alarm: on the console, in metrics.jsonl, and again in the summary."""
+        self._alarms.append(text)
+        self._metrics.append({"step": self._step, "alarm": text})
+        self._console.warn(text)
+
+    def tick(self, step: int) -> None:
+        """Tell the progress bar that `step` steps are done. Call it every step: it is cheap."""
+        self._step = step
+        self._console.tick(step)
+
+    def step(self, record: StepRecord) -> None:
+        """Write a logged step down."""
+        self._step = record.step
+        row = dataclasses.asdict(record)
+        row |= {key: None for key in MEASUREMENTS if row[key] is not None and math.isnan(row[key])}
+        if record.expert_load is None:
+            del row["expert_load"]
+        self._metrics.append(row)
+        self._track(row)
+        self._console.step(record)
+
+    def evaluation(
+        self, step: int, *, train_loss: float | None, val_loss: float, floor: float | None, best: bool
+    ) -> None:
+        """Write an evaluation down.
+
+        Args:
+            step: steps done.
+            train_loss: loss on fixed training batches, nats per token, where it was measured.
+            val_loss: validation loss, nats per token.
+            floor: best possible validation loss, where the corpus has a known one.
+            best: the lowest validation loss so far.
+        """
+        self._step = step
+        row = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "floor": floor, "best": best}
+        self._metrics.append(row)
+        self._track(row)
+        self._console.evaluation(step, train_loss=train_loss, val_loss=val_loss, floor=floor, best=best)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Write down `text`, the model's continuation of `prompt`."""
+        self._samples.append({"step": step, "prompt": prompt, "text": text})
+        self._console.sample(step, prompt, text)
+
+    def summary(self, *, title: str, rows: Sequence[tuple[str, str]], command_hint: str | None = None) -> None:
+        """The closing table, the alarms once more, and the command to go on with. Ends the progress bar."""
+        self._console.summary(title, rows, self._alarms, command_hint)
+
+    def close(self) -> None:
+        """Close files and trackers and take the progress bar off the terminal. Harmless a second time."""
+        self._console.close()
+        while self._trackers:
+            name, tracker = self._trackers.popitem()
+            try:
+                tracker.close()
+            except Exception as error:
+                self._console.warn(f"tracker {name} did not close: {_one_line(error)}")
+        self._files.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _track(self, row: Mapping[str, Any]) -> None:
+        """Hand the numbers of a row to every tracker; one that fails is dropped: it must not cost the run."""
+        values = {key: float(value) for key, value in row.items() if key != "step" and _is_number(value)}
+        for name, tracker in list(self._trackers.items()):
+            try:
+                tracker.log(values, row["step"])
+            except Exception as error:
+                del self._trackers[name]
+                self.warn(f"tracker {name} failed and is left out from here on: {_one_line(error)}")
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl, in order, as if the run had never been interrupted.
+
+    A torn last line (the run was killed, or is writing it now) is left out, and so are rows that a resumed run made
+    again: those beyond the step of a later "resume" event.
+
+    Raises:
+        UserError: no such file, or a line that is not a JSON object.
+    """
+    path = folder / "metrics.jsonl"
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}: is {folder} the folder of a run?") from None
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        row = _parsed(line)
+        if row is None:
+            if number == len(lines) and not line.endswith(b"\n"):
+                break
+            raise UserError(f"{path}, line {number} is not a JSON object: mend or delete the line")
+        if row.get("event") == "resume":
+            rows = [earlier for earlier in rows if earlier.get("step", 0) <= row["step"]]
+        rows.append(row)
+    return rows
+
+
+class _JsonLines:
+    """An append-only file of JSON objects, one per line, unbuffered.
+
+    Raises:
+        UserError: the file cannot be opened or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            end = _repaired_end(path)
+            self.had_rows = end > 0
+            # Unbuffered: a line is in the operating system's hands when `append` returns, so only a
+            # power cut can lose it, and a full disk is noticed here and not when the file is closed.
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(end)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}") from None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}") from None
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _repaired_end(path: Path) -> int:
+    """Where the next line may begin: a torn last line is cut off, one that only lacks its end gets it."""
+    if not path.exists():
+        return 0
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content) and _parsed(content[end:]) is not None:
+        with path.open("ab") as file:
+            file.write(b"\n")
+        return len(content) + 1
+    return end
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The JSON object in a line, or None."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row that JSON can carry: non-finite numbers become null and are spelt out in "non_finite"."""
+    strange = {key: value for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)}
+    if not strange:
+        return dict(row)
+    spelt = ", ".join(f"{key} {value}" for key, value in strange.items())
+    return {**row, **dict.fromkeys(strange), "non_finite": spelt}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

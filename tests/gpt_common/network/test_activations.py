@@ -1,0 +1,77 @@
+"""What the memory plan says that a block keeps, against what PyTorch's autograd saves of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from benchmarks.studies.memory import CUSTOM, DEEPSEEK, LLAMA
+from gpt_common.config import ModelConfig
+from gpt_common.network.activations import mlx_saved, torch_saved
+from gpt_common.network.init import parameter_shapes
+from torch_gpt.model import GPT
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt": {},
+    "gpt, rotary": {"positions": "rope", "norm": "rmsnorm"},
+    "gpt, q/k norms": {"qk_norm": True, "feed_forward": "relu2"},
+    "llama": LLAMA,
+    "llama, q/k norms": {**LLAMA, "qk_norm": True},
+    "deepseek, dense block": DEEPSEEK,
+    "deepseek": {**DEEPSEEK, "n_dense_layer": 0},
+    "deepseek, queries from the input": {**DEEPSEEK, "q_latent": 0},
+    "customllm": CUSTOM,
+    "customllm, no shared expert": {**CUSTOM, "n_shared_expert": 0},
+    "values narrower than keys": {**CUSTOM, "value_size": 20},
+}
+B, T = 2, 64
+
+
+def autograd_saves(model: ModelConfig, dtype: torch.dtype) -> float:
+    """Bytes per token of everything that a block's backward pass will use, but its matrices in the compute dtype."""
+    gpt = GPT(model, dtype)
+    outside = {p.untyped_storage().data_ptr() for p in (*gpt.parameters(), *gpt.buffers())}
+    angles = gpt.rotary.angles(0, T) if gpt.rotary is not None else None
+    saved: dict[int, torch.Tensor] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    x_BTD = torch.randn(B, T, model.n_embd, dtype=dtype, requires_grad=True)
+    key = torch.zeros(2, dtype=torch.int64) if model.dropout else None
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        y_BTD = gpt.blocks[0](x_BTD, key, None, angles)
+    assert y_BTD.grad_fn is not None
+    total = sum(t.untyped_storage().nbytes() for address, t in saved.items() if address not in outside)
+    shapes = parameter_shapes(model).items()
+    if dtype == torch.bfloat16:
+        # The router is float32 and is multiplied as it is.
+        blocks = {n: s for n, s in shapes if n.startswith("blocks.0.") and len(s) > 1 and "router" not in n}
+        total -= 2 * sum(int(torch.Size(shape).numel()) for shape in blocks.values())
+    return total / (B * T)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_block_keeps_what_is_planned(family: str, dtype: torch.dtype, dropout: float) -> None:
+    changes = {"n_layer": 1, "n_head": 4, "n_embd": 128, **FAMILIES[family], "dropout": dropout}
+    model = ModelConfig(vocab_size=20, block_size=T, **changes)
+    planned = torch_saved(model, 0, dtype.itemsize).total
+    # Some bytes per token and expert are rounded: gates in the compute dtype, the ends of the experts' rows.
+    assert planned == pytest.approx(autograd_saves(model, dtype), abs=8)
+
+
+def test_more_of_anything_is_more_to_keep() -> None:
+    base = {"vocab_size": 20, "block_size": T, "n_layer": 1, "n_head": 4, "n_embd": 128, **CUSTOM}
+    more = {"q_latent": 80, "kv_latent": 80, "nope_size": 24, "rope_size": 24, "value_size": 40, "n_expert": 9}
+    more |= {"n_shared_expert": 2, "experts_per_token": 3, "expert_width": 176, "block_size": 128, "n_embd": 160}
+    for count in (torch_saved, mlx_saved):
+        least = count(ModelConfig(**base), 0, 4).total
+        for name, value in more.items():
+            if (count, name) != (torch_saved, "block_size"):
+                assert count(ModelConfig(**{**base, name: value}), 0, 4).total > least, name

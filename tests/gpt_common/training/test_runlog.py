@@ -1,0 +1,356 @@
+"""What a run writes survives a crash at any byte, is always JSON, and never costs the run."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import resource
+import struct
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from gpt_common.errors import UserError
+from gpt_common.training.runlog import RunLog, StepRecord, read_metrics
+
+
+def record(step: int, **values: Any) -> StepRecord:
+    known = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "dt": 0.1, "dt_data": 0.001, "sps": 120.0, "tps": 7680.0}
+    return StepRecord(step=step, **{**known, "mfu": None, "memory": 1 << 20, **values})
+
+
+def open_log(folder: Path, *, first_step: int = 0, trackers: tuple[str, ...] = (), max_steps: int = 100) -> RunLog:
+    return RunLog(
+        folder,
+        max_steps=max_steps,
+        first_step=first_step,
+        trackers=trackers,
+        config={"model": {"n_layer": 2}},
+        run_name="test",
+        console=Console(file=io.StringIO(), width=80),
+    )
+
+
+def strict_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows as a reader sees them who accepts JSON and nothing else."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return [json.loads(line, parse_constant=refuse) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.step(record(10))
+        log.evaluation(10, train_loss=None, val_loss=2.4, floor=2.0, best=True)
+        log.warn("something is odd")
+        log.sample(10, "Once", ' upon a "time"\n🙂')
+        assert strict_rows(tmp_path / "metrics.jsonl") == [
+            {
+                "step": 10,
+                "loss": 2.5,
+                "lr": 1e-3,
+                "grad_norm": 0.5,
+                "dt": 0.1,
+                "dt_data": 0.001,
+                "sps": 120.0,
+                "tps": 7680.0,
+                "mfu": None,
+                "memory": 1 << 20,
+            },
+            {"step": 10, "train_loss": None, "val_loss": 2.4, "floor": 2.0, "best": True},
+            {"step": 10, "alarm": "something is odd"},
+        ]
+        samples = strict_rows(tmp_path / "samples.jsonl")
+    assert samples == [{"step": 10, "prompt": "Once", "text": ' upon a "time"\n🙂'}]
+
+
+def test_numbers_that_json_lacks(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.step(record(1, dt=math.nan, sps=math.nan, tps=math.nan, mfu=math.nan))
+        log.step(record(2, loss=math.nan, grad_norm=math.inf))
+        log.evaluation(2, train_loss=None, val_loss=-math.inf, floor=None, best=False)
+    untimed, diverged, evaluation = strict_rows(tmp_path / "metrics.jsonl")
+    assert [untimed[key] for key in ("dt", "sps", "tps", "mfu")] == [None] * 4
+    assert "non_finite" not in untimed
+    assert diverged["loss"] is None
+    assert diverged["non_finite"] == "loss nan, grad_norm inf"
+    assert evaluation["val_loss"] is None
+    assert evaluation["non_finite"] == "val_loss -inf"
+
+
+def test_a_crash_at_any_byte_costs_at_most_the_torn_line(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in (1, 2, 3):
+            log.step(record(step))
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    ends = [0, *(position + 1 for position, byte in enumerate(whole) if byte == ord("\n"))]
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        # A line that lacks only its line break is not torn.
+        complete = sum(end <= cut + 1 for end in ends[1:])
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3][:complete]
+        with open_log(tmp_path) as log:
+            log.step(record(9))
+        steps = [row["step"] for row in strict_rows(path) if "loss" in row]
+        assert steps == [*[1, 2, 3][:complete], 9]
+
+
+def test_a_damaged_line_in_the_middle_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+    with pytest.raises(UserError, match="line 2"):
+        read_metrics(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("[1]\n")
+    with pytest.raises(UserError, match="line 1"):
+        read_metrics(tmp_path)
+
+
+def test_no_metrics_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the folder of a run"):
+        read_metrics(tmp_path / "nothing")
+
+
+def test_a_resumed_run_reads_like_one_that_was_never_interrupted(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        for step in (10, 20, 30):
+            log.step(record(step, loss=step / 10))
+        log.warn("after step 30")
+    with open_log(tmp_path, first_step=20) as log:
+        for step in (30, 40):
+            log.step(record(step, loss=step / 10))
+    assert {"event": "resume", "step": 20} in strict_rows(tmp_path / "metrics.jsonl")
+    rows = read_metrics(tmp_path)
+    assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+    assert not any("alarm" in row for row in rows)
+
+
+def test_a_fresh_run_has_no_resume_event(tmp_path: Path) -> None:
+    open_log(tmp_path).close()
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl"])
+def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=f"cannot write .*{name}"):
+        open_log(tmp_path)
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """A disk on which no file grows beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with open_log(tmp_path) as log:
+        log.step(record(1))
+        with room_for(path.stat().st_size + 10), pytest.raises(UserError, match="cannot write"):
+            log.step(record(2))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1]
+    with open_log(tmp_path, first_step=1) as log:
+        log.step(record(2))
+    assert [row["step"] for row in strict_rows(path) if "loss" in row] == [1, 2]
+
+
+def test_closing_twice_is_harmless(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    log.close()
+    log.close()
+
+
+# ---- trackers ----------------------------------------------------------------------------------------------------
+
+
+class FakeRun:
+    """A run of wandb, and the module functions of trackio."""
+
+    id = "abc123"
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[int, dict[str, float]]] = []
+        self.finished = False
+        self.fail_from = math.inf
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        if step >= self.fail_from:
+            raise ConnectionError("the server\nis gone")
+        self.logged.append((step, values))
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def fake_wandb(monkeypatch: pytest.MonkeyPatch, *, account: bool = False) -> tuple[FakeRun, list[dict[str, Any]]]:
+    run, inits = FakeRun(), []
+    module = types.ModuleType("wandb")
+
+    def init(**arguments: Any) -> FakeRun:
+        inits.append(arguments)
+        return run
+
+    def login(*, prompt: bool, verify: bool) -> bool:
+        assert not prompt
+        assert not verify
+        return account
+
+    vars(module).update(init=init, login=login, Settings=lambda **settings: settings)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return run, inits
+
+
+def fake_trackio(monkeypatch: pytest.MonkeyPatch) -> tuple[FakeRun, list[dict[str, Any]]]:
+    run, inits = FakeRun(), []
+    module = types.ModuleType("trackio")
+
+    def init(**arguments: Any) -> None:
+        print("* Trackio project initialized")
+        inits.append(arguments)
+
+    vars(module).update(init=init, log=run.log, finish=run.finish)
+    monkeypatch.setitem(sys.modules, "trackio", module)
+    return run, inits
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_get_every_number_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    run, inits = (fake_wandb if name == "wandb" else fake_trackio)(monkeypatch)
+    with open_log(tmp_path, trackers=(name,)) as log:
+        log.step(record(10, tps=math.nan))
+        log.evaluation(10, train_loss=None, val_loss=2.4, floor=None, best=True)
+        assert not run.finished
+    step_values = {"loss": 2.5, "lr": 1e-3, "grad_norm": 0.5, "dt": 0.1, "dt_data": 0.001, "sps": 120.0}
+    assert run.logged == [(10, {**step_values, "memory": float(1 << 20)}), (10, {"val_loss": 2.4})]
+    assert run.finished
+    assert inits[0]["name"] == "test"
+    assert inits[0]["config"] == {"model": {"n_layer": 2}}
+
+
+def test_wandb_works_without_an_account_and_goes_on_in_the_same_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, inits = fake_wandb(monkeypatch)
+    open_log(tmp_path, trackers=("wandb",)).close()
+    assert inits[-1]["mode"] == "offline"
+    assert inits[-1]["id"] is None
+    open_log(tmp_path, trackers=("wandb",), first_step=10).close()
+    assert inits[-1]["id"] == "abc123"
+    assert inits[-1]["resume"] == "allow"
+    _, inits = fake_wandb(monkeypatch, account=True)
+    open_log(tmp_path, trackers=("wandb",)).close()
+    assert inits[-1]["mode"] is None
+    _, inits = fake_wandb(monkeypatch)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    open_log(tmp_path, trackers=("wandb",)).close()
+    assert inits[-1]["mode"] is None
+
+
+def test_trackers_keep_off_standard_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake_trackio(monkeypatch)
+    open_log(tmp_path, trackers=("trackio",)).close()
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "initialized" in err
+
+
+def test_a_tracker_that_fails_is_dropped_once_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = fake_wandb(monkeypatch)
+    run.fail_from = 20
+    with open_log(tmp_path, trackers=("wandb",)) as log:
+        for step in (10, 20, 30, 40):
+            log.step(record(step))
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows if "loss" in row] == [10, 20, 30, 40]
+    assert [row["alarm"] for row in rows if "alarm" in row] == [
+        "tracker wandb failed and is left out from here on: ConnectionError: the server is gone"
+    ]
+    assert [step for step, _ in run.logged] == [10]
+
+
+def test_a_tracker_that_does_not_close_is_only_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = fake_wandb(monkeypatch)
+    run.finish = lambda: 1 / 0  # type: ignore[method-assign]
+    output = io.StringIO()
+    log = RunLog(
+        tmp_path,
+        max_steps=1,
+        first_step=0,
+        trackers=("wandb",),
+        config={},
+        run_name="test",
+        console=Console(file=output),
+    )
+    log.close()
+    assert "tracker wandb did not close: ZeroDivisionError" in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")]
+)
+def test_a_missing_package_names_the_command_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"pip install {package}"):
+        open_log(tmp_path, trackers=(name,))
+
+
+def test_unknown_and_unwilling_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="did you mean 'wandb'"):
+        open_log(tmp_path, trackers=("wandbb",))
+    fake_wandb(monkeypatch)
+    monkeypatch.setattr(sys.modules["wandb"], "login", lambda **_: 1 / 0)
+    with pytest.raises(UserError, match="tracker 'wandb' does not start: division by zero"):
+        open_log(tmp_path, trackers=("wandb",))
+
+
+def test_nothing_is_imported_for_trackers_nobody_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("tensorboardX", "wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, package, None)
+    open_log(tmp_path).close()
+
+
+def scalars(folder: Path) -> list[tuple[str, int, float]]:
+    """What TensorBoard would read: every scalar of all event files (TFRecord: length, CRC, data, CRC)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.glob("events.*")):
+        content = path.read_bytes()
+        while content:
+            (length,) = struct.unpack("<Q", content[:8])
+            event = Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            found += [(v.tag, event.step, v.simple_value) for v in event.summary.value if v.HasField("simple_value")]
+    return found
+
+
+def test_tensorboard_reads_back_what_was_logged(tmp_path: Path) -> None:
+    with open_log(tmp_path, trackers=("tensorboard",)) as log:
+        log.step(record(10))
+    with open_log(tmp_path, trackers=("tensorboard",), first_step=10) as log:
+        log.evaluation(20, train_loss=None, val_loss=2.25, floor=2.0, best=True)
+    found = scalars(tmp_path / "tensorboard")
+    assert ("loss", 10, 2.5) in found
+    assert ("tps", 10, 7680.0) in found
+    assert [scalar for scalar in found if scalar[1] == 20] == [("val_loss", 20, 2.25), ("floor", 20, 2.0)]
