@@ -1,4 +1,4 @@
-"""What every test shares: one thread, no network, and where borrowed data lie."""
+"""What every test shares: one thread, no network, and data that are made once."""
 
 from __future__ import annotations
 
@@ -22,19 +22,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before any test imports mlx itself: it opens the BLAS that MLX binds, so that this process computes as a command does.
 import mlx_gpt  # noqa: F401, E402
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
-if SHARED_DATA.is_dir():
-    os.environ.setdefault("TIKTOKEN_CACHE_DIR", str(SHARED_DATA / "tiktoken"))
-
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """Folder with Tiny Shakespeare and GPT-2's vocabulary, which are not part of the project."""
-    if not SHARED_DATA.is_dir():
-        if os.environ.get("CI") == "true" and not os.environ.get("GITHUB_ACTIONS"):
-            pytest.fail(f"CI must provide {SHARED_DATA}")
-        pytest.skip(f"needs Tiny Shakespeare and GPT-2's vocabulary in {SHARED_DATA}")
-    return SHARED_DATA
+def gpt2_vocabulary() -> None:
+    """tiktoken has an encoding named gpt2: OpenAI's if it is in the cache, else one of the same shape."""
+    from tests.borrowed import provide_gpt2_vocabulary
+
+    provide_gpt2_vocabulary()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from benchmarks.measuring.work import Batcher
 from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, settle, smallest
 from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
 from gpt_common.errors import UserError
+from tests.borrowed import SHAKESPEARE_CHARACTERS
 
 CONFIG = RunConfig(model=ModelConfig(vocab_size=65))
 
@@ -57,13 +58,12 @@ def test_every_preset_can_be_measured_without_its_data() -> None:
         assert config.train.dtype == "float32"
 
 
-def test_named_vocabularies_are_right(shared_data: Path) -> None:
+def test_named_vocabularies_are_right() -> None:
     from gpt_common.data import stories
     from gpt_common.data.tokenizers import CharTokenizer
 
-    text = (shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     assert VOCABULARIES["stories"] == CharTokenizer(stories.ALPHABET).vocab_size
-    assert VOCABULARIES["shakespeare_char"] == len(set(text))
+    assert VOCABULARIES["shakespeare_char"] == len(SHAKESPEARE_CHARACTERS)
 
 
 def test_an_unknown_vocabulary_is_asked_for(tmp_path: Path) -> None:

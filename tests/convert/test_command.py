@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 import convert.conversion
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import CharTokenizer
-from gpt_common.training.checkpoint import MODEL_FILE, find_checkpoint, read_state
+from gpt_common.training.checkpoint import find_checkpoint
+from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.sources import CHARACTERS, MODEL, Model
 
@@ -114,7 +115,7 @@ class TestDtype:
             folder = find_checkpoint(tmp_path / name, prefer="best")
             found = load_file(folder / MODEL_FILE)
             assert torch.equal(found["token_embedding.weight"], weights["transformer.wte.weight"].to(dtype))
-            assert read_state(folder)["step"] == MODEL.step
+            assert read_manifest(folder).step == MODEL.step
 
     def test_widening_loses_nothing_and_says_so(self, checkpoint: Path, tmp_path: Path) -> None:
         done("torch2mlx", checkpoint, "-o", tmp_path / "narrow", "--dtype", "bfloat16")
@@ -214,10 +215,11 @@ class TestTokenizer:
         assert theirs(text)["input_ids"] == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
         done("torch2mlx", tmp_path / "hf", "-o", tmp_path / "run 2")
-        state = read_state(find_checkpoint(tmp_path / "run 2", prefer="best"))
-        assert state["tokenizer"]["fingerprint"] == ours.fingerprint
+        tokenizer = read_manifest(find_checkpoint(tmp_path / "run 2", prefer="best")).tokenizer
+        assert tokenizer is not None
+        assert tokenizer["fingerprint"] == ours.fingerprint
 
-    @pytest.mark.usefixtures("shared_data")
+    @pytest.mark.usefixtures("gpt2_vocabulary")
     def test_gpt2_s_own(self, tmp_path: Path) -> None:
         from transformers import AutoTokenizer
 
@@ -278,14 +280,15 @@ class TestCommandLine:
             subprocess.run([sys.executable, "-c", program, *command], cwd=ROOT, check=True, capture_output=True)
 
     def test_progress_is_lines_where_there_is_no_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from convert import progress
+        from gpt_common.progress import Progress
 
         clock = iter(range(0, 1000, 6))
         monkeypatch.setattr(time, "monotonic", lambda: next(clock))
         import contextlib
         import io
 
-        with contextlib.redirect_stderr(io.StringIO()) as said, progress.show("writing x", 4_000_000) as advance:
+        with contextlib.redirect_stderr(io.StringIO()) as said, Progress(of_bytes=True) as progress:
+            advance = progress.counting("writing x", 4_000_000)
             for _ in range(4):
                 advance(1_000_000)
         assert said.getvalue().splitlines() == ["writing x: 2.0 MB of 4.0 MB", "writing x: 4.0 MB of 4.0 MB"]

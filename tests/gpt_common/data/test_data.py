@@ -19,9 +19,10 @@ import pytest
 
 from gpt_common.data import download, open_dataset
 from gpt_common.data.__main__ import main
-from gpt_common.data.listing import ProgressLines
 from gpt_common.data.prepare import prepare_named
 from gpt_common.errors import run_main
+from gpt_common.progress import Progress
+from tests.borrowed import tiny_shakespeare
 from tests.gpt_common.data.corpora import fails, prepare_characters, silent
 
 # --- download, from a server of our own
@@ -103,7 +104,9 @@ def test_a_failed_download_leaves_nothing(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, path: str, message: str
 ) -> None:
     if path == "/silent":
-        monkeypatch.setitem(download.fetch.__kwdefaults__, "timeout", 0.1)
+        defaults = download.fetch.__kwdefaults__
+        assert defaults is not None
+        monkeypatch.setitem(defaults, "timeout", 0.1)
     with fails(message):
         prepare_named("shakespeare_char", tmp_path, text=served(server + path), on_progress=silent)
     assert not list((tmp_path / "downloads").iterdir())
@@ -116,11 +119,15 @@ def test_no_network_is_said(tmp_path: Path, url: str) -> None:
         prepare_named("shakespeare", tmp_path, text=served(url), on_progress=silent)
 
 
-def test_the_address_is_that_of_the_text_that_nanogpt_uses(shared_data: Path) -> None:
+def test_the_address_is_that_of_the_text_that_nanogpt_uses(tmp_path: Path) -> None:
     text = download.TINY_SHAKESPEARE
     assert text.url == "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-    body = (shared_data / "tinyshakespeare" / "input.txt").read_bytes()
-    assert (text.size, text.sha256) == (len(body), hashlib.sha256(body).hexdigest())
+    # Said twice, so that a slip of the keyboard is noticed where the text itself is not here.
+    digest = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+    assert (text.size, text.sha256) == (1_115_394, digest)
+    source, expected = tiny_shakespeare(tmp_path)
+    body = source.read_bytes()
+    assert (expected.size, expected.sha256) == (len(body), hashlib.sha256(body).hexdigest())
 
 
 def test_a_local_file_must_be_the_text(tmp_path: Path) -> None:
@@ -223,7 +230,7 @@ def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(monkeypatch: pytest
     shown = []
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
-        with ProgressLines() as on_progress:
+        with Progress() as on_progress:
             for done in range(101):
                 on_progress("reading", done, 100)
             on_progress("encoding", 5, 5)

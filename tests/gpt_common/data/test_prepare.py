@@ -18,8 +18,9 @@ import pytest
 
 from gpt_common.data import encode, open_dataset, prepare
 from gpt_common.data.prepare import prepare_texts
-from gpt_common.data.tokenizers import CharTokenizer, load_tokenizer, train_bpe_on
+from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, load_tokenizer, train_bpe_on
 from gpt_common.errors import Stopped, UserError
+from tests.borrowed import start_worker
 from tests.gpt_common.data.corpora import PARAGRAPH, fails, prepare_characters, silent
 
 # --- encoding in pieces and in processes
@@ -35,16 +36,22 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["char", "gpt2", "bpe"])
 def test_pieces_and_processes_do_not_change_a_byte(
     tmp_path: Path,
-    shared_data: Path,  # noqa: ARG001 (GPT-2's vocabulary)
+    gpt2_vocabulary: None,  # noqa: ARG001 (provides it)
     tokenizers: dict[str, str],
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
     text = PARAGRAPH * 40
     (tmp_path / "text").write_text(text, encoding="utf-8", newline="")
-    processes = []
+    processes: list[int] = []
     original = encode.encoder
-    monkeypatch.setattr(prepare, "encoder", lambda t, workers: (processes.append(workers), original(t, workers))[1])
+    monkeypatch.setattr(encode, "_start_worker", start_worker)
+
+    def counted(tokenizer: Tokenizer, workers: int) -> Any:
+        processes.append(workers)
+        return original(tokenizer, workers)
+
+    monkeypatch.setattr(prepare, "encoder", counted)
     for name, workers, piece in (("whole", 1, 1 << 20), ("pieces", 1, 37), ("parallel", 2, 101)):
         prepare_texts(
             [tmp_path / "text"],
