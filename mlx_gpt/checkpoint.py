@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
 from gpt_common.config import ModelConfig
-from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
+from gpt_common.training.checkpoint import fitting, validate
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import AdamW, load_optimizer_tensors, optimizer_tensors
 
@@ -20,26 +20,26 @@ def save_tensors(folder: Path, model: GPT, optimizer: AdamW) -> None:
     mx.save_safetensors(str(folder / OPTIMIZER_FILE), optimizer_tensors(model, optimizer))
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: AdamW) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: AdamW) -> Manifest:
     """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
-    state = load_weights(checkpoint, model)
-    if OPTIMIZER_FILE in state["tensors"]:
-        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), state["step"])
+    manifest = load_weights(checkpoint, model)
+    if OPTIMIZER_FILE in manifest.tensors:
+        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), manifest.step)
         mx.eval(optimizer.state)
-    return state
+    return manifest
 
 
-def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
+def load_weights(checkpoint: Path, model: GPT) -> Manifest:
     """Restore the model alone; position embeddings beyond its block size are left out.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
-    state = validate(checkpoint)
+    manifest = validate(checkpoint)
     tensors = read_tensors(checkpoint / MODEL_FILE)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     weights = [
@@ -49,7 +49,7 @@ def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
     model.update(tree_unflatten(weights))
     # Loads are lazy: read everything now, while the file is the one that was checked.
     mx.eval(model.parameters())
-    return state
+    return manifest
 
 
 def read_tensors(path: Path) -> dict[str, mx.array]:

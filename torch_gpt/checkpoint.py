@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
-from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, fitting, validate
+from gpt_common.training.checkpoint import fitting, validate
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from torch_gpt.model import GPT
 from torch_gpt.optim import load_optimizer_tensors, optimizer_tensors
 
@@ -22,32 +22,32 @@ def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> 
     )
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> Manifest:
     """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
-    state = load_weights(checkpoint, model)
-    if OPTIMIZER_FILE in state["tensors"]:
-        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), state["step"])
-    return state
+    manifest = load_weights(checkpoint, model)
+    if OPTIMIZER_FILE in manifest.tensors:
+        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), manifest.step)
+    return manifest
 
 
-def load_weights(checkpoint: Path, model: GPT) -> dict[str, Any]:
+def load_weights(checkpoint: Path, model: GPT) -> Manifest:
     """Restore the model alone; position embeddings beyond its block size are left out.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
-    state = validate(checkpoint)
+    manifest = validate(checkpoint)
     tensors = read_tensors(checkpoint / MODEL_FILE)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     places = model.state_dict()
     with torch.no_grad():
         for name, rows in fitting(checkpoint, shapes, model.config).items():
             places[name].copy_(tensors[name][:rows])
-    return state
+    return manifest
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -85,12 +85,13 @@ def main(argv: Sequence[str]) -> None:
 def prepare(command: Prepare) -> None:
     """Run `prepare` and say what came of it."""
     from gpt_common.data.dataset import PREPARABLE
-    from gpt_common.data.listing import ProgressLines, summary
+    from gpt_common.data.listing import summary
     from gpt_common.data.prepare import prepare_named, prepare_texts
+    from gpt_common.progress import Progress
 
     if bool(command.corpus) == bool(command.text):
         raise UserError(f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text")
-    with ProgressLines() as on_progress:
+    with Progress() as on_progress:
         if command.corpus:
             for flag in ("name", "tokenizer", "bpe_vocab_size", "val_fraction"):
                 if getattr(command, flag) is not None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 Tokens = npt.NDArray[np.int32]
 

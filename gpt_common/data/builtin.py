@@ -16,11 +16,11 @@ from gpt_common.data.dataset import BUILT_IN, Dataset, Progress, open_folder, re
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError
-from gpt_common.training.checkpoint import cannot_write
+from gpt_common.files import cannot_write
 
 SEED = 1337
 CHARACTERS = {"train": 4_000_000, "val": 400_000}
-SOURCES = ("stories.py", "grammar.py", "../network/init.py")  # every module of ours that the text depends on
+SOURCES = ("stories.py", "grammar.py", "../keyed.py")  # every module of ours that the text depends on
 
 
 def open_stories(data_dir: Path, on_progress: Progress) -> Dataset:

@@ -27,8 +27,8 @@ import numpy as np
 
 from gpt_common.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_common.data.writer import FORMAT_VERSION, SPLITS, TokenIds
-from gpt_common.errors import UserError, nearest
-from gpt_common.training.checkpoint import write_atomically
+from gpt_common.errors import UserError
+from gpt_common.files import write_atomically
 
 BUILT_IN = "stories"
 PREPARABLE = ("shakespeare", "shakespeare_char")
@@ -60,25 +60,6 @@ class Dataset:
     """Standard error of `floor`."""
     prompt: str
     """What samples start from if no prompt is given."""
-
-
-def open_dataset(name: str, data_dir: Path, *, on_progress: Progress | None = None) -> Dataset:
-    """The dataset `name`: the built-in one, made at first use, or a prepared one.
-
-    Args:
-        data_dir: folder of prepared corpora.
-        on_progress: called with one line when something takes longer.
-
-    Raises:
-        UserError: missing, empty, truncated, changed, made with another tokenizer, ids outside the vocabulary.
-    """
-    if name == BUILT_IN:
-        from gpt_common.data.builtin import open_stories
-
-        return open_stories(data_dir, on_progress or (lambda _: None))
-    if not (data_dir / check_name(name)).is_dir():
-        raise UserError(_missing(name, data_dir))
-    return open_folder(data_dir / name, on_progress or (lambda _: None))
 
 
 def open_folder(folder: Path, on_progress: Progress) -> Dataset:
@@ -213,11 +194,6 @@ def _remember(folder: Path, name: str, stamp: list[Any]) -> None:
         write_atomically(folder / "verified.json", json.dumps(record) + "\n")
 
 
-def prepared_names(data_dir: Path) -> list[str]:
-    """Names of the folders in `data_dir` that have a sidecar."""
-    return sorted(path.parent.name for path in data_dir.glob("*/meta.json") if ".tmp-" not in path.parent.name)
-
-
 def prepare_command(name: str, data_dir: Path, *, overwrite: bool = False) -> str:
     """The command that makes the dataset `name`."""
     command = f"python -m gpt_common.data prepare {name if name in PREPARABLE else f'--text FILE --name {name}'}"
@@ -227,11 +203,3 @@ def prepare_command(name: str, data_dir: Path, *, overwrite: bool = False) -> st
 
 def _again(folder: Path) -> str:
     return f"make it again with `{prepare_command(folder.name, folder.parent, overwrite=True)}`"
-
-
-def _missing(name: str, data_dir: Path) -> str:
-    command = prepare_command(name, data_dir)
-    if name in PREPARABLE:
-        return f"dataset '{name}' is not in {data_dir} yet: run `{command}`"
-    known = {BUILT_IN, *PREPARABLE, *prepared_names(data_dir)}
-    return f"no dataset '{name}' in {data_dir} ({nearest(name, known)}); a new one is made by `{command}`"

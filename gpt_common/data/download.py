@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_common.errors import UserError
-from gpt_common.training.checkpoint import cannot_write, discard_on_error
+from gpt_common.files import cannot_write, discard_on_error
 
 TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 1 << 16

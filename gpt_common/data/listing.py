@@ -2,47 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from types import TracebackType
 
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, prepare_command, prepared_names, read_meta
+from gpt_common.data.catalogue import prepared_names
+from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, prepare_command, read_meta
 from gpt_common.data.writer import SPLITS
 from gpt_common.errors import UserError
-
-
-class ProgressLines:
-    """A progress bar on a terminal; elsewhere a plain line per quarter of each phase.
-
-    Used as `with ProgressLines() as on_progress`; `on_progress(phase, done, total)` may be called at any rate.
-    """
-
-    def __enter__(self) -> ProgressLines:
-        self._bar = None
-        self._phase, self._quarter = "", -1
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._bar.start()
-        return self
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if self._bar is not None:
-            if phase != self._phase:
-                self._task = self._bar.add_task(phase, total=total)
-            self._bar.update(self._task, completed=done)
-        elif phase != self._phase or 4 * done // max(total, 1) > self._quarter:
-            print(f"{phase}: {100 * done // max(total, 1)} %", file=sys.stderr, flush=True)
-            self._quarter = 4 * done // max(total, 1)
-        self._phase = phase
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def summary(dataset: Dataset, data_dir: Path) -> str:

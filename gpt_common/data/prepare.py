@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, check_name, open_dataset
+from gpt_common.data.catalogue import open_dataset
+from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, check_name
 from gpt_common.data.download import TINY_SHAKESPEARE, Progress, Text, check_local, fetch
 from gpt_common.data.encode import PIECE_CHARACTERS, Ids, Span, encoder, jobs
 from gpt_common.data.tokenizers import (

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from gpt_common.data.grammar import Grammar
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 SHE = {"his": "her"}
 HE = {"his": "his"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpt_common.errors import UserError, nearest
-from gpt_common.training.checkpoint import write_atomically
+from gpt_common.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 KINDS = ("bpe", "char", "gpt2")
@@ -69,6 +69,11 @@ class Tokenizer(Protocol):
 
     def save(self, path: Path) -> None:
         """Write one JSON file that `load_tokenizer` reads."""
+
+
+def identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What datasets and checkpoints record of the tokenizer that made them."""
+    return {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
 
 
 class _ByteTable:

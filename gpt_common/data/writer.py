@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import errno
+import functools
 import hashlib
 import json
-import os
-import re
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.tokenizers import Tokenizer
+from gpt_common.data.tokenizers import Tokenizer, identity
 from gpt_common.errors import UserError
-from gpt_common.training.checkpoint import cannot_write, discard_on_error, sync
+from gpt_common.files import cannot_write, discard_on_error, move_into_place, sweep_leftovers, temporary_beside
 
 FORMAT_VERSION = 1
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -54,11 +51,11 @@ def write_dataset(
         UserError: the folder exists and is not to be replaced, or holds other files; a split is empty; no space.
     """
     refuse_existing(folder, overwrite=overwrite)
-    temporary = folder.with_name(f"{folder.name}.tmp-{os.getpid()}")
+    temporary = temporary_beside(folder)
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        sweep_leftovers(folder.parent, folder.name)
         with discard_on_error(temporary):
             temporary.mkdir()
             written, counts = {}, {}
@@ -70,11 +67,7 @@ def write_dataset(
             tokenizer.save(temporary / "tokenizer.json")
             meta = {
                 "format_version": FORMAT_VERSION,
-                "tokenizer": {
-                    "kind": tokenizer.kind,
-                    "vocab_size": tokenizer.vocab_size,
-                    "fingerprint": tokenizer.fingerprint,
-                },
+                "tokenizer": identity(tokenizer),
                 "dtype": dtype.name,
                 "splits": written,
                 "unigram_entropy": entropy(counts["train"]),
@@ -85,11 +78,9 @@ def write_dataset(
                 "sources": sources,
             }
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-            for path in temporary.iterdir():
-                sync(path)
-            sync(temporary)
-            _take_name(temporary, folder, overwrite=overwrite)
-            sync(folder.parent)
+            move_into_place(
+                temporary, folder, may_replace=functools.partial(refuse_existing, folder, overwrite=overwrite)
+            )
     except OSError as error:
         raise cannot_write(folder, error) from None
 
@@ -123,41 +114,3 @@ def _write_tokens(
             digest.update(data)
             counts += np.bincount(ids, minlength=vocab_size)
     return {"tokens": int(counts.sum()), "sha256": digest.hexdigest()}, counts
-
-
-def _take_name(temporary: Path, folder: Path, *, overwrite: bool) -> None:
-    """Rename the finished `temporary` to `folder`, whatever other processes do with that name meanwhile."""
-    replaced = folder.with_name(f"{folder.name}.tmp-replaced-{os.getpid()}")
-    while True:
-        try:
-            temporary.rename(folder)
-            break
-        except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-        refuse_existing(folder, overwrite=overwrite)
-        # A folder cannot be renamed onto a full one: the old one steps aside. Those who read it keep their files.
-        try:
-            folder.rename(replaced)
-        except FileNotFoundError:
-            continue
-        # At once: another process may take the name first, and its folder must step aside to the same place.
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left beside `folder`; processes that live are left alone."""
-    for leftover in folder.parent.glob(f"{folder.name}.tmp-*"):
-        pid = re.fullmatch(r".*\.tmp-(?:replaced-)?(\d+)", leftover.name)
-        if pid and not _alive(int(pid[1])):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()

@@ -7,20 +7,12 @@ layout of `mx.random.uniform(key=...)`: for n words, n even, counter (i, n/2 + i
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import numpy.typing as npt
 
 Words = npt.NDArray[np.uint32]
 THREEFRY_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 THREEFRY_PARITY = 0x1BD11BDA
-
-
-def dropout_key(seed: int, step: int, micro_step: int = 0, rank: int = 0) -> Words:
-    """Two words that, with a site's number added to the second, key one micro-step's masks."""
-    digest = hashlib.sha256(f"{seed}\x1fdropout\x1f{step}\x1f{micro_step}\x1f{rank}".encode()).digest()
-    return np.frombuffer(digest[:8], np.uint32).copy()
 
 
 def threefry(key: Words, words: int) -> Words:

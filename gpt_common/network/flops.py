@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import buffer_shapes, parameter_shapes
+from gpt_common.network.parameters import buffer_shapes, parameter_shapes
 
 A100_BF16_PEAK = 312e12
 """FLOP/s of an A100 in bfloat16 (NVIDIA A100 datasheet), the peak that nanoGPT's `mfu` is relative to."""
@@ -30,11 +30,6 @@ def active_parameter_count(model: ModelConfig) -> int:
     parameters = parameter_count(model)
     experts = parameter_table(model).get("experts", 0)
     return parameters - experts + experts * model.experts_per_token // max(1, model.n_expert)
-
-
-def parameters_in_words(parameters: int, active: int) -> str:
-    """`1,075,060,736 parameters (508,829,696 active)`; without the bracket where a token meets all."""
-    return f"{parameters:,} parameters" + (f" ({active:,} active)" if active != parameters else "")
 
 
 def buffer_count(model: ModelConfig) -> int:

@@ -20,7 +20,7 @@ from typing import Literal
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
 from gpt_common.network.flops import parameter_count
-from gpt_common.network.init import optimizer_shapes, parameter_shapes
+from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
 
 Twin = Literal["mlx", "torch"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import textwrap
 import time
@@ -12,12 +11,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
+from gpt_common.training.record import StepRecord
+from gpt_common.words import WIDTH, duration, milliseconds, printable, rate, share
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from gpt_common.training.runlog import StepRecord
-
-WIDTH = 80
 REDRAWS_PER_SECOND = 5
 # Plain output shows at most so many steps of a run, but never stays silent for longer than so many seconds.
 PLAIN_ROWS, PLAIN_SILENCE = 200, 10.0
@@ -261,42 +260,3 @@ def open_console(progress: Progress, console: Console | None = None) -> RunConso
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveConsole(progress, console)
     return PlainConsole(progress, console.file)
-
-
-def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are spelt out, except line breaks."""
-    text = text.expandtabs(4)
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match.group())[1:-1], text)
-
-
-def duration(seconds: float) -> str:
-    """`0:07`, `12:33`, `1:02:33`, `3d 04:05`."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    if days:
-        return f"{days}d {hour:02}:{minute:02}"
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
-
-
-def rate(per_second: float) -> str:
-    """`950`, `25.8k`, `1.21M`; `-` where it was not measured."""
-    if math.isnan(per_second):
-        return "-"
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if per_second >= size:
-            return f"{per_second / size:.3g}{unit}" if per_second < 100 * size else f"{per_second / size:.0f}{unit}"
-    return f"{per_second:.0f}"
-
-
-def milliseconds(seconds: float) -> str:
-    """`7.25`, `119.3`, `12345`; `-` where it was not measured."""
-    if math.isnan(seconds):
-        return "-"
-    ms = seconds * 1e3
-    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 10_000 else f"{ms:.0f}"
-
-
-def share(part: float | None) -> str:
-    """`34.2%`; `-` where it is not known."""
-    return "-" if part is None or math.isnan(part) else f"{part:.1%}"

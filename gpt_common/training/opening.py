@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-from gpt_common.cli import TrainCommand
-from gpt_common.config import RunConfig, differences, from_dict, to_toml
+from gpt_common.commands import TrainCommand
+from gpt_common.config import RunConfig, differences, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.errors import UserError
+from gpt_common.files import cannot_write, write_atomically
+from gpt_common.machine.provenance import git_state, versions
 from gpt_common.sampling import encode_prompt
-from gpt_common.training.checkpoint import TOKENIZER_FILE, cannot_write, find_checkpoint, read_state, write_atomically
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}
@@ -64,11 +64,11 @@ def open_run(command: TrainCommand) -> Opening:
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None:
-        state = read_state(resume_from)
-        messages = _changes_on_resume(resume_from, state, config, dataset)
-        first_step, best_step, best_val_loss = int(state["step"]), state["best_step"], state["best_val_loss"]
+        manifest = read_manifest(resume_from)
+        messages = _changes_on_resume(resume_from, manifest, config, dataset)
+        first_step, best_step, best_val_loss = manifest.step, manifest.best_step, manifest.best_val_loss
     elif init_from is not None:
-        _check_tokenizer(init_from, read_state(init_from), dataset)
+        _check_tokenizer(init_from, read_manifest(init_from), dataset)
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:
         raise UserError(_nothing_to_do(first_step, command.stop_at, config.train.max_steps))
@@ -96,27 +96,27 @@ def _encoded_prompts(config: RunConfig, dataset: Dataset) -> dict[str, list[int]
     return {prompt: encode_prompt(prompt, tokenizer, block_size) for prompt in config.train.prompts}
 
 
-def _changes_on_resume(checkpoint: Path, state: dict[str, Any], config: RunConfig, dataset: Dataset) -> list[str]:
+def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, dataset: Dataset) -> list[str]:
     """What differs from the checkpoint's configuration; raises UserError for what may not."""
     messages = []
-    for name, (old, new) in differences(from_dict(state["config"]), config).items():
+    for name, (old, new) in differences(manifest.run_config, config).items():
         if name == "data.dataset" or (name.startswith("model.") and name not in FREE_ON_RESUME):
             raise UserError(
                 f"cannot resume with another {name.replace('.', ' ')}: {old!r} in {checkpoint}, now {new!r}.\n"
                 "Leave the flag out, or start a new run (with --init-from to keep the weights)"
             )
         messages.append(f"changed on resume: {name} {old!r} -> {new!r}")
-    if state["dataset"] and state["dataset"]["fingerprint"] != dataset.fingerprint:
+    if manifest.dataset and manifest.dataset["fingerprint"] != dataset.fingerprint:
         raise UserError(
             f"cannot resume: dataset '{dataset.name}' is not the one that {checkpoint} was trained on "
-            f"(fingerprint {dataset.fingerprint[:12]}, then {state['dataset']['fingerprint'][:12]})"
+            f"(fingerprint {dataset.fingerprint[:12]}, then {manifest.dataset['fingerprint'][:12]})"
         )
-    _check_tokenizer(checkpoint, state, dataset)
+    _check_tokenizer(checkpoint, manifest, dataset)
     return messages
 
 
-def _check_tokenizer(checkpoint: Path, state: dict[str, Any], dataset: Dataset) -> None:
-    theirs, ours = state["tokenizer"], dataset.tokenizer
+def _check_tokenizer(checkpoint: Path, manifest: Manifest, dataset: Dataset) -> None:
+    theirs, ours = manifest.tokenizer, dataset.tokenizer
     if theirs and theirs["fingerprint"] != ours.fingerprint:
         raise UserError(
             f"dataset '{dataset.name}' was made with another tokenizer ({ours.kind}, {ours.vocab_size} entries) than "
@@ -184,26 +184,3 @@ def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> N
         raise UserError(f"{path} is damaged ({error}): delete it and repeat") from None
     except OSError as error:
         raise cannot_write(opening.folder, error) from None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    found = {"python": platform.python_version()}
-    for package in ("mlx-torch-gpt", "mlx", "torch", "numpy"):
-        try:
-            found[package] = version(package)
-        except ModuleNotFoundError:
-            continue
-    return found
-
-
-def git_state() -> str | None:
-    """Commit of this program and whether its files were changed since; None outside a git checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -15,24 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from gpt_common.cli import SampleSettings, TrainCommand
+from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import ModelConfig, to_dict
 from gpt_common.data.batches import Tokens, evaluation_batches, training_batch
+from gpt_common.data.tokenizers import identity
 from gpt_common.errors import Stopped
+from gpt_common.keyed import draws
 from gpt_common.machine.hardware import detect, published_peak
-from gpt_common.network.flops import (
-    active_parameter_count,
-    flops_per_token_palm,
-    mfu,
-    parameter_count,
-    parameters_in_words,
-)
-from gpt_common.sampling import draws
-from gpt_common.training.checkpoint import TOKENIZER_FILE, write_checkpoint
+from gpt_common.machine.provenance import versions
+from gpt_common.network.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count
+from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.health import Alarms, Probe, check_first_update, check_start
-from gpt_common.training.opening import open_run, versions, write_run_files
-from gpt_common.training.runlog import RunLog, StepRecord
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
+from gpt_common.training.opening import open_run, write_run_files
+from gpt_common.training.record import StepRecord
+from gpt_common.training.runlog import RunLog
 from gpt_common.training.timing import StepTimer
+from gpt_common.words import parameters_in_words
 
 
 class Run:
@@ -284,28 +283,25 @@ class Run:
         self.alarms.on_save(step)
         tokenizer = self.dataset.tokenizer
         batch = self.config.train.batch_size * self.config.train.grad_accum_steps
-        state = {
-            "tokens": step * batch * self.config.model.block_size,
-            "val_loss": self.val_loss,
-            "best_step": self.best_step,
-            "best_val_loss": self.best_val_loss,
-            "config": to_dict(self.config),
-            "dataset": {"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
-            "tokenizer": {
-                "kind": tokenizer.kind,
-                "fingerprint": tokenizer.fingerprint,
-                "vocab_size": tokenizer.vocab_size,
-            },
-            "prompt": self.dataset.prompt,
-            "written_by": {"program": self.twin, "versions": versions()},
-        }
+        manifest = Manifest(
+            step=step,
+            config=to_dict(self.config),
+            tokens=step * batch * self.config.model.block_size,
+            val_loss=self.val_loss,
+            best_step=self.best_step,
+            best_val_loss=self.best_val_loss,
+            dataset={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+            tokenizer=identity(tokenizer),
+            prompt=self.dataset.prompt,
+            written_by={"program": self.twin, "versions": versions()},
+        )
 
         def write_files(folder: Path) -> None:
             save_tensors(folder)
             tokenizer.save(folder / TOKENIZER_FILE)
 
         best, keep = self.best_step == step, self.config.train.keep_checkpoints
-        write_checkpoint(self.folder, step, state=state, write_files=write_files, best=best, keep=keep)
+        write_checkpoint(self.folder, manifest, write_files=write_files, best=best, keep=keep)
 
     def finish(self, step: int) -> None:
         """The closing summary; raises Stopped if a signal ended the run."""

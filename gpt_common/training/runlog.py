@@ -12,13 +12,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gpt_common.errors import UserError
 from gpt_common.training.console import Progress, open_console
+from gpt_common.training.record import StepRecord
 from gpt_common.training.trackers import Tracker, open_trackers
 
 if TYPE_CHECKING:
@@ -26,34 +26,6 @@ if TYPE_CHECKING:
 
 # A missing measurement is null without comment; any other non-finite number is spelt out beside its null.
 MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """One logged step. NaN in a timing means that no step of the window was timed (compilation, a machine asleep)."""
-
-    step: int
-    """Steps done."""
-    loss: float
-    """Training loss of this step's batches, nats per token."""
-    lr: float
-    """Learning rate of this step."""
-    grad_norm: float
-    """Global gradient norm before clipping."""
-    dt: float
-    """Seconds per step: mean over the log window, without evaluation, checkpoints or compilation."""
-    dt_data: float
-    """Seconds of dt that went into making the batch."""
-    sps: float
-    """Sequences per second."""
-    tps: float
-    """Tokens per second."""
-    mfu: float | None
-    """Model FLOPs utilisation, a share of the chip's published peak; None where the peak is unknown."""
-    memory: int | None
-    """Peak memory in bytes; None where the backend does not tell."""
-    expert_load: list[list[float]] | None = None
-    """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
 
 
 class RunLog:

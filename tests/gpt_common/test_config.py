@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_common.cli import SampleCommand, TrainCommand, flag_names, parse, parse_training
+from gpt_common.cli import flag_names, parse
+from gpt_common.commands import SampleCommand, TrainCommand
 from gpt_common.config import (
     PRESETS_FOLDER,
     ModelConfig,
@@ -26,6 +27,7 @@ from gpt_common.config import (
 )
 from gpt_common.errors import UserError
 from gpt_common.network.flops import parameter_count
+from gpt_common.training.command_line import parse_training
 
 
 @pytest.mark.parametrize("name", preset_names())

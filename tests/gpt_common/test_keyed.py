@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import evaluation_batches, training_batch
-from gpt_common.network.dropout import dropout_key, threefry_2x32
-from gpt_common.network.init import initial_weights, parameter_shapes
-from gpt_common.sampling import choose, draws, window
+from gpt_common.keyed import draws, dropout_key
+from gpt_common.network.dropout import threefry_2x32
+from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import parameter_shapes
+from gpt_common.sampling import choose, window
 
 MODEL = ModelConfig(
     vocab_size=65, block_size=16, n_layer=2, n_head=2, n_embd=32, bias=True, tied_head=False, head_bias=True

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy import stats  # type: ignore[import-untyped]
+from scipy import stats
 
 from gpt_common.data import stories
 from gpt_common.data.grammar import Grammar, Rule, Say, Slot, Template

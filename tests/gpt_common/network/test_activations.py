@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from benchmarks.studies.memory import CUSTOM, DEEPSEEK, LLAMA
 from gpt_common.config import ModelConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
-from gpt_common.network.init import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes
 from torch_gpt.model import GPT
 
 FAMILIES: dict[str, dict[str, Any]] = {

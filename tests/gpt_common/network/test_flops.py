@@ -21,7 +21,7 @@ from gpt_common.network.flops import (
     parameter_count,
     parameter_table,
 )
-from gpt_common.network.init import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes
 from gpt_common.training.run import describe_model
 
 SHAKESPEARE_CHAR = ModelConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)

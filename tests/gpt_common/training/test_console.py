@@ -11,18 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gpt_common.training.console import (
-    LiveConsole,
-    PlainConsole,
-    Progress,
-    duration,
-    milliseconds,
-    open_console,
-    printable,
-    rate,
-    share,
-)
-from gpt_common.training.runlog import RunLog, StepRecord
+from gpt_common.training.console import LiveConsole, PlainConsole, Progress, open_console
+from gpt_common.training.record import StepRecord
+from gpt_common.training.runlog import RunLog
+from gpt_common.words import duration, milliseconds, printable, rate, share
 
 
 class Clock:

@@ -23,6 +23,7 @@ from tests.twins import ROOT, TWINS, losses, tensors, tiny, train
 VICTIM = """
 import os, shutil, signal, sys
 from pathlib import Path
+import gpt_common.files as files
 import gpt_common.training.checkpoint as checkpoint
 import {twin}.train as program
 
@@ -54,7 +55,7 @@ def torn(folder, *args):
     path.write_bytes(whole)
 
 save, program.save_tensors = program.save_tensors, torn
-around(checkpoint, "sync")
+around(files, "sync")
 for name in ("rename", "replace", "mkdir", "write_text", "unlink"):
     around(Path, name)
 around(shutil, "rmtree")

@@ -106,8 +106,17 @@ def test_the_written_configuration_repeats_the_run(twin: str, whole_runs: dict[s
 
 @both
 def test_init_from_starts_at_step_0_with_the_weights(twin: str, whole_runs: dict[str, Path], tmp_path: Path) -> None:
-    run, flags = whole_runs[twin], ["--data-dir", whole_runs[twin].parent, "--max-steps", "2", "--log-interval", "1"]
-    flags = ["--config", run / "config.toml", "--max-steps", "2", "--dropout", "0", "--block-size", "16"]
+    run = whole_runs[twin]
+    flags: list[str | Path] = [
+        "--config",
+        run / "config.toml",
+        "--max-steps",
+        "2",
+        "--dropout",
+        "0",
+        "--block-size",
+        "16",
+    ]
     train(twin, *flags, "--init-from", run, "--out", tmp_path / "tuned")
     first = losses(tmp_path / "tuned")[1]
     assert first < losses(run)[1] - 0.3
@@ -289,7 +298,7 @@ def test_init_from_refuses_a_longer_block_and_another_tokenizer(
     twin: str, whole_runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = whole_runs[twin]
-    base = ["--config", run / "config.toml", "--init-from", run, "--out", tmp_path / "run"]
+    base: list[str | Path] = ["--config", run / "config.toml", "--init-from", run, "--out", tmp_path / "run"]
     assert "block_size 64 is beyond the checkpoint's 32" in fails(capsys, twin, *base, "--block-size", "64")
     assert not (tmp_path / "run").exists()
 
@@ -389,7 +398,8 @@ def test_dropout_masks_are_the_same_bits_in_both_twins() -> None:
 
     import mlx_gpt.layers
     import torch_gpt.layers
-    from gpt_common.network.dropout import dropout_key, threefry
+    from gpt_common.keyed import dropout_key
+    from gpt_common.network.dropout import threefry
 
     key = dropout_key(7, 3, 1)
     for site, shape in ((0, (2, 5)), (4, (3, 3)), (1, (1,)), (9, (4, 7, 5))):

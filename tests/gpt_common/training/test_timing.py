@@ -37,9 +37,9 @@ def machine() -> Machine:
 
 def test_the_mean_of_a_window(machine: Machine) -> None:
     machine.train(9.0, 0.1, 0.2, 0.3)
-    assert machine.timer.window() == (pytest.approx(0.2), 0)
+    assert machine.timer.window() == pytest.approx((0.2, 0))
     machine.train(0.4)
-    assert machine.timer.window() == (pytest.approx(0.4), 0)
+    assert machine.timer.window() == pytest.approx((0.4, 0))
 
 
 def test_the_first_step_compiles_and_does_not_count(machine: Machine) -> None:
@@ -58,7 +58,7 @@ def test_pauses_are_left_out_wherever_they_fall(machine: Machine) -> None:
         machine.work(7.0)
         machine.calendar += 3600  # asleep during an evaluation: no step took part in it
     assert machine.train(0.04) == []
-    assert machine.timer.window() == (pytest.approx(0.1), 0)
+    assert machine.timer.window() == pytest.approx((0.1, 0))
 
 
 def test_a_pause_that_fails_still_ends(machine: Machine) -> None:
@@ -72,7 +72,7 @@ def test_a_pause_that_fails_still_ends(machine: Machine) -> None:
     with pytest.raises(OSError, match="no space"):
         fail_to_save()
     machine.train(0.1)
-    assert machine.timer.window() == (pytest.approx(0.1), 0)
+    assert machine.timer.window() == pytest.approx((0.1, 0))
 
 
 def test_a_throttled_step_is_said_left_out_and_counted(machine: Machine) -> None:
@@ -91,7 +91,7 @@ def test_a_laptop_that_slept_is_told_from_its_calendar(machine: Machine) -> None
     machine.calendar += 1485.94
     (alarm,) = machine.train(0.3)
     assert alarm.startswith("step 8: the machine slept for 1486 s (or its clock was set); left out of the averages")
-    assert machine.timer.window() == (pytest.approx(0.25), 1)
+    assert machine.timer.window() == pytest.approx((0.25, 1))
 
 
 def test_a_nap_is_told_from_a_calendar_that_is_put_right(machine: Machine) -> None:
@@ -118,7 +118,7 @@ def test_a_machine_that_stays_slow_becomes_the_new_usual_and_does_not_flood(mach
     assert 1 <= len(alarms) <= 8, "the first, then every time that their number doubles"
     machine.timer.window()
     machine.train(*[2.0] * 10)
-    assert machine.timer.window() == (pytest.approx(2.0), 0)
+    assert machine.timer.window() == pytest.approx((2.0, 0))
 
 
 def test_steps_that_are_only_queued_are_timed_when_they_are_waited_for(machine: Machine) -> None:
@@ -126,7 +126,7 @@ def test_steps_that_are_only_queued_are_timed_when_they_are_waited_for(machine: 
     for _ in range(20):
         assert machine.train(*[0.001] * 9, waited=False) == []
         assert machine.train(0.991) == []
-    assert machine.timer.window() == (pytest.approx(0.1), 0)
+    assert machine.timer.window() == pytest.approx((0.1, 0))
     machine.train(*[0.001] * 9, waited=False)
     assert len(machine.train(3.5)) == 1
     assert machine.timer.window()[1] == 10
@@ -137,7 +137,7 @@ def test_what_came_before_training_is_no_part_of_a_step(machine: Machine) -> Non
     machine.work(60.0)
     machine.timer.restart()
     machine.train(0.1)
-    assert machine.timer.window() == (pytest.approx(0.1), 0)
+    assert machine.timer.window() == pytest.approx((0.1, 0))
 
 
 def test_totals_hold_what_was_timed(machine: Machine) -> None:

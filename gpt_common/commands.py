@@ -1,0 +1,78 @@
+"""What the commands of the twins are told: one dataclass each; every field is a flag, its docstring the help."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gpt_common.config import RunConfig
+from gpt_common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
+
+    preset: str | None = None
+    """Start from this preset."""
+    config: Path | None = None
+    """Start from this TOML file (over the preset, if both are given)."""
+    out: Path | None = None
+    """Folder of the run; runs/NAME if not given."""
+    resume: Path | None = None
+    """Continue a run: its folder (takes its latest checkpoint), or one of its checkpoints."""
+    init_from: Path | None = None
+    """Fine-tune: take weights, and the shape of the model, from this run or checkpoint; start at step 0."""
+    stop_at: int | None = None
+    """Save and end after this step of a schedule that still spans max_steps."""
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    """The configuration; every field is a flag."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 500
+    """Tokens to generate per sample."""
+    temperature: float = 0.8
+    """1 samples from the model as it is, lower is safer, 0 always takes the likeliest token."""
+    top_k: int = 0
+    """Choose among the k likeliest tokens only; 0 means all."""
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together reach this probability."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: it must be at least 1")
+        if self.temperature < 0:
+            raise UserError(f"temperature is {self.temperature}: it must not be negative")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}: it must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: it must be above 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCommand(SampleSettings):
+    """Continue a text with a trained model, printed as it is made. CKPT is a checkpoint or a run (then its best)."""
+
+    prompt: str | None = None
+    """Text to continue; none: the beginning that belongs to the dataset."""
+    num_samples: int = 1
+    """How many continuations."""
+    seed: int = 1337
+    """Key of the random numbers; sample n depends on seed and n alone."""
+    latest: bool = False
+    """Of a run folder, take the latest checkpoint and not the best."""
+    device: Literal["auto", "cpu", "gpu", "mps", "cuda"] = "auto"
+    """Where to compute."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype; auto: bfloat16 on MLX GPU and CUDA, float32 on MPS and CPU."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}: it must be at least 1")

@@ -1,0 +1,33 @@
+"""A logged step: what one row of metrics.jsonl says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One logged step. NaN in a timing means that no step of the window was timed (compilation, a machine asleep)."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    """Training loss of this step's batches, nats per token."""
+    lr: float
+    """Learning rate of this step."""
+    grad_norm: float
+    """Global gradient norm before clipping."""
+    dt: float
+    """Seconds per step: mean over the log window, without evaluation, checkpoints or compilation."""
+    dt_data: float
+    """Seconds of dt that went into making the batch."""
+    sps: float
+    """Sequences per second."""
+    tps: float
+    """Tokens per second."""
+    mfu: float | None
+    """Model FLOPs utilisation, a share of the chip's published peak; None where the peak is unknown."""
+    memory: int | None
+    """Peak memory in bytes; None where the backend does not tell."""
+    expert_load: list[list[float]] | None = None
+    """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""

@@ -1,0 +1,67 @@
+"""Sizes, durations and rates in words, the same on every screen, and text that is harmless to a terminal."""
+
+from __future__ import annotations
+
+import math
+import re
+
+WIDTH = 80
+"""Columns that everything we print fits into."""
+
+
+def printable(text: str) -> str:
+    """Text that cannot steer a terminal: control characters are spelt out, except line breaks."""
+    text = text.expandtabs(4)
+    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match.group())[1:-1], text)
+
+
+def duration(seconds: float) -> str:
+    """`0:07`, `12:33`, `1:02:33`, `3d 04:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}d {hour:02}:{minute:02}"
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def rate(per_second: float) -> str:
+    """`950`, `25.8k`, `1.21M`; `-` where it was not measured."""
+    if math.isnan(per_second):
+        return "-"
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if per_second >= size:
+            return f"{per_second / size:.3g}{unit}" if per_second < 100 * size else f"{per_second / size:.0f}{unit}"
+    return f"{per_second:.0f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """`7.25`, `119.3`, `12345`; `-` where it was not measured."""
+    if math.isnan(seconds):
+        return "-"
+    ms = seconds * 1e3
+    return f"{ms:.2f}" if ms < 10 else f"{ms:.1f}" if ms < 10_000 else f"{ms:.0f}"
+
+
+def share(part: float | None) -> str:
+    """`34.2%`; `-` where it is not known."""
+    return "-" if part is None or math.isnan(part) else f"{part:.1%}"
+
+
+def in_bytes(count: float) -> str:
+    """Bytes on a disk, with a decimal unit: `6.2 GB` is 6.2 x 10^9."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def in_memory(count: float) -> str:
+    """Bytes of memory, which is sold in powers of two: `1.25 GiB` is 1.25 x 2^30."""
+    return f"{count / 2**30:.2f} GiB"
+
+
+def parameters_in_words(parameters: int, active: int) -> str:
+    """`1,075,060,736 parameters (508,829,696 active)`; without the bracket where a token meets all."""
+    return f"{parameters:,} parameters" + (f" ({active:,} active)" if active != parameters else "")
