@@ -32,12 +32,12 @@ def gpt2_vocabulary() -> None:
 
 
 @pytest.fixture(scope="session")
-def stories_dir(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+def stories_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that holds the built-in corpus, made once for all workers."""
     from gpt_common.data import open_dataset
 
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "data"
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
     open_dataset("stories", folder)
     return folder
 
