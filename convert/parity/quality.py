@@ -57,7 +57,7 @@ def equivalence(one: Sequence[float], other: Sequence[float], margin: float = MA
         ValueError: fewer than two pairs.
     """
     try:
-        from scipy.stats import t  # type: ignore[import-untyped]
+        from scipy.stats import t
     except ImportError:
         raise UserError("L9 needs scipy: pip install 'mlx-torch-gpt[benchmarks]'") from None
     differences = np.array(one, np.float64) - np.array(other, np.float64)

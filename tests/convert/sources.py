@@ -14,9 +14,13 @@ import torch
 from hypothesis import strategies as st
 
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import parameter_shapes, tensor_shapes
+from gpt_common.network.parameters import parameter_shapes, tensor_shapes
 
-BITS = {"F32": (np.uint32, torch.float32), "BF16": (np.uint16, torch.bfloat16), "F16": (np.uint16, torch.float16)}
+BITS: dict[str, tuple[type[np.uint16] | type[np.uint32], torch.dtype]] = {
+    "F32": (np.uint32, torch.float32),
+    "BF16": (np.uint16, torch.bfloat16),
+    "F16": (np.uint16, torch.float16),
+}
 SPECIAL = {
     # Zeros, subnormals, the largest number, infinities, quiet and signalling NaNs with payloads, of both signs.
     "F32": [0, 1 << 31, 1, 0x807FFFFF, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC01234, 0x7F800001, 0xFFBFFFFF],
@@ -73,7 +77,7 @@ def raw(tensor: torch.Tensor) -> bytes:
 
 
 @st.composite
-def models(draw: st.DrawFn, **fixed: Any) -> Model:
+def models(draw: st.DrawFn, /, **fixed: Any) -> Model:
     """Any model that a format can hold; `fixed` are fields of its configuration."""
     heads, head_size = draw(st.integers(1, 3)), draw(st.integers(1, 3))
     tied = fixed.get("tied_head", draw(st.booleans()))
@@ -127,7 +131,7 @@ def llamas(draw: st.DrawFn) -> Model:
 
 
 @st.composite
-def deepseeks(draw: st.DrawFn, **fixed: Any) -> Model:
+def deepseeks(draw: st.DrawFn, /, **fixed: Any) -> Model:
     """Any DeepSeek-V3 that transformers can hold; `fixed` are fields of its configuration."""
     layers, groups, reachable = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
     fields = {

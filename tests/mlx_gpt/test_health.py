@@ -15,9 +15,11 @@ import mlx.core as mx
 import pytest
 
 import gpt_common.training.run
+from gpt_common.data.batches import training_batch
 from gpt_common.training.runlog import read_metrics
 from mlx_gpt import attention, layers, model, optim, probe, train
 from mlx_gpt.model import GPT
+from mlx_gpt.optim import set_step
 from tests.twins import fails
 from tests.twins import train as run_command
 
@@ -74,8 +76,10 @@ def sees_only_itself(patch: Patch) -> None:
 
 
 def leaves_labels_unshifted(patch: Patch) -> None:
-    batch = gpt_common.training.run.training_batch
-    patch.setattr(gpt_common.training.run, "training_batch", lambda *data, **what: (batch(*data, **what)[0],) * 2)
+    def unshifted(*data: Any, **what: Any) -> tuple[Any, Any]:
+        return (training_batch(*data, **what)[0],) * 2
+
+    patch.setattr(gpt_common.training.run, "training_batch", unshifted)
 
 
 def compares_with_its_input(patch: Patch) -> None:
@@ -203,7 +207,7 @@ def test_the_faults_of_the_reference_are_caught_on_its_family(
 ) -> None:
     """CustomLLM's public code compared each token with itself and never called its layers."""
     broken(monkeypatch)
-    command = [*of_family(tiny_run, "custom-llm-tiny"), "--max-steps", "5", "--out", tmp_path / "run"]
+    command: list[str | Path] = [*of_family(tiny_run, "custom-llm-tiny"), "--max-steps", "5", "--out", tmp_path / "run"]
     assert fails(capsys, TWIN, *command, code=1).startswith(f"error: health: {found}")
 
 
@@ -245,10 +249,8 @@ def test_a_nan_ends_the_run_and_the_tensor_is_named(
 def test_weights_that_spoil_between_two_logged_steps_are_not_saved(
     tiny_run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step_of = train.set_step
-
     def spoil_at_6(optimizer: Any, step: int, learning_rate: float) -> None:
-        step_of(optimizer, step, float("nan") if step == 6 else learning_rate)
+        set_step(optimizer, step, float("nan") if step == 6 else learning_rate)
 
     monkeypatch.setattr(train, "set_step", spoil_at_6)
     intervals = ("--log-interval", "50", "--checkpoint-interval", "4", "--eval-interval", "50")

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import gpt_common.training.run
+from gpt_common.data.batches import training_batch
 from gpt_common.training.runlog import read_metrics
 from tests.twins import fails
 from tests.twins import train as run_command
 from torch_gpt import attention, layers, model, probe, train
 from torch_gpt.model import GPT
+from torch_gpt.optim import clip_gradients, set_step
 
 TWIN, FORWARD = "torch_gpt", "forward"
 Patch = pytest.MonkeyPatch
@@ -76,8 +78,10 @@ def sees_only_itself(patch: Patch) -> None:
 
 
 def leaves_labels_unshifted(patch: Patch) -> None:
-    batch = gpt_common.training.run.training_batch
-    patch.setattr(gpt_common.training.run, "training_batch", lambda *data, **what: (batch(*data, **what)[0],) * 2)
+    def unshifted(*data: Any, **what: Any) -> tuple[Any, Any]:
+        return (training_batch(*data, **what)[0],) * 2
+
+    patch.setattr(gpt_common.training.run, "training_batch", unshifted)
 
 
 def compares_with_its_input(patch: Patch) -> None:
@@ -109,12 +113,10 @@ def never_updates(patch: Patch) -> None:
 
 
 def freezes_a_parameter(patch: Patch) -> None:
-    after_initialising(patch, lambda gpt: gpt.blocks[1].attention.qkv_proj.requires_grad_(False))
+    after_initialising(patch, lambda gpt: gpt.get_submodule("blocks.1.attention.qkv_proj").requires_grad_(False))
 
 
 def withholds_a_parameter(patch: Patch) -> None:
-    clip_gradients = train.clip_gradients
-
     def without_final_norm(gpt: GPT, largest: float) -> Tensor:
         norm = clip_gradients(gpt, largest)
         gpt.final_norm.weight.grad = None
@@ -141,7 +143,7 @@ def starts_too_large(patch: Patch) -> None:
 
 def holds_a_nan(patch: Patch) -> None:
     def spoil(gpt: GPT) -> None:
-        gpt.blocks[1].feed_forward.down_proj.weight.data[3, 5] = torch.nan
+        gpt.get_parameter("blocks.1.feed_forward.down_proj.weight").data[3, 5] = torch.nan
 
     after_initialising(patch, spoil)
 
@@ -208,7 +210,7 @@ def test_the_faults_of_the_reference_are_caught_on_its_family(
 ) -> None:
     """CustomLLM's public code compared each token with itself and never called its layers."""
     broken(monkeypatch)
-    command = [*of_family(tiny_run, "custom-llm-tiny"), "--max-steps", "5", "--out", tmp_path / "run"]
+    command: list[str | Path] = [*of_family(tiny_run, "custom-llm-tiny"), "--max-steps", "5", "--out", tmp_path / "run"]
     assert fails(capsys, TWIN, *command, code=1).startswith(f"error: health: {found}")
 
 
@@ -250,10 +252,8 @@ def test_a_nan_ends_the_run_and_the_tensor_is_named(
 def test_weights_that_spoil_between_two_logged_steps_are_not_saved(
     tiny_run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    step_of = train.set_step
-
     def spoil_at_6(optimizer: Any, step: int, learning_rate: float) -> None:
-        step_of(optimizer, step, float("nan") if step == 6 else learning_rate)
+        set_step(optimizer, step, float("nan") if step == 6 else learning_rate)
 
     monkeypatch.setattr(train, "set_step", spoil_at_6)
     intervals = ("--log-interval", "50", "--checkpoint-interval", "4", "--eval-interval", "50")

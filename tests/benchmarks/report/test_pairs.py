@@ -146,7 +146,7 @@ def test_the_ratio_is_the_geometric_mean_of_the_rounds() -> None:
 def test_rounds_that_one_side_missed_are_left_out() -> None:
     ratio = paired_ratio([2.0, None, 2.0, 3.0], [1.0, 1.0, None, 1.0])
     assert ratio is not None
-    assert (ratio.rounds, ratio.value) == (2, pytest.approx(math.sqrt(6)))
+    assert (ratio.rounds, ratio.value) == pytest.approx((2, math.sqrt(6)))
     assert paired_ratio([None], [1.0]) is None
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 import mlx_gpt  # noqa: F401 (first: it chooses the BLAS that MLX binds to)
-from gpt_common.cli import SampleSettings
-from gpt_common.config import RunConfig, from_dict, to_dict
-from gpt_common.training.checkpoint import OPTIMIZER_FILE, find_checkpoint, read_state, validate, write_checkpoint
+from gpt_common.commands import SampleSettings
+from gpt_common.config import RunConfig, to_dict
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest, validate, write_checkpoint
+from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
 
 TWINS = ("mlx", "torch")
 FLOAT32 = {"mlx": mx.float32, "torch": torch.float32}
@@ -32,7 +33,7 @@ def part(twin: str, name: str) -> Any:
 def configuration(run: Path) -> RunConfig:
     """What a run's checkpoint says of itself, after every byte of it was checked."""
     checkpoint = find_checkpoint(run, prefer="latest")
-    config = from_dict(read_state(checkpoint)["config"])
+    config = read_manifest(checkpoint).run_config
     validate(checkpoint)
     return config
 
@@ -88,8 +89,7 @@ class Trainer:
             checkpoint = find_checkpoint(run, prefer="latest")
             self.done = part(twin, "checkpoint").load_checkpoint(checkpoint, self.model, self.optimizer)["step"]
             if mutate:
-                file = str(checkpoint / OPTIMIZER_FILE)
-                moments = dict(mx.load(file)) if twin == "mlx" else import_module("safetensors.torch").load_file(file)
+                moments = import_module(f"safetensors.{twin}").load_file(checkpoint / OPTIMIZER_FILE)
                 step = mutate(moments, self.done)
                 optim.load_optimizer_tensors(self.model, self.optimizer, moments, step)
         self.step = part(twin, "train").TrainStep(self.model, self.optimizer, config, False)
@@ -105,12 +105,11 @@ class Trainer:
 
     def save(self, run: Path) -> Path:
         """Commit a checkpoint of the run as the trainer does."""
-        manifest = {"config": to_dict(self.config), "tokens": None, "val_loss": None, "best_val_loss": 2.5}
+        manifest = Manifest(step=self.done, config=to_dict(self.config), best_val_loss=2.5)
         save_tensors = part(self.twin, "checkpoint").save_tensors
         write_checkpoint(
             run,
-            self.done,
-            state=manifest,
+            manifest,
             write_files=lambda folder: save_tensors(folder, self.model, self.optimizer),
             best=True,
             keep=1,

@@ -113,6 +113,14 @@ def randomised(model: Any, seed: int = 5) -> Any:
     return model.eval()
 
 
+def loaded_whole(folder: Path) -> Any:
+    """The model that transformers reads from a folder: no tensor missing, unknown to it or of another shape."""
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, report = loaded
+    assert not any(report[problem] for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")), report
+    return model.eval()
+
+
 def save(model: Any, folder: Path) -> Published:
     """Save it by its own `save_pretrained`, with a small byte-level tokenizer of `VOCABULARY` tokens."""
     model.save_pretrained(folder)

@@ -15,11 +15,21 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+
+class Sizes(TypedDict):
+    """The arguments that nanoGPT's configuration and ours call by the same names."""
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
 
 
 @dataclass
@@ -72,13 +82,16 @@ class Block(nn.Module):
         self.ln_1 = LayerNorm(config.n_embd, config.bias)
         self.attn = Attention(config)
         self.ln_2 = LayerNorm(config.n_embd, config.bias)
-        self.mlp = nn.Module()
-        self.mlp.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.mlp.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.mlp = nn.ModuleDict(
+            {
+                "c_fc": nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias),
+                "c_proj": nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias),
+            }
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attn(self.ln_1(x))
-        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x))))
+        return x + self.mlp["c_proj"](F.gelu(self.mlp["c_fc"](self.ln_2(x))))
 
 
 class GPT(nn.Module):
@@ -97,14 +110,14 @@ class GPT(nn.Module):
             }
         )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.transformer.wte.weight = self.lm_head.weight
+        self.transformer["wte"].weight = self.lm_head.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """(B, T) ids -> (B, T, V) logits."""
-        x = self.transformer.wte(ids) + self.transformer.wpe(torch.arange(ids.shape[1]))
-        for block in self.transformer.h:
+        x = self.transformer["wte"](ids) + self.transformer["wpe"](torch.arange(ids.shape[1]))
+        for block in self.transformer["h"].children():
             x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
+        return self.lm_head(self.transformer["ln_f"](x))
 
     def configure_optimizers(self, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> Any:
         """AdamW with nanoGPT's two groups, decayed tensors first."""
@@ -156,10 +169,8 @@ def load_for_sampling(path: Path) -> GPT:
 def resume(path: Path, weight_decay: float, learning_rate: float, betas: tuple[float, float]) -> tuple[GPT, Any, int]:
     """What `train.py --init_from=resume` does before its loop: model, optimiser, and the iteration it begins with."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    arguments = {"dropout": 0.0}
-    for key in ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size"):
-        arguments[key] = checkpoint["model_args"][key]
-    model = GPT(GPTConfig(**arguments))
+    names = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size")
+    model = GPT(GPTConfig(dropout=0.0, **{name: checkpoint["model_args"][name] for name in names}))
     _load_weights(model, checkpoint["model"])
     optimizer = model.configure_optimizers(weight_decay, learning_rate, betas)
     optimizer.load_state_dict(checkpoint["optimizer"])

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hypothesis
 import pytest
@@ -54,7 +54,7 @@ DEEPSEEK = dataclasses.replace(
 CUSTOM = dataclasses.replace(DEEPSEEK, attention="latent_per_head", q_latent=3, positions="both", final_norm=False)
 NOT_MOE: dict[str, Any] = {"n_expert": 0, "n_shared_expert": 0, "experts_per_token": 0, "expert_width": 0}
 NOT_MOE |= {"feed_forward": "swiglu", "balancing": "none"}
-ONE_GATE = {"experts_per_token": 1}
+ONE_GATE: dict[str, Any] = {"experts_per_token": 1}
 BOTH = ("transformers", "mlx-lm")
 
 
@@ -125,7 +125,7 @@ def test_what_the_other_library_holds_is_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("balancing", ["none", "loss"])
 @pytest.mark.parametrize("to", BOTH)
-def test_routing_biases_of_zero_are_written_aloud(balancing: str, to: str, tmp_path: Path) -> None:
+def test_routing_biases_of_zero_are_written_aloud(balancing: Literal["none", "loss"], to: str, tmp_path: Path) -> None:
     run = run_of(dataclasses.replace(DEEPSEEK, balancing=balancing), tmp_path)
     said = done("mlx2torch", run, "-o", tmp_path / "out", "--to", to)
     assert f"note: the model's balancing is {balancing}: routing biases of zero were written" in said

@@ -23,7 +23,7 @@ from tests.convert.formats.continuation import TWINS, Array, Trainer, configurat
 TOLERANCE = 1e-5
 """Nats per token, largest difference over 100 losses."""
 BETAS, DECAY, CLIP = (0.9, 0.995), 0.2, 0.5
-SIZES = {"vocab_size": 65, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
+SIZES: nanogpt.Sizes = {"vocab_size": 65, "block_size": 32, "n_layer": 2, "n_head": 2, "n_embd": 32}
 
 
 def batches(first: int, last: int) -> list[tuple[Array, Array]]:
@@ -84,7 +84,7 @@ def twin_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def continued_in_twin(
-    twin: str, run: Path, mutate: Callable[[dict[str, Any], int], int] | None = None, **optim: Any
+    twin: str, run: Path, mutate: Callable[[dict[str, Any], int], int] | None = None, /, **optim: Any
 ) -> list[float]:
     """100 more steps from a converted run, with the hyper-parameters that came along."""
     config = configuration(run)

@@ -17,11 +17,13 @@ import torch
 from safetensors.numpy import save_file
 
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
-from gpt_common.network.init import initial_weights, parameter_shapes
-from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, tensor_hashes, write_checkpoint
+from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import parameter_shapes
+from gpt_common.training.checkpoint import write_checkpoint
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, Manifest, tensor_hashes
 from tests.convert.formats import nanogpt
 
-SIZES = {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 8}
+SIZES: nanogpt.Sizes = {"vocab_size": 65, "block_size": 16, "n_layer": 2, "n_head": 2, "n_embd": 8}
 CANARY = "CANARY"
 Make = Callable[[Path], Path]
 
@@ -73,7 +75,10 @@ def nanogpt_file(edit: Callable[[dict[str, Any]], Any] | None = None, *, legacy:
 def gpt2_tensors() -> dict[str, np.ndarray]:
     """Tensors of a small GPT-2 as transformers names and lays them out (Conv1D: in, out)."""
     D, generator = SIZES["n_embd"], np.random.default_rng(2)
-    shapes = {"wte.weight": (SIZES["vocab_size"], D), "wpe.weight": (SIZES["block_size"], D)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (SIZES["vocab_size"], D),
+        "wpe.weight": (SIZES["block_size"], D),
+    }
     for i in range(SIZES["n_layer"]):
         for name, inputs, outputs in (
             ("attn.c_attn", D, 3 * D),
@@ -196,8 +201,8 @@ def native_run(
 
         run.mkdir()
         (run / "config.toml").write_text(to_toml(config))
-        manifest = {"config": to_dict(config), "tokens": 0, "val_loss": 2.5, "best_val_loss": 2.5}
-        checkpoint = write_checkpoint(run, 3, state=manifest, write_files=write_files, best=True, keep=2)
+        manifest = Manifest(step=3, config=to_dict(config), tokens=0, val_loss=2.5, best_val_loss=2.5)
+        checkpoint = write_checkpoint(run, manifest, write_files=write_files, best=True, keep=2)
         if state:
             entries = json.loads((checkpoint / STATE_FILE).read_text())
             state(entries)

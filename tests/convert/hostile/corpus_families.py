@@ -20,7 +20,12 @@ ROUTER, BIAS = "model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.e_scor
 Q, K, NORM = (f"model.layers.1.self_attn.{name}_proj.weight" for name in "qko")
 KV_DOWN = "model.layers.0.self_attn.kv_a_proj_with_mqa.weight"
 
-COMMON = {"vocab_size": 65, "max_position_embeddings": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+COMMON: dict[str, Any] = {
+    "vocab_size": 65,
+    "max_position_embeddings": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 COMMON |= {"hidden_size": 8, "intermediate_size": 12, "rms_norm_eps": 1e-6, "hidden_act": "silu"}
 LLAMA = COMMON | {"model_type": "llama", "num_key_value_heads": 2, "head_dim": 6, "attention_bias": False}
 DEEPSEEK = COMMON | {
@@ -49,7 +54,7 @@ def _filled(shapes: dict[str, tuple[int, ...]]) -> Tensors:
 
 
 def _swiglu(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    shapes = {f"{name}.{part}_proj.weight": (width, 8) for part in ("gate", "up")}
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.{part}_proj.weight": (width, 8) for part in ("gate", "up")}
     return shapes | {f"{name}.down_proj.weight": (8, width)}
 
 

@@ -37,6 +37,18 @@ def _prefixed_twice(tensors: dict[str, Any]) -> None:
     tensors[f"_orig_mod.{LN}"] = tensors[LN] + 1
 
 
+def _named_by_a_number(tensors: dict[Any, Any]) -> None:
+    tensors[7] = torch.ones(3)
+
+
+def _replaced_by(tensors: dict[str, torch.Tensor]) -> Callable[[dict[str, Any]], None]:
+    def change(old: dict[str, Any]) -> None:
+        old.clear()
+        old.update(tensors)
+
+    return change
+
+
 def _without_optimizer(entries: dict[str, Any]) -> None:
     entries["optimizer"] = None
 
@@ -79,7 +91,7 @@ TENSORS = [
     Case("one dimension too many", _tensor(LN, lambda t: t[None]), (r"ln_f\.weight", "1, 8")),
     Case("a number for a tensor", _tensor(LN, lambda t: 1.0), (r"ln_f\.weight", "float|list")),
     Case("a list for a tensor", _tensor(LN, lambda t: t.tolist()), (r"ln_f\.weight", "float|list")),
-    Case("a name that is a number", _model(lambda t: t.update({7: torch.ones(3)})), ("7",)),
+    Case("a name that is a number", _model(_named_by_a_number), ("7",)),
     Case("float64", _model(lambda t: t.update({n: x.double() for n, x in t.items()})), ("float64", "--dtype|cast")),
     Case("one tensor in float64", _tensor(LN, lambda t: t.double()), (r"ln_f\.weight", "float64")),
     Case("integers", _tensor(LN, lambda t: t.long()), (r"ln_f\.weight", "int64|I64")),
@@ -93,7 +105,7 @@ TENSORS = [
     Case("no tensors", _model(lambda t: t.clear()), ("tensor",)),
     Case(
         "another family's names",
-        _model(lambda t: (t.clear(), t.update({"layers.0.wq.weight": torch.ones(8, 8)}))),
+        _model(_replaced_by({"layers.0.wq.weight": torch.ones(8, 8)})),
         (r"layers\.0\.wq\.weight|wte",),
     ),
 ]
@@ -203,5 +215,5 @@ BARE = [
     Case("bare tensors without a configuration", _bare, ("n_head|head", "--preset|--config")),
     Case("bare tensors with a preset of another shape", _bare, ("gpt2|preset|shape",), flags=("--preset", "gpt2")),
     Case("bare tensors with an unknown preset", _bare, ("shakespear",), file=None, flags=("--preset", "shakespear")),
-    Case("bare tensors of an unknown model", _bare_of(lambda t: (t.clear(), t.update(w=torch.ones(2)))), ("w|tensor",)),
+    Case("bare tensors of an unknown model", _bare_of(_replaced_by({"w": torch.ones(2)})), ("w|tensor",)),
 ]

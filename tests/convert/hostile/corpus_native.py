@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE
 from tests.convert.hostile.corpus import Case, Make, native_run, rehash
 
 UP_PROJ = "blocks.1.feed_forward.up_proj.weight"
@@ -48,7 +49,11 @@ def _bytes(file: str, change: Callable[[bytes], bytes]) -> Make:
 
 
 def _remove(*files: str) -> Make:
-    return native_run(finish=lambda c: [(c / file).unlink() for file in files])
+    def remove(checkpoint: Path) -> None:
+        for file in files:
+            (checkpoint / file).unlink()
+
+    return native_run(finish=remove)
 
 
 def _pointer(target: str) -> Make:
@@ -170,7 +175,7 @@ NATIVE = [
     Case("a pointer at an absolute path", _pointer("/etc"), (), file="run"),
     Case(
         "a run without checkpoints",
-        native_run(finish=lambda c: [p.unlink() for p in c.iterdir()] and c.rmdir()),
+        native_run(finish=shutil.rmtree),
         (),
         file="run",
     ),

@@ -122,7 +122,7 @@ ATTACKS = [
     ),
     Case(
         "runpy in a state dict",
-        _zipped(lambda c: OrderedDict(w=Call(runpy._run_code, f"open({str(c)!r}, 'w')", {})), "model.pth"),
+        _zipped(lambda c: OrderedDict(w=Call(vars(runpy)["_run_code"], f"open({str(c)!r}, 'w')", {})), "model.pth"),
         (r"runpy\._run_code",),
     ),
     Case(

@@ -237,11 +237,16 @@ def _replace_by_link(path: Path) -> None:
     path.symlink_to("/etc/passwd")
 
 
+def _replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 INSIDE = "beside|inside|outside"
 SHARDS = [
     Case("a shard that is missing", _shard(Path.unlink), (), file=SHARD),
     Case("a shard that is cut", _shard(lambda p: p.write_bytes(p.read_bytes()[:-40])), (), file=SHARD),
-    Case("a shard that is a folder", _shard(lambda p: (p.unlink(), p.mkdir())), (), file=SHARD),
+    Case("a shard that is a folder", _shard(_replace_by_folder), (), file=SHARD),
     Case("a shard that leads elsewhere", _shard(_replace_by_link), (), file=SHARD),
     Case("a shard that is a pipe", _shard(_fifo), (), file=SHARD),
     Case("a shard without its tensor", _points_to(SHARD.replace("2-of", "1-of")), (r"wte|h\.",), file=None),
@@ -281,7 +286,7 @@ FOLDERS = [
     Case("weights that are endless", _linked("/dev/zero"), (), file=FILE),
     Case(
         "weights that are a folder",
-        gpt2_folder(finish=lambda s: ((s / FILE).unlink(), (s / FILE).mkdir())),
+        gpt2_folder(finish=lambda s: _replace_by_folder(s / FILE)),
         (),
         file=FILE,
     ),

@@ -16,8 +16,8 @@ from convert.parity import quality
 from convert.parity.command import main
 from convert.parity.quality import QualityPlan, as_lines, equivalence, run_all, summary, training_command
 from convert.parity.twins.backends import BACKENDS
-from gpt_common.cli import parse_training
 from gpt_common.errors import WorkFailed
+from gpt_common.training.command_line import parse_training
 
 pytestmark = pytest.mark.parity
 
@@ -41,7 +41,7 @@ def plan(folder: Path, **more: Any) -> QualityPlan:
 
 
 def test_equal_quality_is_shown() -> None:
-    test = equivalence(SEEDS_OF_TWIN + NOISE, SEEDS_OF_TWIN)
+    test = equivalence(list(SEEDS_OF_TWIN + NOISE), list(SEEDS_OF_TWIN))
     assert test.passed
     assert test.p < 1e-5
     assert test.low < test.mean < test.high
@@ -52,20 +52,20 @@ def test_equal_quality_is_shown() -> None:
 @pytest.mark.parametrize("shift", [0.01, -0.01, 0.005])
 def test_another_quality_is_not(shift: float) -> None:
     """The mutant of L9: a twin that ends 0.01 nats away, or just at the margin."""
-    assert not equivalence(SEEDS_OF_TWIN + NOISE + shift, SEEDS_OF_TWIN).passed
+    assert not equivalence(list(SEEDS_OF_TWIN + NOISE + shift), list(SEEDS_OF_TWIN)).passed
 
 
 def test_noise_that_hides_a_difference_is_no_proof() -> None:
     """No significant difference is not equivalence: with pairs 0.02 apart by chance the test must not pass."""
     other = 1.9 + 0.02 * np.random.default_rng(1).standard_normal(10)
-    assert not equivalence(other, SEEDS_OF_TWIN).passed
+    assert not equivalence(list(other), list(SEEDS_OF_TWIN)).passed
 
 
 def test_figures_agree_with_the_two_tests_by_hand() -> None:
     """With t = mean / standard error against Student's t of 9 degrees of freedom, as in any textbook."""
     from scipy import stats
 
-    test = equivalence(SEEDS_OF_TWIN + NOISE, SEEDS_OF_TWIN)
+    test = equivalence(list(SEEDS_OF_TWIN + NOISE), list(SEEDS_OF_TWIN))
     above = stats.ttest_1samp(NOISE + 0.005, 0, alternative="greater").pvalue
     below = stats.ttest_1samp(NOISE - 0.005, 0, alternative="less").pvalue
     assert test.p == pytest.approx(max(above, below), rel=1e-6)
