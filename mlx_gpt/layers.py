@@ -32,6 +32,22 @@ class Linear(nn.Module):
         return mx.addmm(self.bias.astype(x.dtype), x, self.weight.astype(x.dtype).T)
 
 
+class StackedLinear(nn.Module):
+    """One matrix per expert, weight (E, out, in); each row of x is multiplied with the matrix of its expert."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = mx.zeros((experts, outputs, inputs))
+
+    def __call__(self, x_MD: mx.array, expert_M: mx.array) -> mx.array:
+        """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
+        # On a CPU MLX gathers matrices in float32 only.
+        dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else x_MD.dtype
+        weight_EDF, x_M1D = self.weight.astype(dtype).swapaxes(1, 2), x_MD[:, None].astype(dtype)
+        y_M1F = mx.gather_mm(x_M1D, weight_EDF, rhs_indices=expert_M, sorted_indices=True)
+        return y_M1F[:, 0].astype(x_MD.dtype)
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al. 2016) with an optional bias; statistics in float32."""
 

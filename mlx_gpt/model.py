@@ -15,9 +15,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import buffer_shapes, initial_weights
+from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import buffer_shapes
 from mlx_gpt.attention import ATTENTION, KVCache
-from mlx_gpt.feed_forward import MixtureOfExperts, feed_forward
+from mlx_gpt.experts import Routers
+from mlx_gpt.feed_forward import feed_forward
 from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
 
 
@@ -69,6 +71,7 @@ class GPT(nn.Module):
             self.position_embedding = Embedding(config.block_size, config.n_embd)
         self.rotary = Rotary(config) if config.positions != "learned" else None
         self.blocks = [Block(config, layer) for layer in range(config.n_layer)]
+        self.routers = Routers(config, self.blocks)
         if config.final_norm:
             self.final_norm = NORMS[config.norm](config.n_embd, config.norm_eps, config.bias)
         if not config.tied_head:
@@ -83,6 +86,7 @@ class GPT(nn.Module):
             key: dropout key of this micro-step, (2,) words; None drops nothing.
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
         """
+        self.routers.new_pass()
         past = caches[0].length if caches else 0
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
         if self.config.positions != "rope":
@@ -115,15 +119,6 @@ class GPT(nn.Module):
         """Every tensor that is saved, parameters and buffers, by canonical name, as PyTorch's modules have it."""
         return dict(tree_flatten(self.parameters()))
 
-    def mixtures(self) -> list[MixtureOfExperts]:
-        """The feed-forward layers that route tokens to experts, in order."""
-        return [layer for block in self.blocks if isinstance(layer := block.feed_forward, MixtureOfExperts)]
-
-    def balance(self, loads_LE: list[mx.array]) -> None:
-        """Steer every router by the tokens that its experts got in this step."""
-        for layer, load_E in zip(self.mixtures(), loads_LE, strict=True):
-            layer.balance(load_E)
-
     def initialise(self, seed: int) -> None:
         """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
         weights = [(name, mx.array(value)) for name, value in initial_weights(self.config, seed)]
@@ -138,16 +133,7 @@ def loss(model: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | N
 
 def objective(
     model: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None
-) -> tuple[mx.array, mx.array, list[mx.array]]:
-    """What training minimises: the loss, and what keeps experts busy if the configuration says so.
-
-    Returns:
-        The objective, the loss in it, and the tokens that each expert got, (E,) per router.
-    """
-    for layer in model.mixtures():
-        layer.routing = None
-    value = mean_loss = loss(model, tokens_BT, labels_BT, key)
-    routings = [layer.routing for layer in model.mixtures() if layer.routing is not None]
-    if model.config.balancing == "loss":
-        value = value + model.config.balancing_rate * sum(routing.imbalance for routing in routings)
-    return value, mean_loss, [routing.load_E for routing in routings]
+) -> tuple[mx.array, mx.array]:
+    """What training minimises, and the loss in it: more is in it only where a penalty keeps experts busy."""
+    mean_loss = loss(model, tokens_BT, labels_BT, key)
+    return model.routers.counted(mean_loss), mean_loss

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_common.cli import TrainCommand, answer_help, parse_training
+from gpt_common.cli import answer_help
+from gpt_common.commands import TrainCommand
 from gpt_common.errors import run_main
+from gpt_common.training.command_line import parse_training
 
 if __name__ == "__main__":
     answer_help(TrainCommand, "python -m mlx_gpt.train")
@@ -22,7 +24,7 @@ from mlx.utils import tree_map
 
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Tokens
-from gpt_common.network.dropout import dropout_key
+from gpt_common.keyed import dropout_key
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
@@ -57,7 +59,6 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.loads_LE: list[mx.array] = []
         self.loss_and_gradients: Callable[..., Any] = partial(nn.value_and_grad(model, objective), model)
         self.update: Callable[..., mx.array] = self.clip_and_update
         self.previous: mx.array | None = None
@@ -75,39 +76,32 @@ class TrainStep:
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total, gradients, loads_LE = mx.zeros(()), None, self.loads_LE[:0]
+        total, gradients = mx.zeros(()), None
         for micro_step, (tokens, labels) in enumerate(batches):
-            (_, micro_loss, micro_loads_LE), micro_gradients = self.loss_and_gradients(
+            (_, micro_loss), micro_gradients = self.loss_and_gradients(
                 self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
             )
             total = total + micro_loss / len(batches)
-            loads_LE = added(loads_LE, micro_loads_LE)
             micro_gradients = tree_map(lambda gradient: gradient / len(batches), micro_gradients)
             gradients = micro_gradients if gradients is None else tree_map(mx.add, gradients, micro_gradients)
             # Before the update joins the graph: otherwise MLX recomputes all checkpointed blocks at once.
-            mx.async_eval(total, gradients, loads_LE)
+            mx.async_eval(total, gradients, self.model.state)
         set_step(self.optimizer, step + 1, rate)
-        norm = self.update(gradients, loads_LE)
-        self.loads_LE = added(self.loads_LE, loads_LE)
+        norm = self.update(gradients)
         del gradients, micro_gradients  # what Python still names, MLX cannot overwrite
-        mx.async_eval(total, norm, self.loads_LE, self.model.parameters(), self.optimizer.state)
+        mx.async_eval(total, norm, self.model.state, self.optimizer.state)
         # Python prepares the next step while this one runs; waiting for the one before bounds memory.
         if self.previous is not None:
             mx.eval(self.previous)
         self.previous = total
         return total, norm
 
-    def clip_and_update(self, gradients: Any, loads_LE: list[mx.array]) -> mx.array:
-        """Clip, step, and balance experts; returns the gradient norm before clipping."""
+    def clip_and_update(self, gradients: Any) -> mx.array:
+        """Clip and step; returns the gradient norm before clipping."""
         gradients, norm = clip_gradients(gradients, self.config.optim.grad_clip)
         self.optimizer.update(self.model, gradients)
-        self.model.balance(loads_LE)
+        self.model.routers.balance()
         return norm
-
-    def take_loads(self) -> list[list[int]]:
-        """Tokens that each expert of each router got since this was last asked."""
-        loads_LE, self.loads_LE = self.loads_LE, []
-        return [load_E.tolist() for load_E in loads_LE]  # type: ignore[misc]
 
     def key(self, step: int, micro_step: int) -> mx.array | None:
         """Dropout key of a micro-step; None without dropout."""
@@ -119,11 +113,6 @@ class TrainStep:
     def tensor(self, ids: Tokens) -> mx.array:
         """Token ids on the device."""
         return mx.array(ids)
-
-
-def added(total_LE: list[mx.array], loads_LE: list[mx.array]) -> list[mx.array]:
-    """Sums per router and expert; an empty total is zero."""
-    return [total_E + load_E for total_E, load_E in zip(total_LE, loads_LE, strict=True)] if total_LE else loads_LE
 
 
 def train(run: Run) -> None:
@@ -159,7 +148,7 @@ def train(run: Run) -> None:
                 synchronise(device)
             run.stepped(done, waited=run.anything_due(done) or waits(device))
             if run.log_due(done):
-                memory, loads = peak_memory(device), train_step.take_loads()
+                memory, loads = peak_memory(device), model.routers.take_loads()
                 run.record(
                     done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
                 )

@@ -1,18 +1,15 @@
 """The kinds of feed-forward layer, each a class; a configuration names one. In MLX: mlx_gpt/feed_forward.py.
 
-Shape suffixes: B batch, T time, D model width, F inner width, E experts, N tokens (B T), K experts of a token,
-M pairs of a token and one of its experts (N K).
+Shape suffixes: X any leading dimensions, D model width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
+from torch_gpt.experts import MixtureOfExperts
 from torch_gpt.layers import Linear
 
 ACTIVATIONS = {
@@ -32,9 +29,9 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(config.n_embd, config.inner_width, config.bias)
         self.down_proj = Linear(config.inner_width, config.n_embd, config.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.down_proj(self.activation(self.up_proj(x_BTD)))
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, D)."""
+        return self.down_proj(self.activation(self.up_proj(x_XD)))
 
 
 class SwiGLU(nn.Module):
@@ -46,142 +43,16 @@ class SwiGLU(nn.Module):
         self.up_proj = Linear(config.n_embd, width, config.bias)
         self.down_proj = Linear(width, config.n_embd, config.bias)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
-
-
-class StackedLinear(nn.Module):
-    """One matrix per expert, weight (E, out, in); each row of x is multiplied with the matrix of its expert."""
-
-    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(experts, outputs, inputs))
-
-    # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x_MD: Tensor, expert_M: Tensor) -> Tensor:
-        """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
-        ends_E = torch.bincount(expert_M, minlength=self.weight.shape[0]).cumsum(0)
-        weight_EDF = self.weight.to(x_MD.dtype).transpose(1, 2)
-        return F.grouped_mm(x_MD, weight_EDF, offs=ends_E.to(torch.int32))
-
-
-class Experts(nn.Module):
-    """All routed experts of a block, each a SwiGLU, as three stacked matrices. No token is dropped."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = StackedLinear(config.n_expert, config.n_embd, config.expert_width)
-        self.up_proj = StackedLinear(config.n_expert, config.n_embd, config.expert_width)
-        self.down_proj = StackedLinear(config.n_expert, config.expert_width, config.n_embd)
-
-    def forward(self, x_ND: Tensor, gates_NK: Tensor, experts_NK: Tensor) -> Tensor:
-        """(N, D) -> (N, D): what the experts `experts_NK` make of each token, weighted by `gates_NK`."""
-        N, K = experts_NK.shape
-        order_M = torch.argsort(experts_NK.flatten(), stable=True)
-        expert_M, x_MD = experts_NK.flatten()[order_M], x_ND[order_M // K]
-        h_MF = F.silu(self.gate_proj(x_MD, expert_M)) * self.up_proj(x_MD, expert_M)
-        y_MD = self.down_proj(h_MF, expert_M)[torch.argsort(order_M)]
-        return (y_MD.reshape(N, K, -1) * gates_NK[..., None].to(x_ND.dtype)).sum(dim=1)
-
-
-@dataclass
-class Routing:
-    """What a router decided in the forward pass of an objective."""
-
-    load_E: Tensor
-    """Tokens sent to each expert, integers."""
-    imbalance: Tensor
-    """E times the sum of load times mean probability (Fedus et al. 2021, equation 4): 1 if all are equal."""
-
-
-class MixtureOfExperts(nn.Module):
-    """Every token passes the shared experts and the few routed ones that its router prefers (Dai et al. 2024).
-
-    The choice of experts may be limited to the best groups and steered by a bias that no gradient reaches (DeepSeek-V3,
-    Liu et al. 2024, sections 2.1.2 and 2.1.3); the gates are the unbiased scores of the chosen.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.router = Linear(config.n_embd, config.n_expert, False)
-        if config.balancing == "bias":
-            self.routing_bias = nn.Buffer(torch.zeros(config.n_expert))
-        self.experts = Experts(config)
-        if config.n_shared_expert:
-            self.shared_experts = SwiGLU(config, config.n_shared_expert * config.expert_width)
-        self.score = SCORES[config.router]
-        self.choice = self.biased if config.balancing == "bias" else self.unbiased
-        self.among = best_groups if config.n_expert_group > 1 else all_groups
-        self.routing: Routing | None = None
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
-        x_ND = x_BTD.flatten(0, 1)
-        y_ND = self.experts(x_ND, *self.route(x_ND))
-        if self.config.n_shared_expert:
-            y_ND = y_ND + self.shared_experts(x_ND)
-        return y_ND.reshape(x_BTD.shape)
-
-    def route(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """Gates and numbers of each token's experts, the preferred first, each (N, K)."""
-        K, E = self.config.experts_per_token, self.config.n_expert
-        # In float32: a router's rounding would send tokens elsewhere.
-        scores_NE = self.score(self.router(x_ND.to(torch.float32)))
-        preferred_NE = self.among(self.choice(scores_NE.detach()), self.config)
-        experts_NK = torch.argsort(-preferred_NE, dim=-1, stable=True)[:, :K]
-        gates_NK = torch.take_along_dim(scores_NE, experts_NK, dim=-1)
-        if self.config.router_normalise:
-            gates_NK = gates_NK / (gates_NK.sum(dim=-1, keepdim=True) + 1e-20)
-        load_E = (experts_NK.flatten()[:, None] == torch.arange(E, device=x_ND.device)).sum(dim=0)
-        share_E = (scores_NE / scores_NE.sum(dim=-1, keepdim=True)).mean(dim=0)
-        routing = Routing(load_E, (load_E / load_E.sum() * share_E).sum() * E)
-        # The first forward pass counts: one recomputed for the backward pass would stay in memory with its graph.
-        self.routing = self.routing or routing
-        return gates_NK * self.config.router_scale, experts_NK
-
-    def unbiased(self, scores_NE: Tensor) -> Tensor:
-        """Experts are chosen by their scores."""
-        return scores_NE
-
-    def biased(self, scores_NE: Tensor) -> Tensor:
-        """Experts are chosen by their scores and what balancing adds."""
-        return scores_NE + self.routing_bias
-
-    @torch.no_grad()
-    def balance(self, load_E: Tensor) -> None:
-        """Make experts with less than their fair share of the last step's tokens a little more attractive.
-
-        Wang et al. 2024, algorithm 1; a step of `balancing_rate` whatever the distance.
-        """
-        if self.config.balancing == "bias":
-            missing_E = torch.sign(load_E.sum() - self.config.n_expert * load_E).to(torch.float32)
-            self.routing_bias.add_(self.config.balancing_rate * missing_E)
-
-
-def all_groups(preferred_NE: Tensor, config: ModelConfig) -> Tensor:  # noqa: ARG001 (as best_groups)
-    """A token may go to any expert."""
-    return preferred_NE
-
-
-def best_groups(preferred_NE: Tensor, config: ModelConfig) -> Tensor:
-    """Only to experts of the groups whose two best add up to most; the others get minus infinity."""
-    preferred_NGE = preferred_NE.reshape(preferred_NE.shape[0], config.n_expert_group, -1)
-    strength_NG = torch.sort(preferred_NGE, dim=-1).values[..., -2:].sum(dim=-1)
-    rank_NG = torch.argsort(torch.argsort(-strength_NG, dim=-1, stable=True), dim=-1)
-    allowed_NG1 = (rank_NG < config.groups_per_token)[..., None]
-    return torch.where(allowed_NG1, preferred_NGE, -torch.inf).reshape(preferred_NE.shape)
-
-
-SCORES = {"softmax": lambda x: torch.softmax(x, dim=-1), "sigmoid": lambda x: torch.sigmoid(x)}
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, D)."""
+        return self.down_proj(F.silu(self.gate_proj(x_XD)) * self.up_proj(x_XD))
 
 
 def feed_forward(config: ModelConfig, layer: int) -> FeedForward | SwiGLU | MixtureOfExperts:
     """The feed-forward layer of block number `layer`."""
     if config.has_experts(layer):
-        return MixtureOfExperts(config)
+        shared = config.n_shared_expert * config.expert_width
+        return MixtureOfExperts(config, SwiGLU(config, shared) if shared else None)
     if config.feed_forward in ("swiglu", "moe"):
         return SwiGLU(config, config.inner_width)
     return FeedForward(config)

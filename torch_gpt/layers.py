@@ -35,6 +35,22 @@ class Linear(nn.Module):
         return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
 
 
+class StackedLinear(nn.Module):
+    """One matrix per expert, weight (E, out, in); each row of x is multiplied with the matrix of its expert."""
+
+    def __init__(self, experts: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(experts, outputs, inputs))
+
+    # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def forward(self, x_MD: Tensor, expert_M: Tensor) -> Tensor:
+        """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
+        ends_E = torch.bincount(expert_M, minlength=self.weight.shape[0]).cumsum(0)
+        weight_EDF = self.weight.to(x_MD.dtype).transpose(1, 2)
+        return F.grouped_mm(x_MD, weight_EDF, offs=ends_E.to(torch.int32))
+
+
 class LayerNorm(nn.Module):
     """Layer normalisation (Ba et al. 2016) with an optional bias; statistics in float32."""
 

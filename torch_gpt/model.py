@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from gpt_common.config import ModelConfig
 from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
-from torch_gpt.feed_forward import MixtureOfExperts, feed_forward
+from torch_gpt.experts import Routers
+from torch_gpt.feed_forward import feed_forward
 from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
 
 
@@ -68,6 +69,7 @@ class GPT(nn.Module):
             self.position_embedding = Embedding(config.block_size, config.n_embd)
         self.rotary = Rotary(config) if config.positions != "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.routers = Routers(config, self.blocks)
         if config.final_norm:
             self.final_norm = NORMS[config.norm](config.n_embd, config.norm_eps, config.bias)
         if not config.tied_head:
@@ -80,6 +82,7 @@ class GPT(nn.Module):
             key: dropout key of this micro-step, (2,) words; None drops nothing.
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
         """
+        self.routers.new_pass()
         past = caches[0].length if caches else 0
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
         if self.config.positions != "rope":
@@ -102,15 +105,6 @@ class GPT(nn.Module):
         """Empty key-value caches for generation, one per block."""
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
-    def mixtures(self) -> list[MixtureOfExperts]:
-        """The feed-forward layers that route tokens to experts, in order."""
-        return [layer for block in self.blocks if isinstance(layer := block.feed_forward, MixtureOfExperts)]
-
-    def balance(self, loads_LE: list[Tensor]) -> None:
-        """Steer every router by the tokens that its experts got in this step."""
-        for layer, load_E in zip(self.mixtures(), loads_LE, strict=True):
-            layer.balance(load_E)
-
     def initialise(self, seed: int) -> None:
         """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
         parameters = dict(self.named_parameters())
@@ -125,18 +119,7 @@ def loss(model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = 
     return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
 
 
-def objective(
-    model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """What training minimises: the loss, and what keeps experts busy if the configuration says so.
-
-    Returns:
-        The objective, the loss in it, and the tokens that each expert got, (E,) per router.
-    """
-    for layer in model.mixtures():
-        layer.routing = None
-    value = mean_loss = loss(model, tokens_BT, labels_BT, key)
-    routings = [layer.routing for layer in model.mixtures() if layer.routing is not None]
-    if model.config.balancing == "loss":
-        value = value + model.config.balancing_rate * sum(routing.imbalance for routing in routings)
-    return value, mean_loss, [routing.load_E for routing in routings]
+def objective(model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What training minimises, and the loss in it: more is in it only where a penalty keeps experts busy."""
+    mean_loss = loss(model, tokens_BT, labels_BT, key)
+    return model.routers.counted(mean_loss), mean_loss

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from gpt_common.cli import TrainCommand, answer_help, parse_training
+from gpt_common.cli import answer_help
+from gpt_common.commands import TrainCommand
 from gpt_common.errors import run_main
+from gpt_common.training.command_line import parse_training
 
 if __name__ == "__main__":
     answer_help(TrainCommand, "python -m torch_gpt.train")
@@ -19,7 +21,7 @@ import torch
 
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Tokens
-from gpt_common.network.dropout import dropout_key
+from gpt_common.keyed import dropout_key
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from torch_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
@@ -55,7 +57,6 @@ class TrainStep:
         self.optimizer = optimizer
         self.config = config
         self.device = model.token_embedding.weight.device
-        self.loads_LE: list[torch.Tensor] = []
         self.objective = torch.compile(objective) if compiled else objective
 
     def __call__(
@@ -69,26 +70,19 @@ class TrainStep:
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total, loads_LE = torch.zeros((), device=self.device), self.loads_LE[:0]
+        total = torch.zeros((), device=self.device)
         for micro_step, (tokens, labels) in enumerate(batches):
-            value, micro_loss, micro_loads_LE = self.objective(
+            value, micro_loss = self.objective(
                 self.model, self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
             )
             (value / len(batches)).backward()
             total = total + micro_loss.detach() / len(batches)
-            loads_LE = added(loads_LE, micro_loads_LE)
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
         set_step(self.optimizer, step + 1, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.model.balance(loads_LE)
-        self.loads_LE = added(self.loads_LE, loads_LE)
+        self.model.routers.balance()
         return total, norm
-
-    def take_loads(self) -> list[list[int]]:
-        """Tokens that each expert of each router got since this was last asked."""
-        loads_LE, self.loads_LE = self.loads_LE, []
-        return [load_E.tolist() for load_E in loads_LE]
 
     def key(self, step: int, micro_step: int) -> torch.Tensor | None:
         """Dropout key of a micro-step; None without dropout."""
@@ -102,11 +96,6 @@ class TrainStep:
     def tensor(self, ids: Tokens) -> torch.Tensor:
         """Token ids on the device."""
         return torch.from_numpy(ids).to(self.device, torch.long)
-
-
-def added(total_LE: list[torch.Tensor], loads_LE: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Sums per router and expert; an empty total is zero."""
-    return [total_E + load_E for total_E, load_E in zip(total_LE, loads_LE, strict=True)] if total_LE else loads_LE
 
 
 def train(run: Run) -> None:
@@ -142,7 +131,7 @@ def train(run: Run) -> None:
                 synchronise(device)
             run.stepped(done, waited=run.anything_due(done) or waits(device))
             if run.log_due(done):
-                memory, loads = peak_memory(device), train_step.take_loads()
+                memory, loads = peak_memory(device), model.routers.take_loads()
                 run.record(
                     done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
                 )

@@ -16,9 +16,11 @@ import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
 import mlx.core as mx
 
 from convert.parity.mutants.climb import Change, Mutant, wrap
-from mlx_gpt import attention, feed_forward, layers, model, optim
+from mlx_gpt import attention, experts, layers, optim
 from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
-from mlx_gpt.feed_forward import Experts, MixtureOfExperts, StackedLinear, SwiGLU
+from mlx_gpt.experts import Experts, MixtureOfExperts
+from mlx_gpt.feed_forward import SwiGLU
+from mlx_gpt.layers import StackedLinear
 
 
 def _with(owner: Any, method: str, **values: Callable[[Any], Any]) -> Change:
@@ -97,6 +99,17 @@ def _everywhere(right: Any) -> Any:
             return y
         scale = 0.2 * math.sqrt(max(parameter.shape))
         return parameter * self.state["decay"] - optim.orthogonal(state["m"]) * (self.state["rate"] * scale)
+
+    return wrong
+
+
+def _towards_the_busy(right: Any) -> Any:
+    """Balancing with the opposite sign."""
+
+    def wrong(self: Any) -> None:
+        before = self.routing_bias
+        right(self)
+        self.routing_bias = 2 * before - self.routing_bias
 
     return wrong
 
@@ -234,9 +247,9 @@ FAMILY_MUTANTS = (
     deepseek(
         "softmax for sigmoid",
         "L1",
-        lambda: mock.patch.dict(feed_forward.SCORES, sigmoid=feed_forward.SCORES["softmax"]),
+        lambda: mock.patch.dict(experts.SCORES, sigmoid=experts.SCORES["softmax"]),
     ),
-    deepseek("groups ignored", "L1", lambda: wrap(feed_forward, "best_groups", lambda _: feed_forward.all_groups)),
+    deepseek("groups ignored", "L1", lambda: wrap(experts, "best_groups", lambda _: experts.all_groups)),
     deepseek(
         "two experts' weights swapped",
         "L1",
@@ -261,12 +274,12 @@ FAMILY_MUTANTS = (
     custom_llm(
         "auxiliary loss left out",
         "L5",
-        lambda: wrap(model, "objective", lambda f: lambda *batch: (f(*batch)[1], *f(*batch)[1:])),
+        lambda: wrap(experts.Routers, "counted", lambda f: lambda self, loss: (f(self, loss), loss)[1]),
     ),
     deepseek(
         "balancing towards the busy",
         "L6b",
-        lambda: wrap(MixtureOfExperts, "balance", lambda f: lambda self, load: f(self, -load)),
+        lambda: wrap(MixtureOfExperts, "balance", _towards_the_busy),
     ),
     # ---- Muon
     deepseek(

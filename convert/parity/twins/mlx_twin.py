@@ -21,11 +21,12 @@ from mlx.utils import tree_flatten, tree_unflatten
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from convert.parity.twins.choices import Preferences, routing_bias
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
-from gpt_common.network.init import buffer_shapes
+from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
-from mlx_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
+from gpt_common.training.manifest import Manifest
+from mlx_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
 
 
 class MlxTwin:
@@ -86,14 +87,14 @@ class MlxTwin:
 
     def loads(self) -> list[list[int]]:
         """Tokens that each expert of each router got in the training steps since this was last asked."""
-        return self.train_step.take_loads()
+        return self.network.routers.take_loads()
 
     @contextmanager
     def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
         """What every router prefers, call by call; `given` decides instead."""
         preferred = Preferences(given)
         with ExitStack() as stack:
-            for router in () if self.compiled else self.network.mixtures():
+            for router in () if self.compiled else self.network.routers.layers:
                 right = router.choice
 
                 def choice(scores_NE: mx.array, right: Any = right, router: Any = router) -> mx.array:
@@ -121,7 +122,8 @@ class MlxTwin:
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
         with self._here():
-            (_, loss, _), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
+            (_, loss), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
+            self.network.routers.take_loads()  # of no training step
             return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
 
     def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
@@ -196,7 +198,7 @@ class MlxTwin:
         with self._here():
             tree = tree_unflatten([(name, mx.array(value)) for name, value in gradients.items()])
             optim.set_step(self.optimizer, step + 1, rate)
-            norm = self.train_step.update(tree, [mx.zeros(1)] * len(self.network.mixtures()))
+            norm = self.train_step.update(tree)
             mx.eval(norm, self.network.parameters(), self.optimizer.state)
             return float(norm)
 
@@ -211,8 +213,7 @@ class MlxTwin:
         with self._here():
             return write_checkpoint(
                 folder,
-                step,
-                state={"config": to_dict(self.config)},
+                Manifest(step=step, config=to_dict(self.config)),
                 write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
                 best=False,
                 keep=2,
@@ -222,7 +223,7 @@ class MlxTwin:
         """Take up a checkpoint; its step."""
         with self._here():
             self._forget()
-            self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+            self.resumed_at = checkpoint.load_checkpoint(path, self.network, self.optimizer).step
             self._after_loading()
             return self.resumed_at
 
@@ -284,7 +285,7 @@ def _rotary(x_BHTK: mx.array, config: ModelConfig) -> mx.array:
 
 def _router(x_ND: mx.array, weight_ED: mx.array, config: ModelConfig) -> mx.array:
     """The gate of every expert, zero for those not chosen, and how unevenly they are chosen: (N + 1, E)."""
-    router = feed_forward.MixtureOfExperts(config)
+    router = experts.MixtureOfExperts(config)
     router.router.weight = weight_ED
     if config.balancing == "bias":
         router.routing_bias = mx.array(routing_bias(config))
@@ -306,7 +307,7 @@ OPERATIONS: dict[str, Callable[..., mx.array]] = {
     "silu_product": lambda gate, up: nn.silu(gate) * up,
     "relu2": lambda x: feed_forward.ACTIVATIONS["relu2"](x),
     "stacked_linear": lambda x, weight, expert_M: _with(
-        feed_forward.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None
+        layers.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None
     )(x, expert_M),
     "router": _router,
     "orthogonal": lambda x: optim.orthogonal(x),

@@ -18,11 +18,12 @@ from torch.nn import functional as F
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from convert.parity.twins.choices import Preferences, routing_bias
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
-from gpt_common.network.init import buffer_shapes
+from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
-from torch_gpt import attention, checkpoint, feed_forward, layers, model, optim, sample, train
+from gpt_common.training.manifest import Manifest
+from torch_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
 
 
 class TorchTwin:
@@ -78,14 +79,14 @@ class TorchTwin:
 
     def loads(self) -> list[list[int]]:
         """Tokens that each expert of each router got in the training steps since this was last asked."""
-        return self.train_step.take_loads()
+        return self.network.routers.take_loads()
 
     @contextmanager
     def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
         """What every router prefers, call by call; `given` decides instead."""
         preferred = Preferences(given)
         with ExitStack() as stack:
-            for router in () if self.compiled else self.network.mixtures():
+            for router in () if self.compiled else self.network.routers.layers:
                 right = router.choice
 
                 def choice(scores_NE: torch.Tensor, right: Any = right, router: Any = router) -> torch.Tensor:
@@ -115,8 +116,9 @@ class TorchTwin:
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
         with self._exact():
-            value, loss, _ = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+            value, loss = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
             value.backward()
+        self.network.routers.take_loads()  # of no training step
         gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
         self.network.zero_grad(set_to_none=True)
         return float(loss.detach()), gradients
@@ -217,8 +219,7 @@ class TorchTwin:
         """Write a checkpoint into a run folder."""
         return write_checkpoint(
             folder,
-            step,
-            state={"config": to_dict(self.config)},
+            Manifest(step=step, config=to_dict(self.config)),
             write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
             best=False,
             keep=2,
@@ -227,7 +228,7 @@ class TorchTwin:
     def restore(self, path: Path) -> int:
         """Take up a checkpoint; its step."""
         self._forget()
-        self.resumed_at = int(checkpoint.load_checkpoint(path, self.network, self.optimizer)["step"])
+        self.resumed_at = checkpoint.load_checkpoint(path, self.network, self.optimizer).step
         return self.resumed_at
 
     def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
@@ -254,9 +255,9 @@ class TorchTwin:
         """In the oracle the model's float32 is float64: it upcasts norms, scores and logits, and must not downcast."""
         with ExitStack() as stack:
             if self.dtype == torch.float64:
-                for module in (layers, attention, feed_forward, model):
+                for module in (layers, attention, feed_forward, experts, model):
                     stack.enter_context(mock.patch.object(module, "torch", Float64Torch()))
-                stack.enter_context(mock.patch.object(feed_forward, "F", Float64Functional()))
+                stack.enter_context(mock.patch.object(layers, "F", Float64Functional()))
             yield
 
 
@@ -322,12 +323,12 @@ def _rotary(x_BHTK: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 def _stacked_linear(x_MD: torch.Tensor, weight_EFD: torch.Tensor, expert_M: torch.Tensor) -> torch.Tensor:
     E, F, D = weight_EFD.shape
     output: torch.Tensor = functional_call(
-        feed_forward.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M)
+        layers.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M)
     )
     return output
 
 
-class _Router(feed_forward.MixtureOfExperts):
+class _Router(experts.MixtureOfExperts):
     """The gate of every expert, zero for those not chosen, and how unevenly they are chosen."""
 
     def forward(self, x_ND: torch.Tensor) -> torch.Tensor:

@@ -49,7 +49,7 @@ def test_mutants_leave_nothing_behind(twin: str) -> None:
     """What a mutant replaces is put back, so that the next climb is of the right twin."""
     import mlx.core as mx
 
-    import mlx_gpt.feed_forward
+    import mlx_gpt.experts
     import mlx_gpt.layers
     import mlx_gpt.model
     import mlx_gpt.optim
@@ -60,11 +60,11 @@ def test_mutants_leave_nothing_behind(twin: str) -> None:
             mx.arange,
             mlx_gpt.model.loss,
             mlx_gpt.layers.Linear.__call__,
-            mlx_gpt.feed_forward.MixtureOfExperts.route,
+            mlx_gpt.experts.MixtureOfExperts.route,
             mlx_gpt.optim.Muon.apply_single,
             *mlx_gpt.layers.ROTATIONS.values(),
         ),
-        "torch": lambda: (torch_gpt.checkpoint.load_optimizer_tensors,),
+        "torch": lambda: (vars(torch_gpt.checkpoint)["load_optimizer_tensors"],),
     }[twin]
     before = watched()
     for mutant in MUTANTS:
