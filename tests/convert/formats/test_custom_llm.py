@@ -20,9 +20,10 @@ from convert.contents import problems
 from convert.formats import custom_llm, state_dict
 from convert.options import ReadOptions
 from convert.storage.tensors import Tensor
-from gpt_common.config import ModelConfig, RunConfig, from_dict, load_preset, to_toml
-from gpt_common.network.init import parameter_shapes, tensor_shapes
-from gpt_common.training.checkpoint import MODEL_FILE, find_checkpoint, read_state
+from gpt_common.config import ModelConfig, RunConfig, load_preset, to_toml
+from gpt_common.network.parameters import parameter_shapes, tensor_shapes
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.formats.custom_llm import TREE, CustomLLM
 
 TOLERANCE = 5e-6
@@ -120,7 +121,7 @@ def test_the_same_bits(kind: str, prefix: str, tmp_path: Path, converted: Callab
     torch.save({"model_state_dict": named, "step": 5}, source) if kind == "pt" else save_file(named, source)
     run = converted("torch2mlx", source, "--config", str(described(TWO_SHARED, tmp_path)))
     checkpoint = find_checkpoint(run, prefer="latest")
-    assert from_dict(read_state(checkpoint)["config"]).model == TWO_SHARED
+    assert read_manifest(checkpoint).run_config.model == TWO_SHARED
     found = load_file(checkpoint / MODEL_FILE)
     assert found.keys() == tensor_shapes(TWO_SHARED).keys()
     for layer in range(2):
@@ -154,7 +155,11 @@ ROUTER, SHARED = "decoder_layers.1.mlp.router.weight", EXPERT.format("shared", 0
 
 
 def _drop(*names: str) -> Callable[[dict[str, torch.Tensor]], None]:
-    return lambda tensors: [tensors.pop(name) for name in names] and None
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        for name in names:
+            del tensors[name]
+
+    return change
 
 
 def _put(name: str, *shape: int) -> Callable[[dict[str, torch.Tensor]], None]:
@@ -171,8 +176,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], tuple[str, .
     "an expert as a vector": (_put(EXPERT.format("routed", 0, "up"), 8), ("routed_experts.0.up_proj", "no matrix")),
     "a shared expert without its last matrix": (_drop(SHARED), ("shared_experts.*.down_proj.weight is missing",)),
     "a second shared expert in one block": (
-        lambda t: [_put(EXPERT.format("shared", 1, part), *shape)(t) for part, shape in
-                   (("gate", (64, 64)), ("up", (64, 64)), ("down", (64, 64)))] and None,
+        lambda t: t.update({EXPERT.format("shared", 1, part): torch.ones(64, 64) for part in ("gate", "up", "down")}),
         ("n_shared_expert 2", "model.toml says 1"),
     ),
     "no router": (_drop(ROUTER), (f"{ROUTER} is missing",)),
