@@ -12,11 +12,10 @@ from importlib import import_module
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from gpt_common.training.runlog import read_metrics
-from tests.twins import ROOT, TWINS, command, fails, losses, tensors, train
+from tests.twins import ROOT, TWINS, fails, losses, tensors, train
 
 both = pytest.mark.parametrize("twin", TWINS)
 STEPS = ("--max-steps", "40", "--log-interval", "1", "--checkpoint-interval", "20", "--eval-interval", "20")
@@ -343,68 +342,3 @@ def test_a_damaged_checkpoint_is_named_and_the_previous_one_offered(
     assert "step-000020" in error
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
     train(twin, "--resume", run / "checkpoints/step-000020", "--stop-at", "22")
-
-
-@both
-def test_importing_one_twin_never_loads_the_other_framework(twin: str) -> None:
-    other = {"mlx_gpt": "torch", "torch_gpt": "mlx"}[twin]
-    code = f"""
-import sys
-sys.modules["{other}"] = None
-import {twin}.train, {twin}.sample
-assert not any(name.partition(".")[0] == "{other}" and module for name, module in sys.modules.items())
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@both
-def test_training_works_with_the_other_framework_blocked(twin: str, tiny_run: list[str], tmp_path: Path) -> None:
-    other = {"mlx_gpt": "torch", "torch_gpt": "mlx"}[twin]
-    flags = [*tiny_run, "--max-steps", "2", "--out", str(tmp_path / "run")]
-    # Not sys.modules[...] = None: tyro takes any entry there for a module that is loaded.
-    block = f"""
-import sys
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "{other}":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Block())
-"""
-    # After the package itself: it looks for PyTorch's file, to take its BLAS, and does not import it.
-    code = f"import {twin}\n{block}\nfrom {twin}.train import main\nmain({flags!r})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    # And the block bites: the other twin cannot be imported under it.
-    blocked = f"{block}\nimport {TWINS[1 - TWINS.index(twin)]}.model"
-    bitten = subprocess.run([sys.executable, "-c", blocked], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert f"ModuleNotFoundError: {other}" in bitten.stderr
-
-
-@both
-@pytest.mark.parametrize("program", ["train", "sample"])
-def test_help_loads_no_framework(twin: str, program: str) -> None:
-    done = command(twin, "--help", program=program, PYTHONPROFILEIMPORTTIME="1")
-    assert done.returncode == 0
-    assert "--" in done.stdout
-    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert not loaded & {"torch", "mlx", "tokenizers", "tiktoken", "matplotlib", "safetensors"}
-    assert "tyro" in loaded  # the listing works
-
-
-def test_dropout_masks_are_the_same_bits_in_both_twins() -> None:
-    import mlx.core as mx
-    import torch
-
-    import mlx_gpt.layers
-    import torch_gpt.layers
-    from gpt_common.keyed import dropout_key
-    from gpt_common.network.dropout import threefry
-
-    key = dropout_key(7, 3, 1)
-    for site, shape in ((0, (2, 5)), (4, (3, 3)), (1, (1,)), (9, (4, 7, 5))):
-        mine = np.array(mlx_gpt.layers.uniform(mx.array(key), site, shape))
-        theirs = torch_gpt.layers.uniform(torch.from_numpy(key), site, torch.Size(shape)).numpy()
-        assert mine.tobytes() == theirs.tobytes()
-        words = threefry(key + np.array([0, site], np.uint32), mine.size)
-        assert (words.astype(np.float32) * np.float32(2**-32) == mine.ravel()).all()
