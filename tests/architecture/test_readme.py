@@ -20,7 +20,7 @@ DOCUMENTS = (
     *ROOT.glob("**/presets/*.toml"),
 )
 COMMAND = re.compile(
-    r"python (-m (?:mlx_gpt|torch_gpt|gpt_common|convert|benchmarks)[\w.]*|benchmarks/\w+\.py)([^`|#,)\n]*)"
+    r"python (-m (?:mlx_gpt|torch_gpt|gpt_common|convert|benchmarks)[\w.]*|benchmarks/[\w/]+\.py)([^`|#,)\n]*)"
 )
 PACKAGES = ("gpt_common", "mlx_gpt", "torch_gpt", "convert", "benchmarks")
 
@@ -29,13 +29,13 @@ def test_every_module_and_script_that_is_named_exists() -> None:
     modules = set(re.findall(r"python -m ([\w.]+)", README)) - {"venv", "pytest"}
     assert {"mlx_gpt.train", "torch_gpt.train", "mlx_gpt.sample", "convert", "gpt_common.data"} <= modules
     assert all(find_spec(module) for module in modules)
-    scripts = set(re.findall(r"python (benchmarks/\w+\.py)", README))
-    assert scripts
+    scripts = set(re.findall(r"python (benchmarks/[\w/]+\.py)", README))
+    assert "benchmarks/studies/curves.py" in scripts
     assert all((ROOT / script).is_file() for script in scripts)
 
 
 def test_the_check_runs_the_readmes_test_command() -> None:
-    command = "python -m pytest -n 2"
+    command = "python -m pytest -n auto"
     assert command in README
     assert command in (ROOT / "check").read_text(encoding="utf-8")
     assert "./check" in (ROOT / ".ci/run").read_text(encoding="utf-8")
@@ -69,11 +69,33 @@ def test_every_flag_that_a_document_shows_exists(command: str) -> None:
     assert not {flag: document for flag, document in FLAGS[command].items() if flag not in offered}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_the_tree_names_every_file_with_its_purpose(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        if path.name not in ("__init__.py", "__main__.py"):
-            assert re.search(rf"^\s+{re.escape(path.name)}\s+\S", README, re.MULTILINE), f"{path} is not in the tree"
+def test_every_file_that_a_document_names_exists() -> None:
+    for document in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")):
+        text = document.read_text(encoding="utf-8")
+        places = {ROOT: re.findall(r"\b((?:tests|benchmarks|convert|docs|\w+_(?:gpt|common))/[\w./-]+\.\w+)", text)}
+        places[document.parent] = re.findall(r"\]\(([\w./-]+)\)", text)
+        for folder, names in places.items():
+            assert not [name for name in names if not (folder / name).exists()], document
+
+
+def test_it_can_be_read_in_one_go() -> None:
+    assert len(README.splitlines()) <= 170
+    for picture in re.findall(r"!\[.+\]\((.+)\)", README):
+        assert (ROOT / picture).stat().st_size < 150_000
+
+
+def test_the_tree_names_every_package_with_its_purpose() -> None:
+    section = README[README.index("## The tree") : README.index("## Results")]
+    lines = [line for line in section.splitlines() if line.startswith("    ")]
+    assert len(lines) <= 14
+    names = [line.split()[0] for line in lines]
+    assert {f"{package}/" for package in PACKAGES} <= set(names)
+    assert all(len(line.split()) > 2 for line in lines)
+    folder = ROOT
+    for line, name in zip(lines, names, strict=True):
+        if not line.startswith("      "):
+            folder = ROOT / name
+        assert (folder if not line.startswith("      ") else folder / name).exists(), name
 
 
 @pytest.mark.parametrize("package", PACKAGES)
