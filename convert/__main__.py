@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from gpt_common.cli import parse
 from gpt_common.errors import Stopped, UserError, nearest, run_main
 
 COMMANDS = {
@@ -28,24 +29,16 @@ def main(argv: Sequence[str]) -> None:
     name, rest = argv[0], argv[1:]
     prog = f"python -m convert {name}"
     match name:
-        case "torch2mlx":
-            from convert.conversion import Torch2mlx, convert
-            from gpt_common.cli import parse
+        case "torch2mlx" | "mlx2torch":
+            from convert.conversion import Mlx2torch, Torch2mlx, convert
 
-            convert(parse(Torch2mlx, rest, prog=prog))
-        case "mlx2torch":
-            from convert.conversion import Mlx2torch, convert
-            from gpt_common.cli import parse
-
-            convert(parse(Mlx2torch, rest, prog=prog))
+            convert(parse(Torch2mlx, rest, prog=prog) if name == "torch2mlx" else parse(Mlx2torch, rest, prog=prog))
         case "inspect":
             from convert.inspection import Inspect, inspect
-            from gpt_common.cli import parse
 
             inspect(parse(Inspect, rest, prog=prog))
         case "diff":
             from convert.difference import Diff, diff
-            from gpt_common.cli import parse
 
             diff(parse(Diff, rest, prog=prog))
         case "parity":

@@ -10,18 +10,18 @@ from typing import Any
 
 from convert.formats.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
 from convert.storage.pickles import shown
-from convert.storage.tensors import AGAIN, PEOPLE, WEIGHT_DTYPES, Loss, Tensor, cast, same
+from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, WEIGHT_DTYPES, Rounding, Tensor, cast, same
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.network.init import optimizer_shapes, tensor_shapes
+from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 FoundTokenizer = tuple[Tokenizer | None, tuple[str, ...]]
 """A tokenizer, if there is one, and what there is to say about it."""
 SIZES = ("vocab_size", "block_size", "n_layer", "n_head", "n_embd")
-KEEP = "choose another --to, or keep the run as it is"
+OTHER_TARGET = "choose another --to, or keep the run as it is"
 LARGEST_SIZE = 1 << 24
 """No model is larger in any direction; what a file says beyond it is refused before anything is computed from it."""
 
@@ -31,11 +31,10 @@ class Contents:
     """A checkpoint, not yet read: names are ours, values the file's."""
 
     path: Path
-    format: str
-    """What the file is, for people."""
-    family: str = "a GPT-2 model"
-    """Whose tensors it holds, for people."""
-    config: RunConfig | None
+    format: str = ""
+    """What the file is, for people, and whose tensors it holds: both as its format declares them."""
+    family: str = ""
+    config: RunConfig | None = None
     """None where the source does not say enough (a bare state dict)."""
     tensors: dict[str, Tensor]
     """Weights by canonical name, in the file's layout turned into ours: matrices are (out, in)."""
@@ -52,7 +51,7 @@ class Contents:
     """Reads the tokenizer, which takes longer than all headers."""
     key_map: Mapping[str, str] = field(default_factory=dict)
     """Our names and the format's; empty where they are ours."""
-    names: Mapping[str, str] = field(default_factory=dict)
+    names: dict[str, str] = field(default_factory=dict)
     """What the file itself calls each tensor, prefixes and all."""
     described_in: str = ""
     """Where the file says which model it is, for messages."""
@@ -62,6 +61,12 @@ class Contents:
     """What was left out or assumed."""
     verify: Callable[[], None] = lambda: None
     """Checks whatever has not been read; raises UserError. Called before a conversion is committed."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model's configuration, once `checked` has found that there is one."""
+        assert self.config is not None
+        return self.config.model
 
     def own_name(self, name: str) -> str:
         """What the file calls a tensor, or would call it."""
@@ -91,11 +96,11 @@ def problems(contents: Contents) -> list[str]:
             has = list(contents.tensors[name].shape)
             found.append(f"tensor {own(name)} has shape {has}, {contents.described_in} asks for {list(shape)}")
         elif contents.tensors[name].dtype not in (*WEIGHT_DTYPES, "F64"):
-            dtype = PEOPLE[contents.tensors[name].dtype]
+            dtype = DTYPE_NAMES[contents.tensors[name].dtype]
             found.append(f"tensor {own(name)} is {dtype}, weights are float32, bfloat16 or float16")
     extra = [name for name in contents.tensors if name not in shapes]
     biases = f", bias {model.bias}, attention_bias {model.attention_bias}"
-    found += [f"tensor {own(name)} is too much ({said}{biases if name.endswith('.bias') else ''})" for name in extra]
+    found += [f"unexpected tensor {own(name)} ({said}{biases if name.endswith('.bias') else ''})" for name in extra]
     return found + _moment_problems(contents, model)
 
 
@@ -115,7 +120,7 @@ def _moment_problems(contents: Contents, model: ModelConfig) -> list[str]:
         elif tensor.shape != shape:
             found.append(f"{what} has shape {list(tensor.shape)}, the tensor has {list(shape)}")
         elif tensor.dtype not in WEIGHT_DTYPES:
-            found.append(f"{what} is {PEOPLE[tensor.dtype]}, moments are float32: add --no-optimizer")
+            found.append(f"{what} is {DTYPE_NAMES[tensor.dtype]}, moments are float32: add --no-optimizer")
     return found
 
 
@@ -137,48 +142,36 @@ def checked(contents: Contents) -> RunConfig:
     return contents.config
 
 
-def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Loss]:
-    """The same with weights cast to `dtype` (None keeps theirs), and what that loses once they have been read.
+def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Rounding]:
+    """The same with weights cast to `dtype` (None keeps theirs), and what that changes, once they have been read.
 
     Raises:
         UserError: a weight is float64 and no dtype was asked for.
     """
-    loss = Loss()
+    rounding = Rounding()
     tensors = dict(contents.tensors)
     for name, tensor in tensors.items():
         if dtype is not None:
             # A bias is moved in steps of 1e-3 and decides between experts: half precision would lose them.
             kept = "F32" if name.endswith("routing_bias") else dtype
-            tensors[name] = cast(contents.own_name(name), tensor, kept, loss)
+            tensors[name] = cast(contents.own_name(name), tensor, kept, rounding)
         elif tensor.dtype == "F64":
             raise UserError(
                 f"{contents.path}: tensor {contents.own_name(name)} is float64, which no format here holds: "
                 "add --dtype float32 to round it"
             )
-    moments = {name: cast(name, tensor, "F32", Loss()) for name, tensor in contents.moments.items()}
-    return dataclasses.replace(contents, tensors=tensors, moments=moments), loss
+    moments = {name: cast(name, tensor, "F32", Rounding()) for name, tensor in contents.moments.items()}
+    return dataclasses.replace(contents, tensors=tensors, moments=moments), rounding
 
 
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """Raw tensors sorted by what their names mean."""
-
-    tensors: dict[str, Tensor]
-    names: dict[str, str]
-    unknown: dict[str, Tensor]
-    notes: tuple[str, ...]
-
-
-def by_name(path: Path, raw: Mapping[str, Tensor], names: Mapping[str, str]) -> Named:
-    """Sort the tensors of a file by a key map: prefixes stripped, mask buffers left out, layouts untouched.
+def by_name(path: Path, raw: Mapping[str, Tensor], key_map: Mapping[str, str]) -> Contents:
+    """The tensors of a file under our names: prefixes stripped, mask buffers left out, layouts untouched.
 
     Raises:
         UserError: two names mean the same tensor.
     """
-    to_ours = inverted(names)
-    tensors: dict[str, Tensor] = {}
-    own: dict[str, str] = {}
-    unknown: dict[str, Tensor] = {}
+    contents = Contents(path=path, tensors={}, key_map=key_map, names={}, unknown={})
+    to_ours, names = inverted(key_map), contents.names
     masks = angles = 0
     for name, tensor in raw.items():
         bare = without_prefixes(name)
@@ -192,26 +185,27 @@ def by_name(path: Path, raw: Mapping[str, Tensor], names: Mapping[str, str]) -> 
         full = (f"{base}{bare}" for base in ("", "transformer.", "model."))
         ours = next((found for candidate in full if (found := translate(candidate, to_ours)) is not None), None)
         if ours is None:
-            unknown[name] = tensor
-        elif ours in tensors:
-            raise UserError(f"{path}: tensors {own[ours]} and {name} are the same one: remove one of them")
+            contents.unknown[name] = tensor
+        elif ours in contents.tensors:
+            raise UserError(f"{path}: tensors {names[ours]} and {name} are the same one: remove one of them")
         else:
-            tensors[ours], own[ours] = tensor, name
+            contents.tensors[ours], names[ours] = tensor, name
     notes: tuple[str, ...] = (f"{masks} causal mask buffers left out: they are not weights",) if masks else ()
     notes += (f"{angles} rotary buffers left out: they follow from the configuration",) if angles else ()
-    return Named(tensors=tensors, names=own, unknown=unknown, notes=notes)
+    return dataclasses.replace(contents, notes=notes)
 
 
-def drop_tied_head(path: Path, named: Named) -> None:
+def drop_tied_head(contents: Contents) -> None:
     """Remove an output layer that is a copy of the token embedding.
 
     Raises:
         UserError: it is no copy.
     """
-    head, embedding = named.tensors.pop("head.weight", None), named.tensors.get("token_embedding.weight")
+    head, embedding = contents.tensors.pop("head.weight", None), contents.tensors.get("token_embedding.weight")
     if head is not None and embedding is not None and not same(head, embedding):
+        own = contents.own_name
         raise UserError(
-            f"{path}: {named.names['head.weight']} differs from {named.names['token_embedding.weight']}, "
+            f"{contents.path}: {own('head.weight')} differs from {own('token_embedding.weight')}, "
             "but they are one tensor in this model: save it again, or set tie_word_embeddings to false in config.json"
         )
 
@@ -224,7 +218,7 @@ def check_sizes(where: str, fields: Mapping[str, Any]) -> None:
     """
     for key, value in fields.items():
         if isinstance(value, int) and abs(value) >= LARGEST_SIZE:
-            raise UserError(f"{where}: {key} is {shown(value)}, which no model has: {AGAIN}")
+            raise UserError(f"{where}: {key} is {shown(value)}, which no model has: {COPY_AGAIN}")
 
 
 def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -244,13 +238,12 @@ def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, tuple[object, ...]], advice: str) -> None:
+def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, tuple[object, ...]]) -> None:
     """Refuse a target that cannot hold a model.
 
     Args:
         holder: the target, for people.
         fields: what the target computes, by field of the configuration.
-        advice: what to do instead.
 
     Raises:
         UserError: names the first field that the target does not have.
@@ -259,7 +252,7 @@ def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, tuple[ob
         found = getattr(model, name)
         if found not in values:
             known = " or ".join(str(value) for value in values)
-            raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {advice}")
+            raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {OTHER_TARGET}")
 
 
 def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
@@ -279,7 +272,7 @@ def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
         "feed_forward": ("gelu", "gelu_tanh"),
         "feed_forward_width": (0, 4 * model.n_embd),
     }
-    refuse_fields(model, holder, fields, KEEP)
+    refuse_fields(model, holder, fields)
 
 
 def refuse_activation(model: ModelConfig, computed: str, target: str, allowed: bool) -> None:

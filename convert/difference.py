@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from convert.contents import Contents
 from convert.formats import registry
@@ -27,9 +28,9 @@ COMPUTED = (
 class Diff:
     """Compare two checkpoints of any format under our tensor names, worst first; exit 1 if they differ."""
 
-    a: Positional[Path]
+    a: Annotated[Positional[Path], arg(metavar="A")]
     """One checkpoint."""
-    b: Positional[Path]
+    b: Annotated[Positional[Path], arg(metavar="B")]
     """The other."""
     tolerance: float = 0.0
     """Largest relative L2 error per tensor that still counts as equal; 0 wants equal values."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import shutil
 import sys
 from collections import Counter
@@ -11,17 +10,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tyro.conf import Positional
-
 from convert.contents import OPTIMIZERS, SIZES, Contents, problems, shape_of_model
 from convert.formats import registry
-from convert.options import ReadOptions
-from convert.progress import readable
-from convert.storage.tensors import Tensor, beside
+from convert.options import ReadOptions, Source
+from convert.storage.tensors import Tensor, hashed
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.network.flops import active_parameter_count, parameters_in_words
-from gpt_common.network.init import tensor_shapes
+from gpt_common.network.flops import active_parameter_count
+from gpt_common.network.parameters import tensor_shapes
+from gpt_common.words import in_bytes, parameters_in_words
 
 LINE = 80
 """Columns of a line of settings."""
@@ -31,7 +28,7 @@ LINE = 80
 class Inspect:
     """Say what a checkpoint is: format, configuration, size, dtypes, step, tensors, and what is not understood."""
 
-    src: Positional[Path]
+    src: Source
     """Any checkpoint that convert reads."""
     preset: str | None = None
     """Which model a bare state dict is: a preset."""
@@ -59,7 +56,7 @@ def inspect(command: Inspect) -> None:
         active = active_parameter_count(contents.config.model)
     dtypes = Counter(tensor.dtype for tensor in weights.values())
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
-    size = readable(sum(t.nbytes for t in weights.values()))
+    size = in_bytes(sum(t.nbytes for t in weights.values()))
     parameters = parameters_in_words(count, active)
     print(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
     _print_state(contents)
@@ -142,7 +139,7 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
 
 def _sha256(tensor: Tensor) -> str:
     """As in a native checkpoint's manifest."""
-    digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-    for _ in beside(tensor.blocks(), digest.update):
+    blocks, sha256 = hashed(tensor)
+    for _ in blocks:
         pass
-    return digest.hexdigest()
+    return sha256()

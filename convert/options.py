@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from gpt_common.data.tokenizers import Tokenizer
+
+Source = Annotated[Positional[Path], arg(metavar="SRC")]
+"""What a command reads: its first argument."""
 
 
 def _silent(_: int) -> None:

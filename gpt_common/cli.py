@@ -73,8 +73,12 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
             raise UserError(f"{flag} needs a value; see --help")
         if name == "InstantiationFailure":
             raise UserError(" ".join(f"{flag} {event.message}".split()))
-        if name in ("MissingArgs", "MissingSubcommand"):
-            raise UserError("something is missing on the command line: see --help")
+        if name == "MissingArgs":
+            missing = [str(found.arg.lowered.name_or_flags[-1]) for found in event.missing_arguments]
+            words = [word if word.startswith("-") else word.upper() for word in missing]
+            raise UserError(f"missing argument{'s'[: len(words) - 1]}: {', '.join(words)}; see --help")
+        if name == "MissingSubcommand":
+            raise UserError(f"missing command: choose from: {', '.join(event.subcommand_spec.parser_from_name)}")
 
     try:
         # Private in tyro 1.0 (the version range in pyproject.toml is narrow for this reason). Without it

@@ -14,6 +14,7 @@ from typing import Any
 
 from convert.contents import Contents, by_name
 from convert.formats import state_dict
+from convert.formats.format import Format
 from convert.formats.names import (
     CUSTOM_LLM,
     NUMBERED_EXPERTS,
@@ -26,9 +27,8 @@ from convert.options import ReadOptions
 from convert.storage.stacks import gather, joined, stacked
 from convert.storage.tensors import Tensor, zeros
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import buffer_shapes
+from gpt_common.network.parameters import buffer_shapes
 
-NAME = "CustomLLM state dict"
 FIRST = "blocks.0.feed_forward"
 
 
@@ -53,28 +53,21 @@ def read(path: Path, options: ReadOptions) -> Contents:
     routed, others = gather(path, others, NUMBERED_EXPERTS, None)
     whole = {name: joined(parts, axis=1 if ".down_proj." in name else 0) for name, parts in shared.items()}
     whole |= {name: stacked(parts) for name, parts in routed.items()}
-    named = by_name(path, whole | others, CUSTOM_LLM)
-    tensors = named.tensors
+    contents = by_name(path, whole | others, CUSTOM_LLM)
+    tensors = contents.tensors
     n_shared = max((len(parts) for parts in shared.values()), default=0)
     config = state_dict.read_config(path, tensors, options, _settled(tensors, n_shared))
     if config is not None and config.model.balancing == "bias":
-        missing = _buffers(config.model, tensors).keys() - tensors.keys()
-        tensors |= {
-            name: zeros(shape, "F32") for name, shape in _buffers(config.model, tensors).items() if name in missing
-        }
+        buffers = _buffers(config.model, tensors)
+        missing = buffers.keys() - tensors.keys()
+        tensors |= {name: zeros(shape, "F32") for name, shape in buffers.items() if name in missing}
         if missing:
             notes = (*notes, "the file has no routing biases: they begin at zero")
-    return Contents(
-        path=path,
-        format=NAME,
-        family="CustomLLM",
+    return dataclasses.replace(
+        contents,
         config=config,
-        tensors=tensors,
-        key_map=CUSTOM_LLM,
-        names=named.names,
         described_in=state_dict.described_in(options),
-        unknown=named.unknown,
-        notes=(*notes, *named.notes),
+        notes=(*notes, *contents.notes),
         verify=verify,
     )
 
@@ -97,3 +90,6 @@ def _buffers(model: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, tup
     """Shapes of the routing biases of the blocks that the file has."""
     layers = sum(name.endswith(".router.weight") for name in tensors)
     return buffer_shapes(dataclasses.replace(model, n_layer=min(model.n_layer, layers)))
+
+
+FORMAT = Format(name="CustomLLM state dict", order=80, family="CustomLLM", recognise=recognise, read=read, bare=True)

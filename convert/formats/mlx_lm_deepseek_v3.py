@@ -10,31 +10,16 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from convert.contents import KEEP, Contents
+from convert.contents import OTHER_TARGET, Contents
 from convert.formats import transformers_deepseek_v3
-from convert.formats.model_folder import is_mlx
-from convert.options import ReadOptions, WriteOptions
+from convert.formats.model_folder import FILES, is_mlx
+from convert.options import WriteOptions
 from convert.storage.tensors import Tensor, load, values
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 
-NAME = "DeepSeek-V3 folder as mlx-lm takes it"
 EXTRA_LAYER = 61
 """Layer that mlx-lm leaves out of every model, because the published one's predicts a second token."""
-
-
-def recognise(path: Path) -> bool:
-    """A DeepSeek-V3 folder whose weights were written for MLX."""
-    return transformers_deepseek_v3.recognise(path) and is_mlx(path)
-
-
-def read(path: Path, options: ReadOptions) -> Contents:
-    """As a folder of `transformers`.
-
-    Raises:
-        UserError: as there.
-    """
-    return dataclasses.replace(transformers_deepseek_v3.read(path, options), format=NAME)
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -43,21 +28,23 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     Raises:
         UserError: mlx-lm's DeepSeek-V3 cannot be this model, or would compute something else.
     """
-    assert contents.config is not None
-    model = contents.config.model
+    model = contents.model
     transformers_deepseek_v3.refuse_others(model)
     routed = [layer for layer in range(model.n_layer) if model.has_experts(layer)]
     if model.rope_layout != "interleaved":
         raise UserError(
-            f"the model's rope_layout is {model.rope_layout}, and mlx-lm's DeepSeek-V3 has only interleaved: {KEEP}"
+            f"the model's rope_layout is {model.rope_layout}, and mlx-lm's DeepSeek-V3 has only interleaved: "
+            f"{OTHER_TARGET}"
         )
     if routed and model.experts_per_token == 1 and model.router_normalise:
         raise UserError(
             "the model has experts_per_token 1 with router_normalise, and mlx-lm does not normalise the gate of a "
-            f"single expert, so it would compute something else: {KEEP}"
+            f"single expert, so it would compute something else: {OTHER_TARGET}"
         )
     if model.n_layer > EXTRA_LAYER:
-        raise UserError(f"the model's n_layer is {model.n_layer}, and mlx-lm leaves out layer {EXTRA_LAYER}: {KEEP}")
+        raise UserError(
+            f"the model's n_layer is {model.n_layer}, and mlx-lm leaves out layer {EXTRA_LAYER}: {OTHER_TARGET}"
+        )
     notes = transformers_deepseek_v3.write_deepseek(contents, path, options, "mlx")
     name = "blocks.{}.feed_forward.routing_bias"
     if model.balancing == "bias" and not all(_same_choice(contents.tensors[name.format(i)], model) for i in routed):
@@ -76,3 +63,15 @@ def _same_choice(bias: Tensor, model: ModelConfig) -> bool:
     above_GE = values(load(bias).tobytes(), bias.dtype).reshape(model.n_expert_group, -1) >= 0
     fewest = sorted(above_GE.sum(axis=1))[: model.groups_per_token]
     return bool(sum(fewest) >= model.experts_per_token)
+
+
+FORMAT = dataclasses.replace(
+    transformers_deepseek_v3.FORMAT,
+    name="DeepSeek-V3 folder as mlx-lm takes it",
+    order=50,
+    recognise=is_mlx,
+    write=write,
+    target="mlx-lm",
+    commands=("torch2mlx", "mlx2torch"),
+    files=FILES,
+)

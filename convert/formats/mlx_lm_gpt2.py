@@ -7,33 +7,22 @@ from pathlib import Path
 
 from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2
 from convert.formats import transformers_gpt2
+from convert.formats.model_folder import FILES
 from convert.formats.names import GPT2
-from convert.options import ReadOptions, WriteOptions
+from convert.options import WriteOptions
 from convert.storage.safetensors_file import read_safetensors
 from convert.storage.weights import read_json
 from gpt_common.errors import UserError
 
-NAME = "GPT-2 folder as mlx-lm takes it"
 NAMES = {ours: foreign.removeprefix("transformer.") for ours, foreign in GPT2.items()}
 
 
 def recognise(path: Path) -> bool:
     """What mlx-lm accepts of GPT-2: `n_ctx`, and in every file names without a prefix."""
-    if not transformers_gpt2.recognise(path) or "n_ctx" not in read_json(path / "config.json"):
-        return False
-    files = list(path.glob("model*.safetensors"))
+    files = list(path.glob("model*.safetensors")) if "n_ctx" in read_json(path / "config.json") else []
     return bool(files) and all(
         name.startswith(("wte", "wpe", "h.", "ln_f")) for f in files for name in read_safetensors(f)
     )
-
-
-def read(path: Path, options: ReadOptions) -> Contents:
-    """As a folder of `transformers`, whose reader takes both kinds of names.
-
-    Raises:
-        UserError: as there.
-    """
-    return dataclasses.replace(transformers_gpt2.read(path, options), format=NAME)
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -42,8 +31,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     Raises:
         UserError: mlx-lm's GPT-2 cannot be this model.
     """
-    assert contents.config is not None
-    model = contents.config.model
+    model = contents.model
     refuse_all_but_gpt2(model, "mlx-lm's GPT-2")
     refuse_activation(model, "gelu_tanh", "mlx-lm", options.other_gelu)
     if not model.tied_head:
@@ -52,3 +40,15 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         )
     settings = {"n_ctx": model.block_size}
     return transformers_gpt2.write_folder(contents, path, options, names=NAMES, settings=settings)
+
+
+FORMAT = dataclasses.replace(
+    transformers_gpt2.FORMAT,
+    name="GPT-2 folder as mlx-lm takes it",
+    order=10,
+    recognise=recognise,
+    write=write,
+    target="mlx-lm",
+    commands=("torch2mlx", "mlx2torch"),
+    files=FILES,
+)

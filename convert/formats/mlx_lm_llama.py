@@ -7,24 +7,8 @@ from pathlib import Path
 
 from convert.contents import Contents
 from convert.formats import transformers_llama
-from convert.formats.model_folder import is_mlx
-from convert.options import ReadOptions, WriteOptions
-
-NAME = "Llama folder as mlx-lm takes it"
-
-
-def recognise(path: Path) -> bool:
-    """A Llama folder whose weights were written for MLX."""
-    return transformers_llama.recognise(path) and is_mlx(path)
-
-
-def read(path: Path, options: ReadOptions) -> Contents:
-    """As a folder of `transformers`.
-
-    Raises:
-        UserError: as there.
-    """
-    return dataclasses.replace(transformers_llama.read(path, options), format=NAME)
+from convert.formats.model_folder import FILES, is_mlx
+from convert.options import WriteOptions
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -33,5 +17,16 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     Raises:
         UserError: mlx-lm's Llama cannot be this model.
     """
-    transformers_llama.write_llama(contents, path, options, "mlx")
-    return ()
+    return transformers_llama.write_llama(contents, path, options, "mlx")
+
+
+FORMAT = dataclasses.replace(
+    transformers_llama.FORMAT,
+    name="Llama folder as mlx-lm takes it",
+    order=30,
+    recognise=is_mlx,
+    write=write,
+    target="mlx-lm",
+    commands=("torch2mlx", "mlx2torch"),
+    files=FILES,
+)

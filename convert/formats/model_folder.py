@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import Contents, check_sizes
-from convert.formats.tokenizer_files import write_tokenizer
+from convert.contents import Contents, check_sizes, drop_tied_head
+from convert.formats.tokenizer_files import read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
 from convert.storage.pickles import shown
 from convert.storage.safetensors_file import read_metadata, read_safetensors, write_safetensors
 from convert.storage.tensors import WEIGHT_DTYPES, Tensor
 from convert.storage.weights import read_json
-from gpt_common.config import ModelConfig, from_dict
+from gpt_common.config import ModelConfig, RunConfig, from_dict
 from gpt_common.errors import UserError
 
+FILES = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})
+"""What `write_folder` makes."""
+CARD = "README.md"
 REQUIRED = object()
 """A setting that must be there: what a library would put in its place is no guess that should pass in silence."""
 COPY_OR_CHOOSE = "copy the file again, or choose another model"
@@ -46,6 +50,29 @@ def is_mlx(folder: Path) -> bool:
     """Whether every weight file says that it was written for MLX, as mlx-lm's own do."""
     files = sorted(folder.glob("model*.safetensors"))
     return bool(files) and all(read_safetensors(f) and read_metadata(f).get("format") == "mlx" for f in files)
+
+
+def with_folder(
+    contents: Contents, model: ModelConfig, verify: Callable[[], None], notes: tuple[str, ...] = ()
+) -> Contents:
+    """The weights of a folder, with what config.json and its tokenizer say of them.
+
+    Args:
+        verify: checks whatever has not been read.
+
+    Raises:
+        UserError: an output layer that should be the token embedding is not.
+    """
+    if model.tied_head:
+        drop_tied_head(contents)
+    return dataclasses.replace(
+        contents,
+        config=RunConfig(model=model),
+        find_tokenizer=lambda: read_tokenizer(contents.path),
+        described_in="config.json",
+        notes=(*notes, *contents.notes),
+        verify=verify,
+    )
 
 
 def read_settings(
@@ -176,7 +203,6 @@ def write_folder(
         UserError: a tensor cannot be read.
         OSError: the folder cannot be written.
     """
-    assert contents.config is not None
     path.mkdir()
     end = None if options.tokenizer is None else options.tokenizer.end_of_text
     ends = {"bos_token_id": end, "eos_token_id": end, "dtype": WEIGHT_DTYPES[dtype_of(contents)]}
@@ -184,13 +210,12 @@ def write_folder(
     (path / "config.json").write_text(encoded, encoding="utf-8")
     write_safetensors(path / "model.safetensors", tensors, metadata, options.progress)
     if options.tokenizer is not None:
-        write_tokenizer(options.tokenizer, path, contents.config.model.block_size)
+        write_tokenizer(options.tokenizer, path, contents.model.block_size)
 
 
 def write_card(contents: Contents, path: Path, kind: str) -> None:
     """README.md for the hub: what it is, how it was trained, how to load it."""
-    assert contents.config is not None
-    model = contents.config.model
+    model = contents.model
     trained = f"Trained for {contents.step:,} steps." if contents.step else ""
     loss = "" if contents.best_val_loss is None else f" Best validation loss {contents.best_val_loss:.4f}."
     text = f"""---
@@ -212,4 +237,4 @@ model = AutoModelForCausalLM.from_pretrained("{path.name.partition(".tmp-")[0]}"
 
 Written by `python -m convert mlx2torch --to transformers` from a {contents.format}.
 """
-    (path / "README.md").write_text(text, encoding="utf-8")
+    (path / CARD).write_text(text, encoding="utf-8")

@@ -117,6 +117,13 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
     return f"{names[stem].replace('{i}', number)}.{kind}"
 
 
+def translated(name: str, names: Mapping[str, str]) -> str:
+    """`name` through a key map that has it."""
+    found = translate(name, names)
+    assert found is not None
+    return found
+
+
 def inverted(names: Mapping[str, str]) -> dict[str, str]:
     """The map from the foreign names to ours."""
     return {foreign: ours for ours, foreign in names.items()}

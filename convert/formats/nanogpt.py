@@ -20,23 +20,23 @@ from convert.contents import (
     refuse_activation,
     refuse_all_but_gpt2,
 )
-from convert.formats.names import GPT2, translate
+from convert.formats.format import Format
+from convert.formats.names import GPT2, translated
 from convert.formats.tokenizer_files import read_meta
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import StoredTensor, shown, write_pickle
-from convert.storage.tensors import AGAIN, Tensor, from_array
+from convert.storage.tensors import COPY_AGAIN, Tensor, from_array
 from convert.storage.torch_file import TorchFile, is_torch_file, plan, write_torch_file
 from gpt_common.config import ModelConfig, RunConfig, from_dict, to_dict
 from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.network.init import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes
 
-NAME = "nanoGPT checkpoint"
 FILE, META = "ckpt.pt", "meta.pkl"
 GPT2_VOCABULARY = 50257
 NO_LOSS = 1e9
 """Best loss that nanoGPT starts from."""
-ALONE = "add --no-optimizer to take the weights alone"
+WITHOUT_OPTIMIZER = "add --no-optimizer to take the weights alone"
 SWITCHES = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": True}
 """Settings of AdamW that change its update, at the only value that is known here."""
 MODEL_ARGS = ("n_layer", "n_head", "n_embd", "block_size", "bias", "vocab_size", "dropout")
@@ -79,30 +79,24 @@ def read(path: Path, options: ReadOptions) -> Contents:
     path = path / FILE if path.is_dir() else path
     file = TorchFile(path)
     value: dict[str, Any] = file.value
-    named = by_name(path, file.tensors(_dictionary(path, value, "model"), "model"), GPT2)
-    drop_tied_head(path, named)
+    contents = by_name(path, file.tensors(_dictionary(path, value, "model"), "model"), GPT2)
+    drop_tied_head(contents)
     groups = _read_groups(path, value.get("optimizer")) if options.optimizer and value.get("optimizer") else []
-    config = _read_config(path, value, named.tensors, groups)
+    config = _read_config(path, value, contents.tensors, groups)
     step = value.get("iter_num", 0)
     if type(step) is not int or step < 0:
-        raise UserError(f"{path}: iter_num is {shown(step)}, nanoGPT writes the number of iterations: {AGAIN}")
+        raise UserError(f"{path}: iter_num is {shown(step)}, nanoGPT writes the number of iterations: {COPY_AGAIN}")
     loss = value.get("best_val_loss", NO_LOSS)
     loss = file.scalar(loss, "best_val_loss") if isinstance(loss, StoredTensor) else loss
     if isinstance(loss, bool) or not isinstance(loss, int | float):
-        raise UserError(f"{path}: best_val_loss is {shown(loss)}, nanoGPT writes a number: {AGAIN}")
-    contents = Contents(
-        path=path,
-        format=NAME,
+        raise UserError(f"{path}: best_val_loss is {shown(loss)}, nanoGPT writes a number: {COPY_AGAIN}")
+    contents = dataclasses.replace(
+        contents,
         config=config,
-        tensors=named.tensors,
         step=step,
         best_val_loss=float(loss) if loss < NO_LOSS else None,
         find_tokenizer=lambda: _find_tokenizer(path.parent, config),
-        key_map=GPT2,
-        names=named.names,
         described_in="model_args",
-        unknown=named.unknown,
-        notes=named.notes,
         verify=file.verify,
     )
     # Which moments belong to which weight is told by their position alone: only sound weights can say.
@@ -114,7 +108,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
 def _dictionary(path: Path, value: Mapping[str, Any], key: str) -> dict[Any, Any]:
     found = value.get(key)
     if not isinstance(found, dict):
-        raise UserError(f"{path}: {key} is a {type(found).__name__}, nanoGPT writes a dictionary there: {AGAIN}")
+        raise UserError(f"{path}: {key} is a {type(found).__name__}, nanoGPT writes a dictionary there: {COPY_AGAIN}")
     return found
 
 
@@ -124,9 +118,7 @@ def _read_config(
     arguments = _dictionary(path, value, "model_args")
     unknown = [shown(key) for key in arguments if key not in MODEL_ARGS]
     if unknown:
-        raise UserError(
-            f"{path}: model_args has {unknown[0]}, which nanoGPT has not: choose a checkpoint of its own model"
-        )
+        raise UserError(f"{path}: unknown model_args key {unknown[0]}: choose a checkpoint of nanoGPT's own model")
     # Before 2023 nanoGPT had no `bias`: every model had biases.
     model = {"bias": "final_norm.bias" in tensors, "dropout": 0.0, **arguments}
     missing = [key for key in MODEL_ARGS if key not in model]
@@ -155,6 +147,10 @@ def _read_config(
         raise UserError(f"{str(error)[:300]}: save the checkpoint again with another value") from None
 
 
+def _unusable(path: Path, what: str) -> UserError:
+    return UserError(f"{path}: {what}: {WITHOUT_OPTIMIZER}")
+
+
 def _read_groups(path: Path, optimizer: Any) -> list[dict[str, Any]]:
     """AdamW's two parameter groups, after a look at everything in them that our AdamW does not have.
 
@@ -163,23 +159,23 @@ def _read_groups(path: Path, optimizer: Any) -> list[dict[str, Any]]:
     """
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not isinstance(optimizer.get("state"), dict):
-        raise UserError(f"{path}: optimizer has no param_groups and state, as AdamW's state_dict() has: {ALONE}")
+        raise _unusable(path, "optimizer has no param_groups and state, as AdamW's state_dict() has")
     for group in groups:
         if not isinstance(group, dict) or not isinstance(group.get("params"), list):
-            raise UserError(f"{path}: optimizer has a parameter group without params: {ALONE}")
+            raise _unusable(path, "optimizer has a parameter group without params")
         betas = group.get("betas")
         if not isinstance(betas, tuple | list) or [type(beta) for beta in betas] != [float, float]:
-            raise UserError(f"{path}: betas of the optimizer are {shown(betas)}, AdamW has two numbers: {ALONE}")
+            raise _unusable(path, f"betas of the optimizer are {shown(betas)}, AdamW has two numbers")
         if not all(type(group.get(key)) in (int, float) for key in ("eps", "weight_decay")):
-            raise UserError(f"{path}: optimizer has a group without eps or weight_decay, so it is not AdamW: {ALONE}")
+            raise _unusable(path, "optimizer has a group without eps or weight_decay, so it is not AdamW")
         for key, usual in SWITCHES.items():
             if group.get(key, usual) != usual:
-                raise UserError(f"{path}: optimizer has {key} {shown(group[key])}, which is not known here: {ALONE}")
+                raise _unusable(path, f"optimizer has {key} {shown(group[key])}, which is not known here")
     for key in ("betas", "eps"):
         if any(group[key] != groups[0][key] for group in groups):
-            raise UserError(f"{path}: {key} of the optimizer's groups differ, here they are one: {ALONE}")
+            raise _unusable(path, f"{key} of the optimizer's groups differ, here they are one")
     if any(group["weight_decay"] != 0 for group in groups[1:]):
-        raise UserError(f"{path}: weight_decay of the group of vectors is not 0, here they never decay: {ALONE}")
+        raise _unusable(path, "weight_decay of the group of vectors is not 0, here they never decay")
     return groups
 
 
@@ -194,35 +190,32 @@ def _read_moments(
     file: TorchFile, optimizer: dict[str, Any], groups: list[dict[str, Any]], contents: Contents
 ) -> dict[str, Tensor]:
     """Both moments of every parameter, or none if the optimiser has not made a step."""
-    assert contents.config is not None
-    state, expected = optimizer["state"], _groups(contents.config.model)
+    state, expected = optimizer["state"], _groups(contents.model)
     if not state:
         return {}
     sizes = [len(group["params"]) for group in groups]
     if sizes != [len(names) for names in expected]:
-        raise UserError(
-            f"{file.path}: the optimizer has parameter groups of {sizes[:9]}, this model's have "
-            f"{[len(names) for names in expected]} (matrices, then vectors): {ALONE}"
-        )
+        wanted = f"{[len(names) for names in expected]} (matrices, then vectors)"
+        raise _unusable(file.path, f"the optimizer has parameter groups of {sizes[:9]}, this model's have {wanted}")
     indices = [index for group in groups for index in group["params"]]
     superfluous = sorted(shown(index) for index in state if index not in indices)
-    if superfluous or len(set(map(str, indices))) < len(indices):
-        raise UserError(f"{file.path}: optimizer has state of a parameter {superfluous[:1]} too many: {ALONE}")
+    if superfluous:
+        raise _unusable(file.path, f"unexpected optimizer state of parameter {superfluous[0]}")
+    if len(set(map(str, indices))) < len(indices):
+        raise _unusable(file.path, "the optimizer lists a parameter twice")
     moments = {}
     for index, name in zip(indices, (name for names in expected for name in names), strict=True):
         own = contents.own_name(name)
         entry = state.get(index) if isinstance(index, int) else None
         if not isinstance(entry, dict) or "step" not in entry:
-            raise UserError(f"{file.path}: optimizer has no state with a step for tensor {own}: {ALONE}")
+            raise _unusable(file.path, f"optimizer has no state with a step for tensor {own}")
         done = entry["step"]
         done = file.scalar(done, f"step of {own}") if isinstance(done, StoredTensor) else done
         if done != contents.step:
-            raise UserError(
-                f"{file.path}: AdamW made {shown(done)} steps for tensor {own}, iter_num is {contents.step}: {ALONE}"
-            )
+            raise _unusable(file.path, f"AdamW made {shown(done)} steps for tensor {own}, iter_num is {contents.step}")
         for moment in MOMENTS:
             if not isinstance(entry.get(moment), StoredTensor):
-                raise UserError(f"{file.path}: optimizer has no {moment} for tensor {own}: {ALONE}")
+                raise _unusable(file.path, f"optimizer has no {moment} for tensor {own}")
             moments[f"{moment}.{name}"] = file.tensor(entry[moment], f"{moment} of {own}")
     return moments
 
@@ -259,8 +252,8 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     if model.norm_eps != 1e-5:
         raise UserError(f"nanoGPT's layer norms add 1e-5 and this model's {model.norm_eps}: --to transformers")
     if contents.moments and config.optim.optimizer != "adamw":
-        raise UserError(f"nanoGPT has no optimizer {config.optim.optimizer}, only adamw: {ALONE}")
-    names = {name: translate(name, GPT2) or name for name in parameter_shapes(model)}
+        raise UserError(f"nanoGPT has no optimizer {config.optim.optimizer}, only adamw: {WITHOUT_OPTIMIZER}")
+    names = {name: translated(name, GPT2) for name in parameter_shapes(model)}
     stored: dict[str, Tensor] = {names[name]: contents.tensors[name] for name in names}
     groups = _groups(model)
     state = {}
@@ -327,3 +320,16 @@ def _param_groups(config: RunConfig, groups: tuple[list[str], list[str]]) -> lis
         {**common, "weight_decay": decay, **switches, "params": params}
         for decay, params in zip(decays, indices, strict=True)
     ]
+
+
+FORMAT = Format(
+    name="nanoGPT checkpoint",
+    order=70,
+    recognise=recognise,
+    read=read,
+    write=write,
+    target="nanogpt",
+    files=frozenset({FILE, META}),
+    single_file=".pt",
+    holds_optimizer=True,
+)

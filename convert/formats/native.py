@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from convert.contents import Contents, check_sizes
+from convert.formats.format import Format
 from convert.options import ReadOptions, WriteOptions
-from convert.storage.pickles import shown
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
-from convert.storage.tensors import Tensor, beside
+from convert.storage.tensors import Tensor, hashed
 from gpt_common.config import from_dict, to_dict, to_toml
-from gpt_common.data.tokenizers import load_tokenizer
+from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
-from gpt_common.training.checkpoint import (
-    MODEL_FILE,
-    OPTIMIZER_FILE,
-    STATE_FILE,
-    TOKENIZER_FILE,
-    find_checkpoint,
-    read_state,
-    write_checkpoint,
-)
-
-NAME = "native checkpoint"
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest, write_checkpoint
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TOKENIZER_FILE, Manifest
 
 
 def recognise(path: Path) -> bool:
@@ -41,16 +30,13 @@ def read(path: Path, options: ReadOptions) -> Contents:
         UserError: no checkpoint, or a damaged one; hashes are checked while tensors are read.
     """
     folder = find_checkpoint(path, prefer="latest" if options.latest else "best")
-    state = read_state(folder)
-    check_sizes(str(folder / STATE_FILE), state["config"].get("model", {}))
-    config = from_dict(state["config"], where=str(folder / STATE_FILE))
-    recorded = state["tensors"]
+    manifest = read_manifest(folder)
+    check_sizes(str(folder / STATE_FILE), manifest.config.get("model", {}))
+    config = from_dict(manifest.config, where=str(folder / STATE_FILE))
+    recorded = manifest.tensors
     for file in sorted(recorded.keys() ^ {MODEL_FILE, OPTIMIZER_FILE}):
         if file != OPTIMIZER_FILE:
             raise _damaged(folder, f"{STATE_FILE} {'lists' if file in recorded else 'does not list'} {file[:80]!r}")
-    for key in ("tokens", "val_loss", "best_val_loss", "best_step"):
-        if not isinstance(state.get(key), int | float | None):
-            raise _damaged(folder, f"{key} in {STATE_FILE} is {shown(state[key])} and not a number")
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
     moments = {}
     if OPTIMIZER_FILE in recorded and options.optimizer:
@@ -58,39 +44,38 @@ def read(path: Path, options: ReadOptions) -> Contents:
     has_tokenizer = (folder / TOKENIZER_FILE).exists()
     return Contents(
         path=folder,
-        format=NAME,
         config=config,
         tensors=tensors,
         moments=moments,
         described_in=STATE_FILE,
-        step=state["step"],
-        tokens=state.get("tokens"),
-        val_loss=state.get("val_loss"),
-        best_val_loss=state.get("best_val_loss"),
-        best_step=state.get("best_step"),
-        dataset=state.get("dataset"),
+        step=manifest.step,
+        tokens=manifest.tokens,
+        val_loss=manifest.val_loss,
+        best_val_loss=manifest.best_val_loss,
+        best_step=manifest.best_step,
+        dataset=manifest.dataset,
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
     )
 
 
-def _checked(path: Path, recorded: dict[str, str]) -> dict[str, Tensor]:
+def _checked(path: Path, recorded: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of a file, whose SHA-256 is compared with the manifest's while they are read."""
     found = read_safetensors(path)
     for name in sorted(found.keys() ^ recorded.keys()):
         what = "is not in the manifest" if name in found else "is missing"
         raise _damaged(path.parent, f"tensor {name} in {path.name} {what}")
-    return {name: _hashed(path, name, tensor, recorded[name]) for name, tensor in found.items()}
+    return {name: _compared(path, name, tensor, recorded[name]) for name, tensor in found.items()}
 
 
 def _damaged(checkpoint: Path, what: str) -> UserError:
     return UserError(f"checkpoint {checkpoint} is damaged: {what}. Copy it again, or take another checkpoint")
 
 
-def _hashed(path: Path, name: str, tensor: Tensor, expected: str) -> Tensor:
+def _compared(path: Path, name: str, tensor: Tensor, expected: str) -> Tensor:
     def blocks() -> Iterator[bytes]:
-        digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-        yield from beside(tensor.blocks(), digest.update)
-        if digest.hexdigest() != expected:
+        found, sha256 = hashed(tensor)
+        yield from found
+        if sha256() != expected:
             raise _damaged(path.parent, f"tensor {name} in {path.name} has changed since it was saved")
 
     return Tensor(dtype=tensor.dtype, shape=tensor.shape, blocks=blocks)
@@ -105,21 +90,21 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     config = contents.config
     assert config is not None
     tokenizer = options.tokenizer
-    state: dict[str, Any] = {
-        "tokens": contents.tokens,
-        "val_loss": contents.val_loss,
-        "best_val_loss": contents.best_val_loss,
-        "best_step": contents.step if contents.best_step is None else contents.best_step,
-        "config": to_dict(config),
-        "dataset": contents.dataset,
-        "tokenizer": tokenizer
-        and {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size},
-        "written_by": {
+    manifest = Manifest(
+        step=contents.step,
+        config=to_dict(config),
+        tokens=contents.tokens,
+        val_loss=contents.val_loss,
+        best_val_loss=contents.best_val_loss,
+        best_step=contents.step if contents.best_step is None else contents.best_step,
+        dataset=contents.dataset,
+        tokenizer=None if tokenizer is None else identity(tokenizer),
+        written_by={
             "program": "convert",
             "versions": {"python": platform.python_version()},
             "source": {"format": contents.format, "path": str(contents.path)},
         },
-    }
+    )
 
     def write_files(folder: Path) -> dict[str, dict[str, str]]:
         hashes = {MODEL_FILE: write_safetensors(folder / MODEL_FILE, contents.tensors, {}, options.progress)}
@@ -129,6 +114,20 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
             tokenizer.save(folder / TOKENIZER_FILE)
         return hashes
 
-    write_checkpoint(path, contents.step, state=state, write_files=write_files, best=True, keep=1)
+    write_checkpoint(path, manifest, write_files=write_files, best=True, keep=1)
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     return ()
+
+
+FORMAT = Format(
+    name="native checkpoint",
+    order=0,
+    recognise=recognise,
+    read=read,
+    write=write,
+    target="native",
+    commands=("torch2mlx",),
+    suffix="-mlx",
+    files=frozenset({"config.toml", "checkpoints"}),
+    holds_optimizer=True,
+)

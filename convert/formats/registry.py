@@ -1,79 +1,81 @@
-"""Checkpoint formats: one file each with the same verbs.
-
-    NAME                                what it is, for people
-    recognise(path) -> bool             by content, never by name alone
-    read(path, options) -> Contents     nothing but headers is read
-    write(contents, path, options)      into a path that does not exist; the command moves it into place;
-                                        returns what a person should know about the result
-                                        (a bare state dict has none: it would lose the configuration)
-
-None of them imports a framework.
-"""
+"""All formats: every file of this folder that declares one. A new format is one more file, and nothing else."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
+import pkgutil
 import stat
 from pathlib import Path
-from types import ModuleType
 
+from convert import formats
 from convert.contents import Contents
-from convert.formats import (
-    custom_llm,
-    mlx_lm_deepseek_v3,
-    mlx_lm_gpt2,
-    mlx_lm_llama,
-    nanogpt,
-    native,
-    state_dict,
-    transformers_deepseek_v3,
-    transformers_gpt2,
-    transformers_llama,
-)
+from convert.formats.format import Format
+from convert.formats.model_folder import model_type
 from convert.formats.tokenizer_files import PICKLE
 from convert.options import ReadOptions
 from convert.storage.pickles import Refused, read_pickle
-from convert.storage.tensors import AGAIN
+from convert.storage.tensors import COPY_AGAIN
 from convert.storage.torch_file import LARGEST_PICKLE
-from convert.storage.weights import WEIGHTS, read_json
+from convert.storage.weights import WEIGHTS
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 
-FORMATS: tuple[ModuleType, ...] = (
-    native,
-    mlx_lm_gpt2,
-    transformers_gpt2,
-    mlx_lm_llama,
-    transformers_llama,
-    mlx_lm_deepseek_v3,
-    transformers_deepseek_v3,
-    nanogpt,
-    custom_llm,
-    state_dict,
-)
-"""In the order in which they are tried: what says most of itself first."""
-MODEL_TYPES = "'gpt2', 'llama' or 'deepseek_v3'"
-BARE = (custom_llm, state_dict)
-"""Tensors alone, which `--preset` or `--config` explains."""
+
+def _declared() -> tuple[Format, ...]:
+    names = (found.name for found in pkgutil.iter_modules(formats.__path__, f"{formats.__name__}."))
+    modules = (importlib.import_module(name) for name in names if name != __name__)
+    found = (module.FORMAT for module in modules if hasattr(module, "FORMAT"))
+    return tuple(sorted(found, key=lambda declared: declared.order))
+
+
+FORMATS = _declared()
+"""In the order in which they are asked whether a source is theirs."""
+
+
+def targets(command: str) -> tuple[str, ...]:
+    """What `--to` of a command offers."""
+    return tuple(dict.fromkeys(found.target for found in FORMATS if found.target and command in found.commands))
+
+
+def formats_of(target: str) -> list[Format]:
+    """The formats that share a name in `--to`."""
+    return [found for found in FORMATS if found.target == target]
+
+
+def format_for(target: str, model: ModelConfig) -> Format:
+    """The format that `--to` means for a model.
+
+    Raises:
+        UserError: the library has no such model.
+    """
+    for found in formats_of(target):
+        if found.attention in ("", model.attention):
+            return found
+    known = ", ".join(found.attention for found in formats_of(target))
+    raise UserError(f"the model's attention is {model.attention}, and {target} has only {known}: keep the run as it is")
 
 
 def read(path: Path, options: ReadOptions) -> Contents:
     """The contents of whatever `path` is.
 
     Raises:
-        UserError: nothing that is known here; says what it looks like. Or the format's own errors.
+        UserError: no known format; says what it looks like. Or the format's own errors.
     """
     try:
         if not os.path.lexists(path):
             raise UserError(f"no such file or folder: {path}; check the name")
-        kind = path.stat().st_mode
-        if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
             raise UserError(f"{path} is neither a file nor a folder: give one of those")
+        kind = model_type(path)
         for candidate in FORMATS:
-            if candidate.recognise(path):
-                if candidate not in BARE and (options.preset or options.config):
+            if candidate.model_type in ("", kind) and candidate.recognise(path):
+                if not candidate.bare and (options.preset or options.config):
                     raise UserError(f"{path} says itself which model it is: leave out --preset and --config")
-                contents: Contents = candidate.read(path, options)
-                return contents
+                contents = candidate.read(path, options)
+                return dataclasses.replace(contents, format=candidate.name, family=candidate.family)
     except OSError as error:
         raise UserError(
             f"cannot read {error.filename or path}: {error.strerror or error}: check that you may"
@@ -84,9 +86,12 @@ def read(path: Path, options: ReadOptions) -> Contents:
 def _unknown(path: Path) -> str:
     if path.is_dir():
         if (path / "config.json").is_file():
-            kind = read_json(path / "config.json").get("model_type")
-            return f"{path}: config.json says model_type {kind!r}; choose one that says {MODEL_TYPES}"
-        weights = [name for name in (*WEIGHTS, nanogpt.FILE) if (path / name).is_file()]
+            *others, last = dict.fromkeys(f"'{found.model_type}'" for found in FORMATS if found.model_type)
+            known = f"{', '.join(others)} or {last}"
+            return f"{path}: config.json says model_type {model_type(path)!r}; choose one that says {known}"
+        alone = [found.single_file for found in FORMATS if found.single_file]
+        written = sorted(name for found in FORMATS for name in found.files if Path(name).suffix in alone)
+        weights = [name for name in (*WEIGHTS, *written) if (path / name).is_file()]
         if weights:
             return f"{path} has {weights[0]} but no config.json: add it, or convert that file with --preset or --config"
         return f"{path} is a folder without a checkpoint: give a run, or one with config.json and weights or ckpt.pt"
@@ -95,9 +100,9 @@ def _unknown(path: Path) -> str:
         file.seek(257)
         tar = file.read(5) == b"ustar"
     if not start:
-        return f"{path} is empty: {AGAIN}"
+        return f"{path} is empty: {COPY_AGAIN}"
     if tar:
-        return f"{path} is not a checkpoint of PyTorch 1.6 or later but a tar archive: convert what is in it"
+        return f"{path} is a tar archive, not a checkpoint of PyTorch 1.6 or later: convert what is in it"
     if start[:1] == PICKLE and path.stat().st_size < LARGEST_PICKLE:
         try:
             read_pickle(path.read_bytes())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, shape_of_model
+from convert.formats.format import Format
 from convert.formats.names import CONV1D, GPT2, OURS, translate, without_prefixes
 from convert.options import ReadOptions
 from convert.storage.safetensors_file import is_safetensors, read_safetensors
@@ -22,7 +23,6 @@ from convert.storage.torch_file import TorchFile, is_torch_file
 from gpt_common.config import PRESETS_FOLDER, RunConfig, load_preset, load_toml
 from gpt_common.errors import UserError
 
-NAME = "state dict"
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Under which people save a state dict beside other things."""
 
@@ -40,9 +40,8 @@ def read(path: Path, options: ReadOptions) -> Contents:
     """
     raw, notes, verify = read_raw(path)
     ours = sum(translate(without_prefixes(name), OURS) is not None for name in raw)
-    key_map = OURS if ours > len(raw) / 2 else GPT2
-    named = by_name(path, raw, key_map)
-    tensors = named.tensors
+    contents = by_name(path, raw, OURS if ours > len(raw) / 2 else GPT2)
+    tensors = contents.tensors
     embedding = tensors.get("token_embedding.weight")
     untied = "head.bias" in tensors or _said(options).get("tied_head") is False
     if "head.weight" in tensors and embedding is not None and not untied and same(tensors["head.weight"], embedding):
@@ -52,16 +51,11 @@ def read(path: Path, options: ReadOptions) -> Contents:
         notes = (*notes, "matrices are (in, out), as transformers keeps GPT-2's: transposed")
         for name in [name for name in tensors if name.endswith(CONV1D) and len(tensors[name].shape) == 2]:
             tensors[name] = transposed(tensors[name])
-    return Contents(
-        path=path,
-        format=NAME,
+    return dataclasses.replace(
+        contents,
         config=read_config(path, tensors, options, {}),
-        tensors=tensors,
-        key_map=key_map,
-        names=named.names,
         described_in=described_in(options),
-        unknown=named.unknown,
-        notes=(*notes, *named.notes),
+        notes=(*notes, *contents.notes),
         verify=verify,
     )
 
@@ -71,14 +65,18 @@ def described_in(options: ReadOptions) -> str:
     return str(options.config or f"preset {options.preset}")
 
 
+def _wrapper(value: Any) -> str | None:
+    """Under which key a file keeps its state dict; None if it is one itself."""
+    return next((key for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)), None)
+
+
 def tensor_names(path: Path) -> list[str]:
     """The names in a file, whatever else is wrong with it."""
     if not is_torch_file(path):
         return list(read_safetensors(path))
     value = TorchFile(path).value
-    inner = next(
-        (value[key] for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)), value
-    )
+    wrapper = _wrapper(value)
+    inner = value if wrapper is None else value[wrapper]
     return [name for name in inner if isinstance(name, str)] if isinstance(inner, dict) else []
 
 
@@ -93,7 +91,7 @@ def read_raw(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Any]:
     file = TorchFile(path)
     value = file.value
     notes: tuple[str, ...] = ()
-    wrapper = next((key for key in WRAPPERS if isinstance(value, dict) and isinstance(value.get(key), dict)), None)
+    wrapper = _wrapper(value)
     if wrapper is not None:
         left = ", ".join(str(key)[:40] for key in value if key != wrapper)
         notes = (f"taken from {wrapper!r}" + (f"; left out: {left}" if left else ""),)
@@ -158,3 +156,6 @@ def read_config(
     if "n_head" not in _said(options):
         raise UserError(f"{path}: no shape tells the number of heads: add n_head under [model] in {files[-1]}")
     return config
+
+
+FORMAT = Format(name="state dict", order=90, recognise=recognise, read=read, bare=True)

@@ -12,34 +12,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
+from convert.contents import OTHER_TARGET, Contents, by_name, refuse_fields
+from convert.formats.format import Format
 from convert.formats.model_folder import (
+    CARD,
     COPY_OR_CHOOSE,
+    FILES,
     REQUIRED,
     Fields,
     check_fixed,
-    model_type,
     not_read,
     other_model,
     read_model,
     read_settings,
     rope_settings,
     rope_theta,
+    with_folder,
     write_card,
     write_folder,
 )
-from convert.formats.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translate, without_prefixes
-from convert.formats.tokenizer_files import read_tokenizer
+from convert.formats.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translated, without_prefixes
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import shown
 from convert.storage.stacks import gather, stacked, unstacked, unwoven
 from convert.storage.tensors import Tensor, zeros
 from convert.storage.weights import read_json, read_weights
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.network.init import tensor_shapes
+from gpt_common.network.parameters import tensor_shapes
 
-NAME = "transformers DeepSeek-V3 folder"
 FIELDS: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
     "max_position_embeddings": ("block_size", 4096),
@@ -95,11 +96,6 @@ COMPUTED = {
 STACKED_EXPERTS = re.compile(r"(.*\.mlp\.experts\.)(gate_up_proj|down_proj)")
 
 
-def recognise(path: Path) -> bool:
-    """A folder whose config.json says `deepseek_v3`."""
-    return model_type(path) == "deepseek_v3"
-
-
 def read(path: Path, _: ReadOptions) -> Contents:
     """Weights, configuration and tokenizer; experts are stacked while they are read.
 
@@ -115,24 +111,9 @@ def read(path: Path, _: ReadOptions) -> Contents:
     whole = {name: stacked(parts) for name, parts in experts.items()}
     separated = _separated(others)
     if twice := sorted(whole.keys() & separated.keys()):
-        raise UserError(f"{path}: tensors {twice[0]} are there one by one and stacked: remove one of the two")
-    named = by_name(path, whole | separated, DEEPSEEK_V3)
-    if model.tied_head:
-        drop_tied_head(path, named)
-    return Contents(
-        path=path,
-        format=NAME,
-        family="a DeepSeek-V3 model",
-        config=RunConfig(model=model),
-        tensors=named.tensors,
-        find_tokenizer=lambda: read_tokenizer(path),
-        key_map=DEEPSEEK_V3,
-        names=named.names,
-        described_in="config.json",
-        unknown=named.unknown,
-        notes=(*not_read(settings, (*FIELDS, *FIXED, *FOLLOWS)), *notes, *named.notes),
-        verify=verify,
-    )
+        raise UserError(f"{path}: {twice[0]} is there both stacked and as one tensor per expert: remove one of the two")
+    notes = (*not_read(settings, (*FIELDS, *FIXED, *FOLLOWS)), *notes)
+    return with_folder(by_name(path, whole | separated, DEEPSEEK_V3), model, verify, notes)
 
 
 def _without_extra_layer(raw: Mapping[str, Tensor], n_layer: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -190,14 +171,12 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     Raises:
         UserError: `DeepseekV3ForCausalLM` cannot be this model.
     """
-    assert contents.config is not None
-    model = contents.config.model
+    model = contents.model
     refuse_others(model)
     for name, least in (("n_shared_expert", 1), ("n_expert", 2)):
         if getattr(model, name) < least:
-            raise UserError(
-                f"the model's {name} is {getattr(model, name)}, and transformers' DeepSeek-V3 needs {least}: {KEEP}"
-            )
+            found = f"the model's {name} is {getattr(model, name)}"
+            raise UserError(f"{found}, and transformers' DeepSeek-V3 needs at least {least}: {OTHER_TARGET}")
     notes = write_deepseek(contents, path, options, "pt")
     write_card(contents, path, "DeepSeek-V3")
     return notes
@@ -209,7 +188,7 @@ def refuse_others(model: ModelConfig) -> None:
     Raises:
         UserError: names the first field that is not DeepSeek-V3's.
     """
-    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
+    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()})
 
 
 def write_deepseek(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
@@ -222,9 +201,11 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
     Raises:
         UserError: a tensor cannot be read.
     """
-    assert contents.config is not None
-    model = contents.config.model
-    settings = {theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()} | {
+    model = contents.model
+    settings = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        **{theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()},
         "num_key_value_heads": model.n_head,
         "q_lora_rank": model.q_latent or None,
         "n_shared_experts": model.n_shared_expert or None,
@@ -236,8 +217,7 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
     }
     tensors: dict[str, Tensor] = {}
     for name in tensor_shapes(model):
-        foreign = translate(name, DEEPSEEK_V3)
-        assert foreign is not None
+        foreign = translated(name, DEEPSEEK_V3)
         if "*" in foreign:
             parts = unstacked(contents.tensors[name])
             tensors |= {foreign.replace("*", str(expert)): part for expert, part in enumerate(parts)}
@@ -252,6 +232,18 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
             tensors[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"] = zeros((model.n_expert,), "F32")
     if model.tied_head and library == "mlx":  # mlx-lm's DeepSeek-V3 has an output layer of its own
         tensors["lm_head.weight"] = contents.tensors["token_embedding.weight"]
-    head = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-    write_folder(contents, path, options, settings=head | settings, tensors=tensors, metadata={"format": library})
+    write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
     return notes
+
+
+FORMAT = Format(
+    name="transformers DeepSeek-V3 folder",
+    order=60,
+    model_type="deepseek_v3",
+    family="a DeepSeek-V3 model",
+    read=read,
+    write=write,
+    target="transformers",
+    attention="latent",
+    files=FILES | {CARD},
+)

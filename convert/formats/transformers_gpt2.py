@@ -10,20 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import Contents, by_name, check_sizes, drop_tied_head, refuse_all_but_gpt2
-from convert.formats.model_folder import check_fixed, dtype_of, model_type, other_model, read_model, write_card
+from convert.contents import OTHER_TARGET, Contents, by_name, check_sizes, refuse_all_but_gpt2
+from convert.formats.format import Format
+from convert.formats.model_folder import (
+    CARD,
+    FILES,
+    check_fixed,
+    dtype_of,
+    other_model,
+    read_model,
+    with_folder,
+    write_card,
+)
 from convert.formats.model_folder import write_folder as write_model_folder
-from convert.formats.names import CONV1D, GPT2, translate
-from convert.formats.tokenizer_files import read_tokenizer
+from convert.formats.names import CONV1D, GPT2, translated
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import shown
 from convert.storage.tensors import Tensor, transposed, zeros
 from convert.storage.weights import read_json, read_weights
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError, nearest
-from gpt_common.network.init import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes
 
-NAME = "transformers GPT-2 folder"
 ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
 FIXED = {
     "scale_attn_weights": True,
@@ -40,11 +48,6 @@ NO_BIASES = {"biases": "none: all of them are zeros"}
 """In the header of a file that we wrote from a model without biases."""
 
 
-def recognise(path: Path) -> bool:
-    """A folder whose config.json says `gpt2`."""
-    return model_type(path) == "gpt2"
-
-
 def read(path: Path, _: ReadOptions) -> Contents:
     """Weights, configuration and tokenizer.
 
@@ -53,40 +56,23 @@ def read(path: Path, _: ReadOptions) -> Contents:
     """
     settings = read_json(path / "config.json")
     raw, metadata, verify = read_weights(path)
-    named = by_name(path, raw, GPT2)
-    tied = settings.get("tie_word_embeddings", True)
-    if tied:
-        drop_tied_head(path, named)
-    tensors = {
-        name: transposed(tensor) if name.endswith(CONV1D) and len(tensor.shape) == 2 else tensor
-        for name, tensor in named.tensors.items()
-    }
+    contents = by_name(path, raw, GPT2)
+    tensors = contents.tensors
+    for name in [name for name in tensors if name.endswith(CONV1D) and len(tensors[name].shape) == 2]:
+        tensors[name] = transposed(tensors[name])
     biases = [name for name in tensors if name.endswith(".bias")]
     without_biases = metadata.items() >= NO_BIASES.items() and all(_is_zero(tensors[name]) for name in biases)
     if without_biases:
         for name in biases:
             del tensors[name]
-    model = _model_config(path / "config.json", settings, bias=not without_biases, tied=tied)
-    return Contents(
-        path=path,
-        format=NAME,
-        config=RunConfig(model=model),
-        tensors=tensors,
-        find_tokenizer=lambda: read_tokenizer(path),
-        key_map=GPT2,
-        names=named.names,
-        described_in="config.json",
-        unknown=named.unknown,
-        notes=named.notes,
-        verify=verify,
-    )
+    return with_folder(contents, _model_config(path / "config.json", settings, bias=not without_biases), verify)
 
 
 def _is_zero(tensor: Tensor) -> bool:
     return all(block.count(0) == len(block) for block in tensor.blocks())
 
 
-def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool, tied: bool) -> ModelConfig:
+def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool) -> ModelConfig:
     check_fixed(path, settings, FIXED)
     activation = settings.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -96,7 +82,7 @@ def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool, tied: 
     fields = {OURS.get(key, key): settings.get(key, default) for key, default in SHAPE.items()}
     fields |= {
         "bias": bias,
-        "tied_head": tied,
+        "tied_head": settings.get("tie_word_embeddings", True),
         "feed_forward": ACTIVATIONS[activation],
         "norm_eps": settings.get("layer_norm_epsilon", 1e-5),
         "dropout": float(dropout) if type(dropout) is int else dropout,
@@ -127,14 +113,10 @@ def write_folder(
     Raises:
         UserError: the model has something that GPT-2 does not have.
     """
-    config = contents.config
-    assert config is not None
-    model = config.model
+    model = contents.model
     refuse_all_but_gpt2(model, "GPT-2")
     if model.head_bias:
-        raise UserError(
-            "GPT-2's output layer has no bias in transformers and this model's has one: --to cannot hold it"
-        )
+        raise UserError(f"GPT-2's output layer has no bias in transformers, and this model's has one: {OTHER_TARGET}")
     encoded = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -155,9 +137,19 @@ def write_folder(
     # GPT-2 always has biases: where this model has none they are zeros, which changes nothing.
     for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
         tensor = contents.tensors.get(name) or zeros(shape, dtype_of(contents))
-        foreign = translate(name, names)
-        assert foreign is not None
-        tensors[foreign] = transposed(tensor) if name.endswith(CONV1D) else tensor
+        tensors[translated(name, names)] = transposed(tensor) if name.endswith(CONV1D) else tensor
     metadata = {"format": "pt"} | ({} if model.bias else NO_BIASES)
     write_model_folder(contents, path, options, settings=encoded, tensors=tensors, metadata=metadata)
     return () if model.bias else ("the model has no biases: zeros were written in their place, which changes nothing",)
+
+
+FORMAT = Format(
+    name="transformers GPT-2 folder",
+    order=20,
+    model_type="gpt2",
+    read=read,
+    write=write,
+    target="transformers",
+    attention="multi_head",
+    files=FILES | {CARD},
+)

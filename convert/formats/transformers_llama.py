@@ -9,30 +9,30 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import KEEP, Contents, by_name, drop_tied_head, refuse_fields
+from convert.contents import Contents, by_name, refuse_fields
+from convert.formats.format import Format
 from convert.formats.model_folder import (
+    CARD,
+    FILES,
     REQUIRED,
     Fields,
     check_fixed,
-    model_type,
     not_read,
     read_model,
     read_settings,
     rope_settings,
     rope_theta,
+    with_folder,
     write_card,
     write_folder,
 )
-from convert.formats.names import LLAMA, translate
-from convert.formats.tokenizer_files import read_tokenizer
+from convert.formats.names import LLAMA, translated
 from convert.options import ReadOptions, WriteOptions
-from convert.storage.tensors import Tensor
 from convert.storage.weights import read_json, read_weights
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.network.init import tensor_shapes
+from gpt_common.network.parameters import tensor_shapes
 
-NAME = "transformers Llama folder"
 FIELDS: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
     "max_position_embeddings": ("block_size", 2048),
@@ -74,11 +74,6 @@ COMPUTED = {
 """What Llama is among our families."""
 
 
-def recognise(path: Path) -> bool:
-    """A folder whose config.json says `llama`."""
-    return model_type(path) == "llama"
-
-
 def read(path: Path, _: ReadOptions) -> Contents:
     """Weights, configuration and tokenizer.
 
@@ -88,23 +83,7 @@ def read(path: Path, _: ReadOptions) -> Contents:
     settings = read_json(path / "config.json")
     model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
-    named = by_name(path, raw, LLAMA)
-    if model.tied_head:
-        drop_tied_head(path, named)
-    return Contents(
-        path=path,
-        format=NAME,
-        family="a Llama model",
-        config=RunConfig(model=model),
-        tensors=named.tensors,
-        find_tokenizer=lambda: read_tokenizer(path),
-        key_map=LLAMA,
-        names=named.names,
-        described_in="config.json",
-        unknown=named.unknown,
-        notes=(*not_read(settings, FIELDS.keys() | FIXED), *named.notes),
-        verify=verify,
-    )
+    return with_folder(by_name(path, raw, LLAMA), model, verify, not_read(settings, FIELDS.keys() | FIXED))
 
 
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
@@ -133,19 +112,18 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     Raises:
         UserError: `LlamaForCausalLM` cannot be this model.
     """
-    assert contents.config is not None
-    model = contents.config.model
+    model = contents.model
     if model.n_embd % model.n_head:
         raise UserError(
             f"transformers' Llama wants heads (n_head {model.n_head}) that divide the width (n_embd {model.n_embd}), "
             "whatever their own size is: --to mlx-lm takes others"
         )
-    write_llama(contents, path, options, "pt")
+    notes = write_llama(contents, path, options, "pt")
     write_card(contents, path, "Llama")
-    return ()
+    return notes
 
 
-def write_llama(contents: Contents, path: Path, options: WriteOptions, library: str) -> None:
+def write_llama(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
     """config.json, model.safetensors and tokenizer, as transformers and mlx-lm both read them.
 
     Args:
@@ -154,10 +132,12 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
     Raises:
         UserError: Llama cannot be this model.
     """
-    assert contents.config is not None
-    model = contents.config.model
-    refuse_fields(model, "Llama", {name: (value,) for name, value in COMPUTED.items()}, KEEP)
-    settings = {theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()} | {
+    model = contents.model
+    refuse_fields(model, "Llama", {name: (value,) for name, value in COMPUTED.items()})
+    settings = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()},
         "num_key_value_heads": model.n_kv_head or model.n_head,
         "head_dim": model.key_size,
         "intermediate_size": model.inner_width,
@@ -165,10 +145,19 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
         "hidden_act": "silu",
         **rope_settings(model),
     }
-    tensors: dict[str, Tensor] = {}
-    for name in tensor_shapes(model):
-        foreign = translate(name, LLAMA)
-        assert foreign is not None
-        tensors[foreign] = contents.tensors[name]
-    head = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
-    write_folder(contents, path, options, settings=head | settings, tensors=tensors, metadata={"format": library})
+    tensors = {translated(name, LLAMA): contents.tensors[name] for name in tensor_shapes(model)}
+    write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
+    return ()
+
+
+FORMAT = Format(
+    name="transformers Llama folder",
+    order=40,
+    model_type="llama",
+    family="a Llama model",
+    read=read,
+    write=write,
+    target="transformers",
+    attention="grouped_query",
+    files=FILES | {CARD},
+)

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
-SOON = 1 << 28
+BYTES_BETWEEN_SYNCS = 1 << 28
 """Bytes after which writing to disk begins; the kernel itself waits for a tenth of the memory."""
 
 
@@ -33,7 +33,7 @@ class _Draining(io.FileIO):
     def write(self, data: bytes) -> int:  # type: ignore[override]
         written = super().write(data)
         self._unsynced += written
-        if self._unsynced >= SOON and (self._sync is None or self._sync.done()):
+        if self._unsynced >= BYTES_BETWEEN_SYNCS and (self._sync is None or self._sync.done()):
             self._finish()
             self._unsynced = 0
             self._sync = self._thread.submit(_drain, self.fileno())

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convert.storage.disk import create
-from convert.storage.tensors import BLOCK, NUMPY, Tensor, beside, extent, item_size
+from convert.storage.tensors import BLOCK, COPY_AGAIN, NUMPY, Tensor, extent, hashed, item_size
 from gpt_common.errors import UserError
-from gpt_common.training.checkpoint import read_header
+from gpt_common.training.manifest import read_header
 
 
 def is_safetensors(path: Path) -> bool:
@@ -29,25 +29,24 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file is missing, unreadable or not valid.
     """
-    return {name: tensor for name, tensor, _ in _entries(path)}
+    try:
+        found = read_header(path)
+        offsets, data = _header(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a valid safetensors file ({error}): {COPY_AGAIN}") from None
+    tensors = {}
+    for name, (dtype, shape) in sorted(found.items(), key=lambda item: offsets[item[0]]["data_offsets"][0]):
+        if dtype not in NUMPY:
+            raise UserError(f"{path}: tensor {name} is {dtype}, which no model here can hold: save it as float32")
+        begin, size = data + offsets[name]["data_offsets"][0], item_size(dtype)
+        blocks = functools.partial(extent, path, begin, math.prod(shape) * size, BLOCK * size)
+        tensors[name] = Tensor(dtype=dtype, shape=shape, blocks=blocks)
+    return tensors
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The header's own entries; call after `read_safetensors` has accepted the file."""
     return dict(_header(path)[0].get("__metadata__", {}))
-
-
-def _entries(path: Path) -> Iterator[tuple[str, Tensor, int]]:
-    try:
-        found = read_header(path)
-        offsets, data = _header(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a valid safetensors file ({error}): copy or download it again") from None
-    for name, (dtype, shape) in sorted(found.items(), key=lambda item: offsets[item[0]]["data_offsets"][0]):
-        if dtype not in NUMPY:
-            raise UserError(f"{path}: tensor {name} is {dtype}, which no model here can hold: save it as float32")
-        begin = data + offsets[name]["data_offsets"][0]
-        yield name, Tensor(dtype=dtype, shape=shape, blocks=_reader(path, begin, dtype, shape)), begin
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
@@ -64,14 +63,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return entries
 
 
-def _reader(path: Path, begin: int, dtype: str, shape: tuple[int, ...]) -> Callable[[], Iterator[bytes]]:
-    return lambda: extent(path, begin, math.prod(shape) * item_size(dtype), BLOCK * item_size(dtype))
-
-
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], progress: Callable[[int], None]
 ) -> dict[str, str]:
-    """Stream tensors into a file; returns the SHA-256 of each as `tensor_hashes` computes it.
+    """Stream tensors into a file; returns the SHA-256 of each as in a checkpoint's manifest.
 
     Raises:
         UserError: a tensor cannot be read.
@@ -92,9 +87,9 @@ def write_safetensors(
     with create(path) as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
         for name in names:
-            digest = hashlib.sha256(f"{tensors[name].dtype} {list(tensors[name].shape)}\n".encode())
-            for block in beside(tensors[name].blocks(), digest.update):
+            blocks, sha256 = hashed(tensors[name])
+            for block in blocks:
                 file.write(block)
                 progress(len(block))
-            hashes[name] = digest.hexdigest()
+            hashes[name] = sha256()
     return hashes

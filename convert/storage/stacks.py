@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from convert.storage import tensors
-from convert.storage.tensors import AGAIN, PEOPLE, Tensor, item_size
+from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, Tensor, item_size
 from gpt_common.errors import UserError
 
 
@@ -138,7 +138,7 @@ def gather(
         Lists in the order of the numbers, under the name with `*` in the number's place; and what has no number.
 
     Raises:
-        UserError: a number is missing or too much, or a tensor's shape or dtype is not that of the first.
+        UserError: a number is missing or beyond the count, or a tensor's shape or dtype is not that of the first.
     """
     numbered: dict[str, dict[int, str]] = {}
     others = {}
@@ -149,27 +149,28 @@ def gather(
             others[name] = tensor
     gathered = {}
     for star, names in numbered.items():
-        for number in range(count or len(names)):
+        expected = count or len(names)
+        for number in range(expected):
             if number not in names:
                 wanted = f", config.json asks for {count} experts" if count else ""
-                raise UserError(f"{path}: tensor {star.replace('*', str(number))} is missing{wanted}: {AGAIN}")
-        if len(names) > (count or len(names)):
+                raise UserError(f"{path}: tensor {star.replace('*', str(number))} is missing{wanted}: {COPY_AGAIN}")
+        if len(names) > expected:
             name = names[max(names)]
-            raise UserError(f"{path}: tensor {name} is too much, config.json asks for {count} experts: {AGAIN}")
-        ordered = [names[number] for number in range(len(names))]
-        first = raw[ordered[0]]
-        for name in ordered:
-            if len(raw[name].shape) != 2:
-                raise UserError(f"{path}: tensor {name} has shape {list(raw[name].shape)} and is no matrix: {AGAIN}")
-            if raw[name].shape != first.shape:
-                raise UserError(
-                    f"{path}: tensor {name} has shape {list(raw[name].shape)}, {ordered[0]} has {list(first.shape)}, "
-                    f"and all experts must be alike: {AGAIN}"
-                )
-            if raw[name].dtype != first.dtype:
-                raise UserError(
-                    f"{path}: tensor {name} is {PEOPLE[raw[name].dtype]}, {ordered[0]} is {PEOPLE[first.dtype]}: "
-                    "save the experts in one dtype"
-                )
+            raise UserError(f"{path}: unexpected tensor {name}, config.json asks for {count} experts: {COPY_AGAIN}")
+        ordered = [names[number] for number in range(expected)]
         gathered[star] = [raw[name] for name in ordered]
+        first = gathered[star][0]
+        for name, tensor in zip(ordered, gathered[star], strict=True):
+            shape = f"{path}: tensor {name} has shape {list(tensor.shape)}"
+            if len(tensor.shape) != 2:
+                raise UserError(f"{shape} and is no matrix: {COPY_AGAIN}")
+            if tensor.shape != first.shape:
+                raise UserError(
+                    f"{shape}, {ordered[0]} has {list(first.shape)}, and experts must be alike: {COPY_AGAIN}"
+                )
+            if tensor.dtype != first.dtype:
+                dtype, others_dtype = DTYPE_NAMES[tensor.dtype], DTYPE_NAMES[first.dtype]
+                raise UserError(
+                    f"{path}: tensor {name} is {dtype}, {ordered[0]} is {others_dtype}: save the experts in one dtype"
+                )
     return gathered, others

@@ -6,6 +6,7 @@ so memory does not grow with the tensor; only transposing and gathering strides 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -18,25 +19,28 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.errors import UserError
+from gpt_common.training.manifest import hash_header
 
 BLOCK = 1 << 17
 """Elements per block: 512 kB of float32, which stay in the cache between checksum, hash and write."""
 
 WORTH_A_THREAD = 1 << 16
 """Bytes that take longer to hash than a thread takes to start."""
-AHEAD = 4
+BLOCKS_AHEAD = 4
 """Blocks that may wait for their hash, so that neither core waits for the other at every block."""
 
 # Unsigned integers where numpy has no such float (BF16): bits are moved, never interpreted.
-NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2"}
-NUMPY |= {"I8": "<i1", "U8": "<u1", "BOOL": "<u1"}
-NUMPY |= {"C64": "<c8", "C128": "<c16"}
+NUMPY = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
+    "U8": "<u1", "BOOL": "<u1", "C64": "<c8", "C128": "<c16",
+}  # fmt: skip
 WEIGHT_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """What weights may be, and what people call it."""
-PEOPLE = WEIGHT_DTYPES | {"F64": "float64", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8"}
-PEOPLE |= {"U8": "uint8", "BOOL": "bool", "C64": "complex64", "C128": "complex128"}
-
-AGAIN = "copy or download it again"
+DTYPE_NAMES = WEIGHT_DTYPES | {
+    "F64": "float64", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "C64": "complex64", "C128": "complex128",
+}  # fmt: skip
+COPY_AGAIN = "copy or download it again"
 
 Array = npt.NDArray[Any]
 
@@ -122,8 +126,8 @@ def values(block: bytes, dtype: str) -> Array:
 
 
 @dataclass
-class Loss:
-    """What a cast changed."""
+class Rounding:
+    """What casts changed."""
 
     elements: int = 0
     changed: int = 0
@@ -135,8 +139,8 @@ class Loss:
         return f"{self.changed:,} of {self.elements:,} values changed, the largest by {self.largest:.3g}"
 
 
-def cast(name: str, tensor: Tensor, dtype: str, loss: Loss) -> Tensor:
-    """`tensor` in another float dtype, rounded to nearest even; what changes is added to `loss` while it is read.
+def cast(name: str, tensor: Tensor, dtype: str, rounding: Rounding) -> Tensor:
+    """`tensor` in another float dtype, rounded to nearest even; what changes is added to `rounding` while it is read.
 
     Raises:
         UserError: while reading: a finite value becomes infinite.
@@ -158,9 +162,9 @@ def cast(name: str, tensor: Tensor, dtype: str, loss: Loss) -> Tensor:
                     )
                 error = np.abs(after.astype("<f8") - before.astype("<f8"))
             changed = error[error > 0]  # comparisons with NaN are false: a NaN stays one
-            loss.elements += before.size
-            loss.changed += changed.size
-            loss.largest = max(loss.largest, float(changed.max(initial=0)))
+            rounding.elements += before.size
+            rounding.changed += changed.size
+            rounding.largest = max(rounding.largest, float(changed.max(initial=0)))
             yield out
 
     return Tensor(dtype=dtype, shape=tensor.shape, blocks=blocks)
@@ -188,14 +192,20 @@ def extent(path: Path, start: int, length: int, block: int) -> Iterator[bytes]:
         while length:
             data = file.read(min(block, length))
             if not data:
-                raise UserError(f"{path} is damaged: it ends too early: {AGAIN}")
+                raise UserError(f"{path} is damaged: it ends too early: {COPY_AGAIN}")
             while len(data) < min(block, length) and (more := file.read(min(block, length) - len(data))):
                 data += more
             length -= len(data)
             yield data
 
 
-def beside(blocks: Iterable[bytes], update: Callable[[bytes], object]) -> Iterator[bytes]:
+def hashed(tensor: Tensor) -> tuple[Iterator[bytes], Callable[[], str]]:
+    """The blocks of a tensor, and what says, after the last one, its SHA-256 as in a checkpoint's manifest."""
+    digest = hashlib.sha256(hash_header(tensor.dtype, tensor.shape))
+    return tee(tensor.blocks(), digest.update), digest.hexdigest
+
+
+def tee(blocks: Iterable[bytes], update: Callable[[bytes], object]) -> Iterator[bytes]:
     """Pass blocks on while another thread feeds them to `update`, in order: hashes release the interpreter.
 
     `update` has taken every block before the end is reached; what it raises is raised here.
@@ -208,7 +218,7 @@ def beside(blocks: Iterable[bytes], update: Callable[[bytes], object]) -> Iterat
             else:
                 pending.append(thread.submit(update, block))
             yield block
-            if len(pending) > AHEAD:
+            if len(pending) > BLOCKS_AHEAD:
                 pending.popleft().result()
         for future in pending:
             future.result()

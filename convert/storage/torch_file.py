@@ -18,7 +18,7 @@ import numpy as np
 
 from convert.storage.disk import create
 from convert.storage.pickles import Refused, StoredTensor, read_pickle, shown, write_pickle
-from convert.storage.tensors import AGAIN, BLOCK, NUMPY, Tensor, extent, from_array, item_size, load
+from convert.storage.tensors import BLOCK, COPY_AGAIN, NUMPY, Tensor, extent, from_array, item_size, load
 from gpt_common.errors import UserError
 
 ZIP_MAGIC, LOCAL_HEADER = b"PK\x03\x04", 30
@@ -56,7 +56,7 @@ class TorchFile:
         try:
             self._records = _records(path)
         except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
-            raise UserError(f"{path} is damaged: its zip directory cannot be read ({error}): {AGAIN}") from None
+            raise UserError(f"{path} is damaged: its zip directory cannot be read ({error}): {COPY_AGAIN}") from None
         self._unverified = set(self._records)
         if "constants.pkl" in self._records:
             raise UserError(f"{path} is a TorchScript archive with code in it: save model.state_dict() with torch.save")
@@ -86,12 +86,12 @@ class TorchFile:
         size = item_size(stored.dtype)
         record = f"data/{stored.storage}"
         if record not in self._records:
-            raise UserError(f"{self.path}: the bytes of tensor {name} ({record}) are missing: {AGAIN}")
+            raise UserError(f"{self.path}: the bytes of tensor {name} ({record}) are missing: {COPY_AGAIN}")
         available = self._records[record][1] // size
         if stored.storage_size * size != self._records[record][1]:
             raise UserError(
                 f"{self.path}: tensor {name} claims {stored.storage_size} elements in {record}, which has "
-                f"{available}: {AGAIN}"
+                f"{available}: {COPY_AGAIN}"
             )
         last = stored.offset + sum((n - 1) * stride for n, stride in zip(stored.shape, stored.stride, strict=True))
         count = math.prod(stored.shape)
@@ -99,7 +99,7 @@ class TorchFile:
         if count and max(last, count - 1) >= available:
             raise UserError(
                 f"{self.path}: tensor {name} of shape {list(stored.shape)} reaches beyond the "
-                f"{available} elements that are stored for it: {AGAIN}"
+                f"{available} elements that are stored for it: {COPY_AGAIN}"
             )
         usual = _contiguous(stored.shape)
         contiguous = all(n == 1 or a == b for n, a, b in zip(stored.shape, stored.stride, usual, strict=True))
@@ -138,7 +138,8 @@ class TorchFile:
         """
         tensor = self.tensor(stored, name)
         if tensor.size != 1 or tensor.dtype == "BF16":
-            raise UserError(f"{self.path}: {name} should be one number and has shape {list(tensor.shape)}: {AGAIN}")
+            shape = list(tensor.shape)
+            raise UserError(f"{self.path}: {name} should be one number and has shape {shape}: {COPY_AGAIN}")
         return float(np.frombuffer(b"".join(tensor.blocks()), NUMPY[tensor.dtype])[0])
 
     def verify(self) -> None:
@@ -171,7 +172,7 @@ class TorchFile:
             crc = zlib.crc32(data, crc)
             yield data
         if crc != expected:
-            raise UserError(f"{self.path} is damaged: record {record} has a wrong checksum: {AGAIN}")
+            raise UserError(f"{self.path} is damaged: record {record} has a wrong checksum: {COPY_AGAIN}")
         self._unverified.discard(record)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.storage.safetensors_file import read_metadata, read_safetensors
-from convert.storage.tensors import AGAIN, Tensor
+from convert.storage.tensors import COPY_AGAIN, Tensor
 from convert.storage.torch_file import TorchFile, is_torch_file
 from gpt_common.errors import UserError
 
@@ -28,7 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}): {AGAIN}") from None
+        raise UserError(f"{path} cannot be read ({error}): {COPY_AGAIN}") from None
     return value
 
 
@@ -48,11 +48,11 @@ def read_weights(folder: Path) -> Weights:
 def _read_shards(index: Path) -> Weights:
     placed = read_json(index).get("weight_map")
     if not isinstance(placed, dict):
-        raise UserError(f"{index} has no weight_map from tensors to files: {AGAIN}")
+        raise UserError(f"{index} has no weight_map from tensors to files: {COPY_AGAIN}")
     for name, file in placed.items():
         if not isinstance(file, str) or Path(file).name != file or not (index.parent / file).is_file():
             raise UserError(
-                f"{index} has {name[:80]} in {str(file)[:80]!r} in its weight_map, no file beside it: {AGAIN}"
+                f"{index} has {name[:80]} in {str(file)[:80]!r} in its weight_map, no file beside it: {COPY_AGAIN}"
             )
     tensors: dict[str, Tensor] = {}
     checks = []
@@ -62,7 +62,7 @@ def _read_shards(index: Path) -> Weights:
         listed = {name for name, where in placed.items() if where == file}
         for name in sorted(found.keys() ^ listed):
             what = "is missing from it" if name in listed else "is in it and not in the index"
-            raise UserError(f"{index} and {file} disagree: tensor {name[:80]} {what}: {AGAIN}")
+            raise UserError(f"{index} and {file} disagree: tensor {name[:80]} {what}: {COPY_AGAIN}")
         tensors.update(found)
 
     def verify_all() -> None:

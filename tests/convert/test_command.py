@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import convert.conversion
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import CharTokenizer
-from gpt_common.training.checkpoint import find_checkpoint
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.sources import CHARACTERS, MODEL, Model
@@ -71,7 +71,7 @@ class TestDestination:
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(convert.conversion, "_commit", fail)
+        monkeypatch.setattr(convert.conversion, "move_into_place", fail)
         assert run_convert("torch2mlx", checkpoint, "-o", tmp_path / "run", "--overwrite").code == 130
         assert run_convert("torch2mlx", checkpoint, "-o", tmp_path / "new").code == 130
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
@@ -91,7 +91,7 @@ class TestDestination:
         # Everything is written and only the last step is missing.
         program = (
             "import os, signal, runpy, convert.conversion as c\n"
-            "c._commit = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "c.move_into_place = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
             "runpy.run_module('convert', run_name='__main__')\n"
         )
         command = [sys.executable, "-c", program, "torch2mlx", str(checkpoint), "-o", str(tmp_path / "run")]
@@ -254,6 +254,8 @@ class TestCommandLine:
         ("arguments", "says"),
         [
             ([], "which command?"),
+            (["inspect"], "missing argument: SRC"),
+            (["diff"], "missing arguments: A, B"),
             (["inspct"], "did you mean 'inspect'?"),
             (["diff", "a", "b", "--tolerence", "1"], "did you mean '--tolerance'?"),
             (["torch2mlx", "a", "--dtype", "float"], "did you mean 'float32'?"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convert.inspection import Inspect, inspect
-from gpt_common.training.checkpoint import find_checkpoint, read_state
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from tests.convert.conftest import done, refused, run_convert
 from tests.convert.hostile.corpus_families import deepseek, deepseek_tensors
 from tests.convert.sources import MODEL
@@ -31,10 +31,10 @@ class TestInspect:
 
     def test_hashes_are_the_manifest_s(self, checkpoint: Path, tmp_path: Path) -> None:
         done("torch2mlx", checkpoint, "-o", tmp_path / "run")
-        state = read_state(find_checkpoint(tmp_path / "run", prefer="best"))
+        manifest = read_manifest(find_checkpoint(tmp_path / "run", prefer="best"))
         for source in (checkpoint, tmp_path / "run"):
             said = done("inspect", source, "--hashes")
-            for file in state["tensors"].values():
+            for file in manifest.tensors.values():
                 assert all(digest in said for digest in file.values())
 
     def test_hashes_verify(self, checkpoint: Path) -> None:

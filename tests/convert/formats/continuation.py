@@ -87,7 +87,7 @@ class Trainer:
             self.model.initialise(config.train.seed)
         else:
             checkpoint = find_checkpoint(run, prefer="latest")
-            self.done = part(twin, "checkpoint").load_checkpoint(checkpoint, self.model, self.optimizer)["step"]
+            self.done = part(twin, "checkpoint").load_checkpoint(checkpoint, self.model, self.optimizer).step
             if mutate:
                 moments = import_module(f"safetensors.{twin}").load_file(checkpoint / OPTIMIZER_FILE)
                 step = mutate(moments, self.done)

@@ -15,8 +15,9 @@ import convert.formats.names
 import convert.storage.safetensors_file
 import convert.storage.tensors
 import convert.storage.torch_file
-from gpt_common.config import RunConfig, from_dict, to_dict, to_toml
-from gpt_common.training.checkpoint import MODEL_FILE, OPTIMIZER_FILE, find_checkpoint, read_state, validate
+from gpt_common.config import RunConfig, to_dict, to_toml
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest, validate
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE
 from tests.convert.conftest import done, run_convert
 from tests.convert.sources import (
     MODEL,
@@ -90,9 +91,9 @@ def test_nanogpt(model: Model, prefix: str) -> None:
         torch.save(nanogpt_entries(model, prefix), place / "ckpt.pt")
         done("torch2mlx", place / "ckpt.pt", "-o", place / "run")
         assert_native(place / "run", model.weights(), model.all_moments())
-        state = read_state(find_checkpoint(place / "run", prefer="latest"))
-        assert (state["step"], state["best_val_loss"]) == (model.step, 1.5)
-        config = from_dict(state["config"])
+        manifest = read_manifest(find_checkpoint(place / "run", prefer="latest"))
+        assert (manifest.step, manifest.best_val_loss) == (model.step, 1.5)
+        config = manifest.run_config
         assert config.model == model.config
         assert (config.optim.beta2, config.optim.learning_rate, config.train.max_steps) == (0.95, 6e-4, 5000)
 
@@ -151,7 +152,7 @@ def there_and_back(model: Model, to: str) -> None:
         done("mlx2torch", run, "-o", place / "out", "--to", to)
         done("torch2mlx", place / "out", "-o", place / "run 2")
         assert_native(place / "run 2", model.weights(), {})
-        config = from_dict(read_state(find_checkpoint(place / "run 2", prefer="latest"))["config"])
+        config = read_manifest(find_checkpoint(place / "run 2", prefer="latest")).run_config
         assert config.model == model.config
         done("mlx2torch", place / "run 2", "-o", place / "out 2", "--to", to)
         for file in ("model.safetensors", "config.json"):
@@ -169,7 +170,7 @@ def test_bare_state_dicts(model: Model, prefix: str, names: str, kind: str) -> N
         (place / "model.toml").write_text(model_toml(model))
         done("torch2mlx", source, "-o", place / "run", "--config", place / "model.toml")
         assert_native(place / "run", model.weights(), {})
-        config = from_dict(read_state(find_checkpoint(place / "run", prefer="latest"))["config"])
+        config = read_manifest(find_checkpoint(place / "run", prefer="latest")).run_config
         assert config.model == model.config
 
 
@@ -268,4 +269,4 @@ def test_configuration_survives_the_native_format(tmp_path: Path) -> None:
     run = native(MODEL, tmp_path)
     from gpt_common.config import load_toml
 
-    assert to_dict(load_toml(run / "config.toml")) == read_state(find_checkpoint(run, prefer="best"))["config"]
+    assert to_dict(load_toml(run / "config.toml")) == read_manifest(find_checkpoint(run, prefer="best")).config

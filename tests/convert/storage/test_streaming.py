@@ -19,10 +19,10 @@ import pytest
 
 from convert.formats.names import GPT2, translate
 from convert.storage import disk
-from convert.storage.tensors import BLOCK, Tensor, beside, load
+from convert.storage.tensors import BLOCK, Tensor, load, tee
 from convert.storage.torch_file import TorchFile, plan, write_torch_file
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes
 from tests.convert.conftest import run_convert
 
 ROOT = Path(__file__).parents[3]
@@ -110,20 +110,20 @@ def test_views_of_a_storage_hold_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 1 << 17])
-def test_beside_keeps_the_order_and_the_bytes(size: int) -> None:
+def test_tee_keeps_the_order_and_the_bytes(size: int) -> None:
     blocks = [bytes([i]) * (size - i) for i in range(9)]
     digest = hashlib.sha256()
-    assert list(beside(iter(blocks), digest.update)) == blocks
+    assert list(tee(iter(blocks), digest.update)) == blocks
     assert digest.digest() == hashlib.sha256(b"".join(blocks)).digest()
 
 
 @pytest.mark.parametrize("size", [10, 1 << 17])
-def test_beside_passes_errors_on(size: int) -> None:
+def test_tee_passes_errors_on(size: int) -> None:
     def fail(_: bytes) -> None:
         raise RuntimeError("hash")
 
     with pytest.raises(RuntimeError, match="hash"):
-        list(beside([bytes(size)] * 3, fail))
+        list(tee([bytes(size)] * 3, fail))
 
 
 def test_what_a_file_cannot_keep_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,8 +132,8 @@ def test_what_a_file_cannot_keep_is_raised(tmp_path: Path, monkeypatch: pytest.M
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "disk")
 
-    monkeypatch.setattr(disk, "SOON", 10)
-    monkeypatch.setattr(disk.os, "fsync", fail)
+    monkeypatch.setattr(disk, "BYTES_BETWEEN_SYNCS", 10)
+    monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="disk"), disk.create(tmp_path / "x") as file:
         file.write(bytes(MEGABYTE))
 
@@ -185,7 +185,7 @@ def test_six_gigabytes(tmp_path: Path) -> None:
                 for name, more in (("cp", ""), ("cp and sync", f" && sync {copy}")):
                     seconds.setdefault(name, []).append(run("sh", "-c", f"cp {file} {copy}{more}")[0])
                     copy.unlink()
-                words = (sys.executable, *start, command, src, "-o", tmp_path / dst, "--tokenizer", "none")
+                words = (sys.executable, *start, command, str(src), "-o", str(tmp_path / dst), "--tokenizer", "none")
                 taken, resident = run(*words)
                 seconds.setdefault(command + suffix, []).append(taken)
                 peak = max(peak, resident)
