@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,15 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before any test imports mlx itself: it opens the BLAS that MLX binds, so that this process computes as a command does.
 import mlx_gpt  # noqa: F401, E402
+
+if sys.platform == "darwin":
+    import torch
+
+    # A virtual Mac may have MPS and no memory for it; then it is as good as absent, and nothing here is to try it.
+    try:
+        torch.ones(1, device="mps")
+    except RuntimeError:
+        torch.backends.mps.is_available = functools.cache(lambda: False)
 
 
 @pytest.fixture(scope="session")
