@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 BY_CHECK = "python -m pytest -n auto"
 """The one command that is left out: ./check runs it."""
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED = (128 + signal.SIGINT, -signal.SIGINT)
+"""Exit codes after a Ctrl-C: ended by the program, or by Python while it was still importing."""
 INSTALL_SECONDS, STOP_SECONDS = 1800, 240
 
 
@@ -64,12 +65,12 @@ def walk(folder: Path, *, limit: float, installed: bool) -> None:
         started = time.monotonic()
         code = _run(activate + shell, clone, INSTALL_SECONDS if installs else limit)
         print(f"-- exit code {code} after {time.monotonic() - started:.0f} s\n", flush=True)
-        if code not in (0, INTERRUPTED):
+        if code not in (0, *INTERRUPTED):
             sys.exit(f"this command of the README failed: {command}")
 
 
 def _run(shell: str, folder: Path, limit: float) -> int:
-    """Exit code of a shell line; INTERRUPTED if it had to be stopped and then ended as it should."""
+    """Exit code of a shell line; one of INTERRUPTED if it had to be stopped and then ended as it should."""
     # A session of its own: Ctrl-C goes to all its processes, as from a terminal, and not to this one.
     with subprocess.Popen(["bash", "-c", shell], cwd=folder, start_new_session=True) as process:
         for patience in (limit, STOP_SECONDS, STOP_SECONDS):
