@@ -13,8 +13,10 @@ import numpy as np
 from convert.parity import material
 from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances, key_bias_is_idle
 from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Precision
-from convert.parity.twins.backends import BACKENDS, Backend, Choices, Twin, open_twin
+from convert.parity.twins.backends import open_twin
+from convert.parity.twins.twin import Choices, Twin
 from gpt_common.config import RunConfig
+from gpt_common.machine.backends import BACKENDS, Backend
 
 ORACLE = "float64"
 COARSENED = tuple(f"{ORACLE}, weights one unit in the last place off, {i}" for i in range(3))
@@ -126,18 +128,18 @@ class Climb:
             self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64")
         return self._open[name, config]
 
-    def everyone(self, weights: Arrays) -> dict[str, Twin]:
+    def loaded(self, weights: Arrays) -> dict[str, Twin]:
         """The oracle and every twin with these weights; where gates are not calibrated, oracles a little off too."""
-        everyone = {ORACLE: self.oracle(), **self.twins()}
-        for twin in everyone.values():
+        twins = {ORACLE: self.oracle(), **self.twins()}
+        for twin in twins.values():
             twin.set_weights(weights)
         if self.uncalibrated:
             for seed, name in enumerate(COARSENED):
-                everyone[name] = self.oracle(name=name)
-                everyone[name].set_weights(material.coarsened(weights, seed))
-        return everyone
+                twins[name] = self.oracle(name=name)
+                twins[name].set_weights(material.coarsened(weights, seed))
+        return twins
 
-    def together(
+    def routed_alike(
         self, twins: Mapping[str, Twin], call: Callable[[Twin], Result]
     ) -> tuple[dict[str, Result], dict[str, Choices]]:
         """What `call` gives for every twin while all routers follow the first's, and what they would have preferred."""
@@ -186,7 +188,7 @@ class Climb:
                     measured = Measurement(
                         tensor=tensor, error=error, gate=gate, between=f"{name} ~ {other}", state=state
                     )
-                    yield measured.beside(noise.get(tensor, 0.0), COARSE_NOISE)
+                    yield measured.allowing(noise.get(tensor, 0.0), COARSE_NOISE)
                     if other == ORACLE and not tensor.endswith(KEY_SIZE):
                         worst[name] = max(worst[name], error)
         # A single number may be right by luck.

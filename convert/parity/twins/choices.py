@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from convert.parity.compare import Array, Measurement, relative
-from convert.parity.twins.backends import Choices
+from convert.parity.twins.twin import Choices
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 CLEAR_LEAD = 10.0
 """A choice must agree wherever it leads by more than this many times the error of the scores, as in L3."""
