@@ -11,25 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from benchmarks.command import Benchmark
 from benchmarks.measuring.backends import Backend, choose_backends
 from benchmarks.measuring.parity_gate import Verdict, ladder, verify
 from benchmarks.measuring.processes import run_worker
 from benchmarks.measuring.progress import Display, Task
-from benchmarks.measuring.resources import load
-from benchmarks.measuring.session import Case, Row, Session, Settings, tasks
-from benchmarks.report.result import describe_case
-from benchmarks.report.schema import VERSION
+from benchmarks.measuring.session import Case, Row, Session, state_of_machine, tasks
+from benchmarks.readings import About, Before
+from benchmarks.report.summarise import summarise_case
 from benchmarks.report.writing import write_report
+from benchmarks.results import VERSION, EnergySource, Environment, ParityCheck, Result, Settings
 from benchmarks.workload import parse_sweep, smallest
 from gpt_common.config import RunConfig, preset_names, to_dict
-from gpt_common.machine.hardware import Hardware, thermal_pressure
+from gpt_common.machine.hardware import Hardware
 from gpt_common.machine.power import Reader, find_reader
-from gpt_common.training.opening import git_state, versions
-
-if TYPE_CHECKING:
-    from benchmarks.run import Benchmark
+from gpt_common.machine.provenance import git_state, versions
 
 PRESENCE_SECONDS, PARITY_SECONDS = 15.0, 90.0
 IDLE_SECONDS = 5.0
@@ -67,7 +64,7 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> Outcome:
     reader, no_energy = find_reader() if command.energy else (None, ["turned off"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
         environment = worker_environment(Path(scratch))
-        idle = {"load": load(), "thermal_pressure": thermal_pressure()}
+        idle = state_of_machine()
         if reader is not None:
             reader.measure_idle(IDLE_SECONDS)
         cases, verdict = prepare(command, name, backends, sweep, environment)
@@ -94,48 +91,48 @@ def assemble(
     name: str,
     created: datetime,
     checked: bool,
-    environment: dict[str, Any],
-) -> dict[str, Any]:
-    """The result of a session, as schema.json describes it."""
-    return {
-        "schema": "mlx-torch-gpt/benchmark",
-        "version": VERSION,
-        "name": name,
-        "created": created.isoformat(timespec="seconds"),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "interrupted": session.interrupted,
-        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
-        "environment": environment,
-        "parity": {"checked": checked, "passed": verdict.passed, "reports": verdict.summary()},
-        "settings": asdict(session.settings),
-        "cases": [describe_case(case, session.hardware) for case in session.cases],
-    }
+    environment: Environment,
+) -> Result:
+    """The result of a session."""
+    return Result(
+        schema="mlx-torch-gpt/benchmark",
+        version=VERSION,
+        name=name,
+        created=created.isoformat(timespec="seconds"),
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        interrupted=session.interrupted,
+        command=shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        environment=environment,
+        parity=ParityCheck(checked=checked, passed=verdict.passed, reports=verdict.summary()),
+        settings=session.settings,
+        cases=[summarise_case(case, session.hardware) for case in session.cases],
+    )
 
 
 def describe_environment(
     hardware: Hardware,
     variables: Mapping[str, str],
-    before: dict[str, Any],
+    before: Before,
     energy_source: str | None,
     no_energy: Sequence[str],
-) -> dict[str, Any]:
+) -> Environment:
     """Where a result was measured, and with what."""
-    return {
-        "hardware": asdict(hardware),
-        "host": platform.node(),
-        "versions": versions(),
-        "git": git_state(),
-        "variables": speed_variables({**os.environ, **variables}),
-        "before": before,
-        "energy": {"source": energy_source, "without": list(no_energy)},
-    }
+    return Environment(
+        hardware=hardware,
+        host=platform.node(),
+        versions=versions(),
+        git=git_state(),
+        variables=speed_variables({**os.environ, **variables}),
+        before=before,
+        energy=EnergySource(source=energy_source, without=list(no_energy)),
+    )
 
 
 def prepare(
     command: Benchmark,
     name: str,
     backends: list[Backend],
-    sweep: list[tuple[dict[str, Any], RunConfig]],
+    sweep: list[tuple[dict[str, int], RunConfig]],
     environment: Mapping[str, str],
 ) -> tuple[list[Case], Verdict]:
     """Which rows there will be: who is present, and of those who passes the ladder."""
@@ -176,30 +173,26 @@ def find_present(backends: list[Backend], config: RunConfig, environment: Mappin
             elif "reason" in (found := event["devices"][name]):
                 rows[name].end("absent", found["reason"])
             else:
-                rows[name].about["device"] = found["device"]
+                rows[name].about = About(device=found["device"])
     return rows
 
 
-def prove(rows: dict[str, Row], name: str, dtype: str, environment: Mapping[str, str]) -> Verdict:
+def prove(rows: dict[str, Row], config: str, dtype: str, environment: Mapping[str, str]) -> Verdict:
     """Send what is present up the ladder; what fails is not timed. Peers are judged by their losses, later.
 
     Args:
-        name: a preset, whose family of models climbs; another configuration has the default's.
+        config: a preset, whose family of models climbs; another configuration has the default's.
     """
-    names = {}
-    for label, row in rows.items():
-        if row.open and not row.backend.peer:
-            # The ladder knows MLX without a GPU by another name.
-            names[label] = "mlx-cpu" if label == "mlx" and row.about["device"] == "cpu" else label
-    extra = ["--dtype", dtype, *(["--preset", name] if name in preset_names() else [])]
+    names = [name for name, row in rows.items() if row.open and not row.backend.peer]
+    extra = ["--dtype", dtype, *(["--preset", config] if config in preset_names() else [])]
     if environment["MLX_ENABLE_TF32"] != "0":
         extra.append("--tf32")
     verdict = verify(names, ladder(extra, {**os.environ, **environment}))
-    for label in names:
-        if label in verdict.passed:
-            rows[label].verified = "parity"
+    for name in names:
+        if name in verdict.passed:
+            rows[name].verified = "parity"
         else:
-            rows[label].end("unproven", verdict.failed[label])
+            rows[name].end("unproven", verdict.failed[name])
     return verdict
 
 

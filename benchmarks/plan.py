@@ -76,13 +76,13 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Plan, argv, prog=PROG)
 
     from benchmarks.planning import make_plan, read_result
-    from benchmarks.workload import base_config, settle
+    from benchmarks.workload import base_config, resolve
 
     hardware = _hardware(command)
     name, base = base_config(command.preset, command.config, has_gpu=hardware.kind != "cpu")
     command = parse(Plan, argv, prog=PROG, default=replace(command, run=base))
     # Only the vocabulary is wanted: where and in which dtype is decided for each twin.
-    model = settle(replace(command.run, train=TrainConfig())).model
+    model = resolve(replace(command.run, train=TrainConfig())).model
     plan = make_plan(
         name,
         replace(command.run, model=model),

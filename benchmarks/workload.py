@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gpt_common.config import RunConfig, from_dict, load_preset, load_toml
 from gpt_common.data.dataset import read_meta
@@ -26,7 +25,7 @@ def base_config(preset: str | None, path: Path | None, *, has_gpu: bool) -> tupl
     return name, config
 
 
-def settle(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig) -> RunConfig:
     """Everything decided that the trainers leave to the dataset and the device.
 
     Raises:
@@ -53,7 +52,7 @@ def _vocabulary(config: RunConfig) -> int:
         raise UserError(f"the vocabulary of dataset '{name}' is not known here: add --vocab-size") from None
 
 
-def parse_sweep(text: str | None, config: RunConfig) -> list[tuple[dict[str, Any], RunConfig]]:
+def parse_sweep(text: str | None, config: RunConfig) -> list[tuple[dict[str, int], RunConfig]]:
     """`n_layer=2,4,8` as changes and configurations; one without changes if there is no sweep.
 
     Raises:

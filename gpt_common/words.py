@@ -58,8 +58,8 @@ def in_bytes(count: float) -> str:
 
 
 def in_memory(count: float) -> str:
-    """Bytes of memory, which is sold in powers of two: `1.25 GiB` is 1.25 x 2^30."""
-    return f"{count / 2**30:.2f} GiB"
+    """Bytes of memory, which is sold in powers of two: `512 MiB`; `1.25 GiB` is 1.25 x 2^30."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def parameters_in_words(parameters: int, active: int) -> str:

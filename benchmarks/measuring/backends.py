@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gpt_common.errors import UserError, nearest
+from gpt_common.machine import backends
 
 
 @dataclass(frozen=True)
-class Backend:
+class Backend(backends.Backend):
     """One row of the result."""
 
-    name: str
-    framework: Literal["mlx", "torch"]
-    device: Literal["auto", "cpu", "mps", "cuda"]
-    """auto: MLX's GPU (Metal or CUDA) if there is one, else its CPU; the row says which."""
-    compiled: bool = False
     peer: Literal["", "transformers", "mlx-lm"] = ""
     """Whose model; empty: ours."""
     control: bool = False
@@ -38,19 +34,7 @@ class Backend:
         return dataclasses.replace(self, control=False)
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend("mlx", "mlx", "auto"),
-        Backend("mlx-cpu", "mlx", "cpu"),
-        Backend("mps", "torch", "mps"),
-        Backend("mps-compiled", "torch", "mps", compiled=True),
-        Backend("cpu", "torch", "cpu"),
-        Backend("cpu-compiled", "torch", "cpu", compiled=True),
-        Backend("cuda", "torch", "cuda"),
-        Backend("cuda-compiled", "torch", "cuda", compiled=True),
-    )
-}
+BACKENDS = {name: Backend(**vars(backend)) for name, backend in backends.BACKENDS.items()}
 PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": "mlx"}
 """Published implementations of the same model, and what they run on."""
 

@@ -6,9 +6,11 @@ does not wait cannot deliver.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+
+from benchmarks.readings import Readings, SelfTest
 
 LEFT_SHARE, LEFT_SECONDS = 0.1, 1e-3
 """After waiting, copying results to the host may take this share of a step, or this long, whichever is more."""
@@ -27,14 +29,13 @@ def product_peak(products: Mapping[str, float]) -> float | None:
     return max((2 * int(n) ** 3 / seconds for n, seconds in products.items()), default=None)
 
 
-def not_waiting(self_test: Mapping[str, float], products: Mapping[str, float]) -> str | None:
+def not_waiting(self_test: SelfTest, products: Mapping[str, float]) -> str | None:
     """Why the timer of this process does not wait for the device, or None.
 
     Args:
-        self_test: `left_seconds` of work found after waiting, and `step_seconds`.
         products: seconds of one matrix product by width.
     """
-    left, step = self_test["left_seconds"], self_test["step_seconds"]
+    left, step = self_test.left_seconds, self_test.step_seconds
     if left > max(LEFT_SECONDS, LEFT_SHARE * step):
         return f"the timer does not wait: {1000 * left:.1f} ms of work were left after a step of {1000 * step:.1f} ms"
     widths = sorted(products, key=int)
@@ -57,18 +58,21 @@ def above_peak(
     return f"{what} at {flops_per_second / 1e12:.3g} TFLOP/s is above the {source} of {peak / 1e12:.3g}: impossible"
 
 
-def other_work(losses: Sequence[float], expected: Sequence[float], dtype: str, dropout: bool = False) -> str | None:
+def other_work(
+    losses: Sequence[float | None], expected: Sequence[float | None], dtype: str, dropout: bool = False
+) -> str | None:
     """Why two processes did not do the same work, or None: the losses of their first steps must agree."""
     tolerance = max(LOSS_TOLERANCE[dtype], DROPOUT_TOLERANCE if dropout else 0.0)
-    for step, (loss, other) in enumerate(zip(losses, expected, strict=False), 1):
+    for step, pair in enumerate(zip(losses, expected, strict=False), 1):
+        loss, other = (math.nan if value is None else value for value in pair)
         # Not `>`: a NaN agrees with nothing.
         if not abs(loss - other) <= tolerance * abs(other):
             return f"it does other work: loss {loss:.5f} at step {step}, the others have {other:.5f}"
     return None
 
 
-def rejection(process: Mapping[str, Any], published_peak: float | None) -> str | None:
+def rejection(process: Readings, published_peak: float | None) -> str | None:
     """Why a process's figures cannot be believed on their own, or None."""
-    return not_waiting(process["self_test"], process["products"]) or above_peak(
-        "a matrix product", product_peak(process["products"]), published_peak, "chip's published peak"
+    return not_waiting(process.self_test, process.products) or above_peak(
+        "a matrix product", product_peak(process.products), published_peak, "chip's published peak"
     )

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from benchmarks.measuring.samples import median_of
 from benchmarks.measuring.work import Work
+from benchmarks.readings import Generation, PromptLength
 from gpt_common.config import RunConfig
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 NEW_TOKENS = 32
 REPEATS = 5
@@ -34,14 +34,8 @@ def measure_generation(
     config: RunConfig,
     report: Callable[[str, float], None],
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Any]:
-    """Times for every prompt length; the first repetition warms up and does not count.
-
-    Returns:
-        `lengths`: a list of `prompt` tokens, `prompt_seconds` (the prompt and the first new token) and
-        `token_seconds` (each token after it; the median of each repetition); `greedy_sha256` of all new tokens, equal
-        for equal logits.
-    """
+) -> Generation:
+    """Times for every prompt length; the first repetition warms up and does not count."""
     block_size = config.model.block_size
     lengths = prompt_lengths(block_size)
     tokens = keyed_generator(config.train.seed, "benchmark prompt").integers(0, config.model.vocab_size, block_size)
@@ -65,5 +59,5 @@ def measure_generation(
                 prompt_seconds.append(times[0])
                 token_seconds.append(median_of(times[1:]))
         digest.update(np.array(text, np.int32).tobytes())
-        found.append({"prompt": length, "prompt_seconds": prompt_seconds, "token_seconds": token_seconds})
-    return {"new_tokens": NEW_TOKENS, "lengths": found, "greedy_sha256": digest.hexdigest()}
+        found.append(PromptLength(prompt=length, prompt_seconds=prompt_seconds, token_seconds=token_seconds))
+    return Generation(new_tokens=NEW_TOKENS, lengths=found, greedy_sha256=digest.hexdigest())

@@ -8,13 +8,13 @@ work ahead of the device, the second is faster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.measuring.resources import resident, swapped
 from benchmarks.measuring.samples import Clocks, Series, median_of
 from benchmarks.measuring.thermal import ThrottleWatch
 from benchmarks.measuring.work import Batcher, Work
+from benchmarks.readings import Measured, Memory, Plan, SelfTest, Throttling, WarmUp
 from gpt_common.config import RunConfig
 from gpt_common.training.schedule import learning_rate
 
@@ -29,22 +29,6 @@ PRODUCT_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 PRODUCT_SECONDS = 0.08
 """No larger product is tried once one takes longer than this."""
 PRODUCT_REPEATS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How long one process measures."""
-
-    latency_seconds: float = 3.0
-    """Length of the latency series."""
-    throughput_seconds: float = 3.0
-    """Length of the throughput series."""
-    warm_seconds: float = 15.0
-    """Warm-up ends after this, warm or not; the result says which."""
-    minimum_steps: int = 3
-    """Steps per series, however long they take; a block is never broken."""
-    largest_product: int = 8192
-    """Width of the largest matrices multiplied to find the peak."""
 
 
 Report = Callable[[str, float], None]
@@ -74,39 +58,38 @@ class Measurement:
         self._batcher = Batcher(config)
         self._clocks = clocks or Clocks()
 
-    def run(self) -> dict[str, Any]:
+    def run(self) -> Measured:
         """Everything, as the worker's result."""
         base = resident()
         self._report("first step", 0)
         first, losses = self._first_steps()
         warm_up = self._warm_up()
-        synchronised = self._self_test(warm_up["step_seconds"])
+        self_test = self._self_test(warm_up.step_seconds)
         swap = swapped()
         latency = self._series("latency", 1, self._plan.latency_seconds)
         throughput = self._series("throughput", BLOCK, self._plan.throughput_seconds)
         self._report("peak", 0)
         # Before the products, whose matrices are not the training's.
-        memory = {
+        memory = Memory(
             **self._work.memory(),
-            "resident_before": base["now"],
-            "resident_peak": resident()["peak"],
-            "swapped": swapped() - swap,
-        }
-        products = self._products()
-        return {
-            "plan": asdict(self._plan),
-            "first_step_seconds": first,
-            "losses": losses,
-            "warm_up": warm_up,
-            "self_test": synchronised,
-            "products": products,
-            "latency": latency.as_dict(),
-            "throughput": throughput.as_dict(),
-            "compilation": self._work.compilation(),
-            "memory": memory,
-            "interrupted": self._stop(),
-            "throttling": {"known": self._watch.known, "evidence": self._watch.seen},
-        }
+            resident_before=base["now"],
+            resident_peak=resident()["peak"],
+            swapped=swapped() - swap,
+        )
+        return Measured(
+            plan=self._plan,
+            first_step_seconds=first,
+            losses=[*losses],
+            warm_up=warm_up,
+            self_test=self_test,
+            products=self._products(),
+            latency=latency.samples(),
+            throughput=throughput.samples(),
+            compilation=self._work.compilation(),
+            memory=memory,
+            interrupted=self._stop(),
+            throttling=Throttling(known=self._watch.known, evidence=self._watch.seen),
+        )
 
     def _steps(self, steps: list[tuple[int, Any]]) -> None:
         config = self._config
@@ -126,7 +109,7 @@ class Measurement:
             losses.append(self._work.loss())
         return round(first, 6), losses
 
-    def _warm_up(self) -> dict[str, Any]:
+    def _warm_up(self) -> WarmUp:
         """Step until the times stand still, or patience ends."""
         series = Series(1, self._clocks)
         began, drift = self._clocks.awake(), float("inf")
@@ -137,15 +120,17 @@ class Measurement:
             self._report("warm-up", min(1.0, spent / self._plan.warm_seconds))
             series.take(lambda: self._batcher.take(1), self._steps)
             drift = _drift(series.seconds)
-        return {
-            "steps": len(series.seconds) + COMPARED_LOSSES,
-            "seconds": round(self._clocks.awake() - began, 3),
-            "settled": drift < WARM_DRIFT,
-            "drift": None if drift == float("inf") else round(drift, 4),
-            "step_seconds": median_of(series.seconds[-WARM_STEPS:]),
-        }
+        step_seconds = median_of(series.seconds[-WARM_STEPS:])
+        assert step_seconds is not None
+        return WarmUp(
+            steps=len(series.seconds) + COMPARED_LOSSES,
+            seconds=round(self._clocks.awake() - began, 3),
+            settled=drift < WARM_DRIFT,
+            drift=None if drift == float("inf") else round(drift, 4),
+            step_seconds=step_seconds,
+        )
 
-    def _self_test(self, step_seconds: float) -> dict[str, float]:
+    def _self_test(self, step_seconds: float) -> SelfTest:
         """What is left to do after waiting: the time to copy results to the host, less that of copying them again."""
         left = []
         for _ in range(3):
@@ -156,7 +141,7 @@ class Measurement:
                 self._work.force()
                 times.append(self._clocks.awake() - began)
             left.append(times[0] - times[1])
-        return {"step_seconds": step_seconds, "left_seconds": max(0.0, median_of(left) or 0.0)}
+        return SelfTest(step_seconds=step_seconds, left_seconds=max(0.0, median_of(left) or 0.0))
 
     def _products(self) -> dict[str, float]:
         """Seconds of one matrix product by width, the best of several tries."""

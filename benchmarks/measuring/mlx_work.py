@@ -15,8 +15,9 @@ from mlx.utils import tree_flatten, tree_map
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.work import Absent, Batches
+from benchmarks.readings import Compilation
 from convert.formats.names import GPT2, translate
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.init import initial_weights
@@ -96,11 +97,11 @@ class MlxWork:
     def memory(self) -> dict[str, int | None]:
         return {"peak": mx.get_peak_memory(), "cache": mx.get_cache_memory()}
 
-    def compilation(self) -> dict[str, Any] | None:
+    def compilation(self) -> Compilation | None:
         if not self.compiled:
             return None
         # MLX compiles without saying how long, and cannot break a graph: it raises an error instead.
-        return {"seconds": None, "graphs": 1, "graph_breaks": 0, "recompiles": max(0, self._model.runs - 1)}
+        return Compilation(seconds=None, graphs=1, graph_breaks=0, recompiles=max(0, self._model.runs - 1))
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
         return generate(self._model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
@@ -154,8 +155,9 @@ class MlxLmWork(MlxWork):
             self._compute = mx.compile(self._compute, inputs=state, outputs=state)
             self._update = mx.compile(self._clip_and_update, inputs=state, outputs=state)
 
-    def compilation(self) -> dict[str, Any] | None:
-        return None if not self.compiled else dict.fromkeys(("seconds", "graphs", "graph_breaks", "recompiles"))
+    def compilation(self) -> Compilation | None:
+        unknown = Compilation(seconds=None, graphs=None, graph_breaks=None, recompiles=None)
+        return unknown if self.compiled else None
 
     def _cross_entropy(self, tokens: mx.array, labels: mx.array) -> mx.array:
         return nn.losses.cross_entropy(self._model(tokens).astype(mx.float32), labels, reduction="mean")

@@ -14,7 +14,7 @@ import io
 import string
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,15 @@ from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.measure import BLOCK
 from benchmarks.measuring.samples import median_of
 from benchmarks.measuring.work import Absent, Batcher
+from benchmarks.readings import Overhead
 from benchmarks.report.pairs import paired_ratio
-from gpt_common.cli import TrainCommand
+from gpt_common.commands import TrainCommand
 from gpt_common.config import DataConfig, RunConfig
 from gpt_common.data.batches import Tokens
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import write_dataset
 from gpt_common.errors import UserError
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 
@@ -104,7 +105,7 @@ class TimedRun(Run):
         self.parts[part].append(time.perf_counter() - began)
 
 
-def measure_overhead(backend: Backend, config: RunConfig, report: Callable[[str, float], None]) -> dict[str, Any]:
+def measure_overhead(backend: Backend, config: RunConfig, report: Callable[[str, float], None]) -> Overhead:
     """The ratio of the loop's time to the bare step's.
 
     Raises:
@@ -134,31 +135,30 @@ def measure_overhead(backend: Backend, config: RunConfig, report: Callable[[str,
             run = TimedRun(TrainCommand(out=folder / "run", run=config), twin=package, between=between)
             with contextlib.suppress(Enough):
                 twin["train"].train(run)
-    return {
-        "parts_seconds": {part: median_of(seconds) for part, seconds in run.parts.items()},
-        **overhead_of(run.blocks[WARM_BLOCKS:]),
-    }
+    return overhead_of(run.blocks[WARM_BLOCKS:], run.parts)
 
 
-def overhead_of(blocks: Sequence[tuple[float, float]]) -> dict[str, Any]:
+def overhead_of(blocks: Sequence[tuple[float, float]], parts: Mapping[str, Sequence[float]]) -> Overhead:
     """Ratio of loop to bare step, with its interval over groups of blocks.
 
     Args:
         blocks: seconds of both, in the order in which they were measured.
+        parts: seconds of every call of what the loop does besides the step.
     """
     size = max(1, len(blocks) // GROUPS)
     groups = [blocks[start : start + size] for start in range(0, size * min(GROUPS, len(blocks)), size)]
     loop, bare = ([median_of([pair[side] for pair in group]) for group in groups] for side in (0, 1))
     ratio = paired_ratio(loop, bare)
     assert ratio is not None
-    return {
-        "steps_per_block": BLOCK,
-        "loop_seconds": [round(pair[0], 6) for pair in blocks],
-        "bare_seconds": [round(pair[1], 6) for pair in blocks],
-        "ratio": ratio.value,
-        "low": ratio.low,
-        "high": ratio.high,
-    }
+    return Overhead(
+        parts_seconds={part: median_of(seconds) for part, seconds in parts.items()},
+        steps_per_block=BLOCK,
+        loop_seconds=[round(pair[0], 6) for pair in blocks],
+        bare_seconds=[round(pair[1], 6) for pair in blocks],
+        ratio=ratio.value,
+        low=ratio.low,
+        high=ratio.high,
+    )
 
 
 def loop_only(config: RunConfig, backend: Backend, device: str, folder: Path) -> RunConfig:

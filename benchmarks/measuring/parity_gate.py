@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from benchmarks.results import Climb
 
 ROOT = Path(__file__).parents[2]
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
@@ -27,14 +28,13 @@ class Verdict:
     reports: dict[str, str] = field(default_factory=dict)
     """SHA-256 -> the report, as it was written."""
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Climb]:
         """Of each report, class and rungs with what came nearest to its gate."""
+        kept = ("name", "title", "passed", "worst")
+        reports = {digest: json.loads(text) for digest, text in self.reports.items()}
         return {
-            digest: {
-                "class": report["class"],
-                "rungs": [{key: rung[key] for key in ("name", "title", "passed", "worst")} for rung in report["rungs"]],
-            }
-            for digest, report in ((digest, json.loads(text)) for digest, text in self.reports.items())
+            digest: Climb(**{"class": report["class"]}, rungs=[{k: rung[k] for k in kept} for rung in report["rungs"]])
+            for digest, report in reports.items()
         }
 
 
@@ -42,40 +42,32 @@ Ladder = Callable[[Sequence[str]], tuple[int, str, str]]
 """Backends -> exit code, report as JSON text ("" if there is none), what was said."""
 
 
-def verify(backends: Mapping[str, str], climb: Ladder) -> Verdict:
+def verify(names: Sequence[str], climb: Ladder) -> Verdict:
     """Climb with all backends at once; if that fails, with each beside the reference, to find whose fault it is.
 
     Args:
-        backends: what is to be timed, and the ladder's name for it. Peers are not on the ladder.
+        names: what is to be timed. Peers are not on the ladder.
     """
     verdict = Verdict()
-    names = list(dict.fromkeys(backends.values()))
     if not names:
         return verdict
-    if len(names) == 1:
+    group = [*names]
+    if len(group) == 1:
         # The ladder compares; the CPU of the other twin is everywhere.
-        names.append("cpu" if names[0].startswith("mlx") else "mlx-cpu")
-    groups = [names]
-    code, report, said = climb(names)
-    if code == 1 and len(names) > 2:
-        groups = [[names[0], name] for name in names[1:]]
-        outcomes = [(group, *climb(group)) for group in groups]
-    else:
-        outcomes = [(names, code, report, said)]
-    good: dict[str, str] = {}
-    bad: dict[str, str] = {}
-    for group, code, report, said in outcomes:
+        group.append("cpu" if names[0].startswith("mlx") else "mlx-cpu")
+    outcomes = [(group, *climb(group))]
+    if outcomes[0][1] == 1 and len(group) > 2:
+        outcomes = [(pair, *climb(pair)) for pair in ([group[0], name] for name in group[1:])]
+    for climbed, code, report, said in outcomes:
         if code == 0:
             digest = hashlib.sha256(report.encode()).hexdigest()
             verdict.reports[digest] = report
-            good |= dict.fromkeys(group, digest)
+            verdict.passed |= {name: digest for name in climbed if name in names}
         else:
-            bad |= dict.fromkeys(group, f"parity: {said}" if said else f"parity ended with exit code {code}")
-    for ours, theirs in backends.items():
-        if theirs in good:
-            verdict.passed[ours] = good[theirs]
-        else:
-            verdict.failed[ours] = bad[theirs]
+            reason = f"parity: {said}" if said else f"parity ended with exit code {code}"
+            verdict.failed |= {name: reason for name in climbed if name in names}
+    # The reference is in every pair: one that passed is enough.
+    verdict.failed = {name: reason for name, reason in verdict.failed.items() if name not in verdict.passed}
     return verdict
 
 

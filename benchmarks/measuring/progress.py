@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from gpt_common.training.console import WIDTH, duration
+from gpt_common.words import WIDTH, duration
 
 
 @dataclass

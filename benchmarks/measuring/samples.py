@@ -9,15 +9,17 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+
+from benchmarks.readings import Mark, Samples
 
 ASLEEP_SECONDS = 0.1
 """The clocks differ by microseconds while the machine is awake."""
 OUTLIER_RANGES = 3.0
 """Beyond so many interquartile ranges from the quartiles a sample is marked (Tukey's "far out"); it still counts."""
-INVALID = ("asleep", "throttled")
+INVALID: tuple[Mark, ...] = ("asleep", "throttled")
 """Marks that keep a sample out of the statistics. "outlier" does not."""
 
 
@@ -52,7 +54,7 @@ class Series:
     """Time of each sample (not per step), data left out."""
     data_seconds: list[float] = field(default_factory=list)
     """Time to make the sample's batches, measured apart."""
-    marks: dict[int, list[str]] = field(default_factory=dict)
+    marks: dict[int, list[Mark]] = field(default_factory=dict)
     """What is wrong with which sample."""
 
     def take(self, prepare: Callable[[], Any], work: Callable[[Any], None]) -> float:
@@ -69,13 +71,13 @@ class Series:
         self.data_seconds.append(start - began)
         return seconds
 
-    def mark(self, index: int, mark: str) -> None:
+    def mark(self, index: int, mark: Mark) -> None:
         """Mark a sample; a mark that it has already is not repeated."""
         marks = self.marks.setdefault(index, [])
         if mark not in marks:
             marks.append(mark)
 
-    def mark_since(self, index: int, mark: str) -> None:
+    def mark_since(self, index: int, mark: Mark) -> None:
         """Mark every sample from `index` on."""
         for i in range(index, len(self.seconds)):
             self.mark(i, mark)
@@ -90,31 +92,33 @@ class Series:
             if not low - margin <= seconds <= high + margin:
                 self.mark(i, "outlier")
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON, in microseconds' precision; `start` counts from the first sample, at `began`."""
+    def samples(self) -> Samples:
+        """For the result, to the microsecond; `start` counts from the first sample, at `began`."""
         began = self.start[0] if self.start else 0.0
-        return {
-            "steps_per_sample": self.steps_per_sample,
-            "began": round(began, 6),
-            "start": [round(t - began, 6) for t in self.start],
-            "seconds": [round(s, 7) for s in self.seconds],
-            "data_seconds": [round(s, 7) for s in self.data_seconds],
-            "marks": {str(i): marks for i, marks in sorted(self.marks.items())},
-        }
+        return Samples(
+            steps_per_sample=self.steps_per_sample,
+            began=round(began, 6),
+            start=[round(t - began, 6) for t in self.start],
+            seconds=[round(s, 7) for s in self.seconds],
+            data_seconds=[round(s, 7) for s in self.data_seconds],
+            marks={str(i): marks for i, marks in sorted(self.marks.items())},
+        )
 
 
-def valid(series: dict[str, Any], column: str = "seconds") -> list[float]:
-    """The figures of a series (as `as_dict` gives it) that count, per step."""
-    return [
-        value / series["steps_per_sample"]
-        for i, value in enumerate(series[column])
-        if not set(series["marks"].get(str(i), ())) & set(INVALID)
-    ]
+def invalid(samples: Samples, index: int) -> bool:
+    """Whether a sample must not count."""
+    return any(mark in INVALID for mark in samples.marks.get(str(index), ()))
 
 
-def marked(series: dict[str, Any], mark: str) -> int:
+def valid(samples: Samples, column: Literal["seconds", "data_seconds"] = "seconds") -> list[float]:
+    """The figures that count, per step."""
+    figures: list[float] = getattr(samples, column)
+    return [value / samples.steps_per_sample for i, value in enumerate(figures) if not invalid(samples, i)]
+
+
+def marked(samples: Samples, mark: Mark) -> int:
     """How many samples bear a mark."""
-    return sum(mark in marks for marks in series["marks"].values())
+    return sum(mark in marks for marks in samples.marks.values())
 
 
 def median_of(values: Sequence[float]) -> float | None:

@@ -11,19 +11,20 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.checks import other_work, rejection
-from benchmarks.measuring.measure import Plan
 from benchmarks.measuring.processes import Event, run_worker
 from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.resources import load
 from benchmarks.measuring.samples import median_of, valid
+from benchmarks.readings import About, Before, Energy, Generation, Overhead, Process
+from benchmarks.results import Settings, Status, Verified
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.machine.hardware import Hardware, published_peak, thermal_pressure
 from gpt_common.machine.power import Reader
-from gpt_common.training.console import milliseconds
+from gpt_common.words import milliseconds
 
 START_SECONDS = 8.0
 """About how long a worker takes to import its framework and build a model."""
@@ -31,48 +32,26 @@ COOL_SECONDS = 120.0
 """Longest wait for a hot machine before each process."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How much is measured."""
-
-    rounds: int = 6
-    seconds: float = 1.5
-    """Length of each of the two series in a process."""
-    cooldown: float = 1.0
-    """Seconds of rest before each process; a Mac that is hot rests longer."""
-    sustained: float = 0.0
-    """Seconds of an uninterrupted run of each backend."""
-    generation: bool = False
-    overhead: bool = False
-
-    @property
-    def plan(self) -> Plan:
-        """The plan of one process."""
-        return Plan(latency_seconds=self.seconds, throughput_seconds=self.seconds, warm_seconds=3 * self.seconds)
-
-
 @dataclass
 class Row:
     """One backend in one case."""
 
     backend: Backend
-    status: str = "waiting"
-    """waiting, measured, absent, unproven, failed, rejected."""
+    status: Status | Literal["waiting"] = "waiting"
     reason: str | None = None
-    verified: str = "unverified"
-    """parity (passed the ladder), losses (a peer whose first losses agree with ours), unverified."""
-    about: dict[str, Any] = field(default_factory=dict)
-    processes: list[dict[str, Any]] = field(default_factory=list)
-    sustained: dict[str, Any] | None = None
-    generation: dict[str, Any] | None = None
-    overhead: dict[str, Any] | None = None
+    verified: Verified = "unverified"
+    about: About = field(default_factory=About)
+    processes: list[Process] = field(default_factory=list)
+    sustained: Process | None = None
+    generation: Generation | None = None
+    overhead: Overhead | None = None
 
     @property
     def open(self) -> bool:
         """Whether it is still to be measured."""
         return self.status in ("waiting", "measured")
 
-    def end(self, status: str, reason: str) -> None:
+    def end(self, status: Status, reason: str) -> None:
         """No more of it."""
         self.status, self.reason = status, reason
 
@@ -82,7 +61,7 @@ class Case:
     """One configuration; a sweep has several."""
 
     name: str
-    changes: dict[str, Any]
+    changes: dict[str, int]
     config: RunConfig
     rows: list[Row]
 
@@ -177,35 +156,37 @@ class Session:
     def _run(self, job: Job) -> str:
         """One job; returns what to say about it."""
         energy = _EnergyMeter(self.reader, self.display.progress)
-        before = {"load": load(), "thermal_pressure": thermal_pressure()}
-        description = describe_job(job, self.settings)
-        event = self.worker(description, energy.progress, environment=self.environment)
-        self.interrupted |= bool(event.get("interrupted"))
-        row = job.row
-        if event["event"] != "result":
-            row.end("absent" if event["event"] == "absent" else "failed", event["reason"])
+        before, row = state_of_machine(), job.row
+        event = self.worker(describe_job(job, self.settings), energy.progress, environment=self.environment)
+        interrupted = bool(event.pop("interrupted", False))
+        self.interrupted |= interrupted
+        if (kind := event.pop("event")) != "result":
+            row.end("absent" if kind == "absent" else "failed", event["reason"])
             return str(event["reason"])
         about = event.pop("about")
-        event.pop("event")
-        if job.task not in ("steps", "sustained"):
-            setattr(row, job.task, event)
+        if job.task == "generation":
+            row.generation = Generation(**event)
             return "done"
-        complete = not event.pop("interrupted")
-        process = {"round": job.round, "complete": complete, **before, "energy": energy.result(), **event}
+        if job.task == "overhead":
+            row.overhead = Overhead(**event)
+            return "done"
+        process = Process(round=job.round, complete=not interrupted, energy=energy.result(), **vars(before), **event)
         if job.task == "sustained":
             row.sustained = process
-            return "done" if complete else "interrupted"
-        row.about = about
-        return self._keep(job, process)
+            return "interrupted" if interrupted else "done"
+        row.about = About(**about)
+        return self._judge(job, process)
 
-    def _keep(self, job: Job, process: dict[str, Any]) -> str:
+    def _judge(self, job: Job, process: Process) -> str:
+        """Whether a process counts; returns its speed, or why not."""
         row, case = job.row, job.case
         row.processes.append(process)
-        if not process["complete"]:
+        if not process.complete:
             return "interrupted"
-        peak = published_peak(self.hardware, row.about["device"], row.about["dtype"])
+        device, dtype = row.about.device or "", row.about.dtype or ""
+        peak = published_peak(self.hardware, device, dtype)
         reason = rejection(process, peak.flops if peak else None) or other_work(
-            process["losses"], expected_losses(case), row.about["dtype"], case.config.model.dropout > 0
+            process.losses, expected_losses(case), dtype, case.config.model.dropout > 0
         )
         if reason:
             row.end("rejected", reason)
@@ -213,28 +194,33 @@ class Session:
         row.status = "measured"
         if row.backend.peer:
             row.verified = "losses"
-        seconds = median_of(valid(process["throughput"]))
+        seconds = median_of(valid(process.throughput))
         return "no valid sample" if seconds is None else f"{milliseconds(seconds)} ms/step"
 
 
-def expected_losses(case: Case) -> list[float]:
+def state_of_machine() -> Before:
+    """Load and heat, before something is measured."""
+    return Before(load=load(), thermal_pressure=thermal_pressure())
+
+
+def expected_losses(case: Case) -> list[float | None]:
     """Losses of the first steps by the first of our own backends that gave any."""
     ours = [p for row in case.rows if not row.backend.peer and row.status != "rejected" for p in row.processes]
-    return ours[0]["losses"] if ours else []
+    return ours[0].losses if ours else []
 
 
 def describe_job(job: Job, settings: Settings) -> dict[str, Any]:
     """A job as the worker reads it."""
     plan = settings.plan
     if job.task == "sustained":
-        plan = dataclasses.replace(plan, latency_seconds=0.0, throughput_seconds=settings.sustained)
+        plan = plan.model_copy(update={"latency_seconds": 0.0, "throughput_seconds": settings.sustained})
     backend, config = job.row.backend, job.case.config
     train = dataclasses.replace(config.train, compile=backend.compiled)
     return {
         "task": "steps" if job.task == "sustained" else job.task,
         "backend": dataclasses.asdict(backend),
         "config": to_dict(dataclasses.replace(config, train=train)),
-        "plan": dataclasses.asdict(plan),
+        "plan": plan.model_dump(),
     }
 
 
@@ -249,7 +235,7 @@ class _EnergyMeter:
     def __init__(self, reader: Reader | None, progress: Callable[[str, float], None]) -> None:
         self._reader, self._progress = reader, progress
         self._running = False
-        self._energy: dict[str, Any] | None = None
+        self._energy: Energy | None = None
 
     def progress(self, phase: str, share: float) -> None:
         """See run_worker."""
@@ -265,9 +251,9 @@ class _EnergyMeter:
         energy = reader.stop()
         self._running = False
         if energy is not None:
-            self._energy = dataclasses.asdict(energy) | {"net_joules": energy.net_joules}
+            self._energy = Energy(**dataclasses.asdict(energy), net_joules=energy.net_joules)
 
-    def result(self) -> dict[str, Any] | None:
+    def result(self) -> Energy | None:
         """Joules and seconds of the throughput series, None without a source."""
         if self._running and self._reader is not None:
             self._stop(self._reader)

@@ -11,8 +11,9 @@ import torch
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.work import Absent, Batches
+from benchmarks.readings import Compilation
 from convert.formats.names import CONV1D, GPT2, translate
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.init import initial_weights
@@ -79,7 +80,7 @@ class TorchWork:
             return {"peak": driver, "cache": driver - current}
         return {"peak": None, "cache": None}
 
-    def compilation(self) -> dict[str, Any] | None:
+    def compilation(self) -> Compilation | None:
         if not self.compiled:
             return None
         from torch._dynamo.utils import calculate_time_spent, counters
@@ -87,12 +88,12 @@ class TorchWork:
         # One frame compiled is one graph if nothing breaks it and nothing is compiled again.
         breaks = sum(counters["graph_break"].values())
         frames = counters["frames"]["ok"]
-        return {
-            "seconds": round(calculate_time_spent().get("total_wall_time", 0.0), 3),
-            "graphs": counters["stats"]["unique_graphs"],
-            "graph_breaks": breaks,
-            "recompiles": max(0, frames - 1 - breaks),
-        }
+        return Compilation(
+            seconds=round(calculate_time_spent().get("total_wall_time", 0.0), 3),
+            graphs=counters["stats"]["unique_graphs"],
+            graph_breaks=breaks,
+            recompiles=max(0, frames - 1 - breaks),
+        )
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
         return generate(self._model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))

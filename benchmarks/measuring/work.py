@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from benchmarks.measuring.backends import Backend
+from benchmarks.readings import Compilation
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Tokens, training_batch
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 Batches = list[tuple[Tokens, Tokens]]
 CORPUS_TOKENS = 1_000_000
@@ -50,32 +50,11 @@ class Work(Protocol):
     def memory(self) -> dict[str, int | None]:
         """`peak` and `cache` bytes of the framework's allocator, None where it does not say."""
 
-    def compilation(self) -> dict[str, Any] | None:
-        """`graphs`, `graph_breaks`, `recompiles`, `seconds` so far; None if nothing is compiled."""
+    def compilation(self) -> Compilation | None:
+        """What compilation did so far; None if nothing is compiled."""
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
         """Greedy continuation, one token at a time, with a key-value cache."""
-
-
-def open_work(backend: Backend, config: RunConfig) -> Work:
-    """The work of a backend with the configuration's model at its initial weights.
-
-    Raises:
-        Absent: not here.
-    """
-    if backend.framework == "mlx":
-        try:
-            # First of all: it chooses the BLAS that MLX binds when it is imported.
-            import mlx_gpt  # noqa: F401
-            from benchmarks.measuring.mlx_work import MlxLmWork, MlxWork
-        except ImportError as error:
-            raise Absent(f"MLX cannot be imported: {error}") from None
-        return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
-    try:
-        from benchmarks.measuring.torch_work import TorchWork, TransformersWork
-    except ImportError as error:
-        raise Absent(f"PyTorch cannot be imported: {error}") from None
-    return TransformersWork(backend, config) if backend.peer else TorchWork(backend, config)
 
 
 class Batcher:

@@ -19,9 +19,10 @@ from typing import IO, Any
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.thermal import open_watch
-from benchmarks.measuring.work import Absent, Work, open_work
+from benchmarks.measuring.work import Absent, Work
+from benchmarks.readings import About, Generation, Measured, Plan
 from gpt_common.config import RunConfig, from_dict
-from gpt_common.training.opening import versions
+from gpt_common.machine.provenance import versions
 
 EVENTS_PER_SECOND = 5
 
@@ -61,22 +62,44 @@ def main() -> None:
         if job["task"] == "overhead":
             from benchmarks.measuring.overhead import measure_overhead
 
-            events.send("result", about=None, **measure_overhead(backend, config, events.progress))
+            events.send("result", about=None, **measure_overhead(backend, config, events.progress).model_dump())
             return
         work = open_work(backend, config)
-        events.send("result", about=_about(work), **_do(job, work, config, events, lambda: bool(stopped)))
+        found = _do(job, work, config, events, lambda: bool(stopped))
+        events.send("result", about=_about(work).model_dump(), **found.model_dump())
     except Absent as absent:
         events.send("absent", reason=str(absent))
 
 
-def _about(work: Work) -> dict[str, Any]:
-    return {
-        "description": work.description,
-        "device": work.device,
-        "dtype": work.dtype,
-        "notes": work.notes,
-        "versions": versions(),
-    }
+def open_work(backend: Backend, config: RunConfig) -> Work:
+    """The work of a backend with the configuration's model at its initial weights.
+
+    Raises:
+        Absent: not here.
+    """
+    if backend.framework == "mlx":
+        try:
+            # First of all: it chooses the BLAS that MLX binds when it is imported.
+            import mlx_gpt  # noqa: F401
+            from benchmarks.measuring.mlx_work import MlxLmWork, MlxWork
+        except ImportError as error:
+            raise Absent(f"MLX cannot be imported: {error}") from None
+        return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
+    try:
+        from benchmarks.measuring.torch_work import TorchWork, TransformersWork
+    except ImportError as error:
+        raise Absent(f"PyTorch cannot be imported: {error}") from None
+    return TransformersWork(backend, config) if backend.peer else TorchWork(backend, config)
+
+
+def _about(work: Work) -> About:
+    return About(
+        description=work.description,
+        device=work.device,  # type: ignore[arg-type] # checked when it is made
+        dtype=work.dtype,
+        notes=work.notes,
+        versions=versions(),
+    )
 
 
 def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, dict[str, str]]:
@@ -90,12 +113,14 @@ def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[st
     return found
 
 
-def _do(job: dict[str, Any], work: Work, config: RunConfig, events: Events, stop: Callable[[], bool]) -> dict[str, Any]:
+def _do(
+    job: dict[str, Any], work: Work, config: RunConfig, events: Events, stop: Callable[[], bool]
+) -> Measured | Generation:
     if job["task"] == "generation":
         from benchmarks.measuring.generation import measure_generation
 
         return measure_generation(work, config, events.progress)
-    from benchmarks.measuring.measure import Measurement, Plan
+    from benchmarks.measuring.measure import Measurement
 
     return Measurement(work, config, Plan(**job["plan"]), open_watch(work.device), events.progress, stop).run()
 

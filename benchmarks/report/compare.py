@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+from benchmarks.report.findings import measured, ratio_of
 from benchmarks.report.pairs import Ratio, differs, unpaired_ratio
-from benchmarks.report.schema import read_result
-from gpt_common.config import differences, from_dict
+from benchmarks.results import CaseResult, Result, read_result
+from gpt_common.config import differences
 from gpt_common.errors import UserError
-from gpt_common.training.console import milliseconds
+from gpt_common.words import WIDTH, milliseconds
 
 SAME_WORK = ("model.", "optim.", "train.batch_size", "train.grad_accum_steps", "train.gradient_checkpointing")
 """Fields that must be equal, because they decide what one step does."""
@@ -25,38 +27,38 @@ def print_comparison(first: Path, second: Path) -> None:
     from rich.table import Table
 
     a, b = read_result(first), read_result(second)
-    console = Console(width=80, highlight=False)
+    console = Console(width=WIDTH, highlight=False)
     for case_a, case_b in pair_cases(a, b):
-        table = Table(title=case_a["name"], title_justify="left", box=None, padding=(0, 1), pad_edge=False)
+        table = Table(title=case_a.name, title_justify="left", box=None, padding=(0, 1), pad_edge=False)
         table.add_column("backend", no_wrap=True)
         for name in ("A ms/step", "B ms/step", "A / B", "95 % interval", ""):
             table.add_column(name, justify="right", no_wrap=True)
         for row in compare_cases(case_a, case_b):
-            ratio = row["ratio"]
+            ratio = row.ratio
             interval = "-" if ratio.low is None else f"{ratio.low:.3f} to {ratio.high:.3f}"
             table.add_row(
-                row["backend"],
-                milliseconds(row["a"]),
-                milliseconds(row["b"]),
+                row.backend,
+                milliseconds(row.a),
+                milliseconds(row.b),
                 f"{ratio.value:.3f}",
                 interval,
-                row["verdict"],
+                row.verdict,
             )
         console.print(table)
     for line in differences_of(a, b):
         console.print(line, markup=False)
 
 
-def pair_cases(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+def pair_cases(a: Result, b: Result) -> list[tuple[CaseResult, CaseResult]]:
     """Cases of equal work.
 
     Raises:
         UserError: there are none.
     """
     pairs, why = [], "the second has no case"
-    for case in a["cases"]:
-        for other in b["cases"]:
-            changed = differences(from_dict(case["config"]), from_dict(other["config"]))
+    for case in a.cases:
+        for other in b.cases:
+            changed = differences(case.run_config, other.run_config)
             changed = {key: values for key, values in changed.items() if key.startswith(SAME_WORK)}
             if not changed:
                 pairs.append((case, other))
@@ -68,36 +70,31 @@ def pair_cases(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[dict[str, Any
     return pairs
 
 
-def compare_cases(a: dict[str, Any], b: dict[str, Any]) -> list[dict[str, Any]]:
+class Compared(NamedTuple):
+    """One backend in both results."""
+
+    backend: str
+    a: float
+    """Seconds per step."""
+    b: float
+    ratio: Ratio
+    verdict: str
+
+
+def compare_cases(a: CaseResult, b: CaseResult) -> list[Compared]:
     """Every backend that both measured, with the ratio of its times."""
-    rows_b = {row["label"]: row for row in b["rows"] if row["summary"]}
+    others = {row.label: summary for row, summary in measured(b)}
+    controls = [None if case.control is None else ratio_of(case.control) for case in (a, b)]
     found = []
-    for row in a["rows"]:
-        other = rows_b.get(row["label"])
-        if row["summary"] is None or other is None or row["control"]:
+    for row in a.rows:
+        mine, other = row.summary, others.get(row.label)
+        if mine is None or other is None or row.control:
             continue
-        ratio = unpaired_ratio(_rounds(row), _rounds(other))
+        ratio = unpaired_ratio(*([s for s in one.rounds if s is not None] for one in (mine, other)))
         if ratio is not None:
-            found.append(
-                {
-                    "backend": row["label"],
-                    "a": row["summary"]["seconds_per_step"],
-                    "b": other["summary"]["seconds_per_step"],
-                    "ratio": ratio,
-                    "verdict": verdict(ratio, [control_of(a), control_of(b)]),
-                }
-            )
+            said = verdict(ratio, controls)
+            found.append(Compared(row.label, mine.seconds_per_step, other.seconds_per_step, ratio, said))
     return found
-
-
-def _rounds(row: dict[str, Any]) -> list[float]:
-    return [seconds for seconds in row["summary"]["rounds"] if seconds is not None]
-
-
-def control_of(case: dict[str, Any]) -> Ratio | None:
-    """The A/A control of a case."""
-    control = case["control"]
-    return None if control is None else Ratio(control["ratio"], control["low"], control["high"], control["rounds"])
 
 
 def verdict(ratio: Ratio, controls: list[Ratio | None]) -> str:
@@ -107,7 +104,7 @@ def verdict(ratio: Ratio, controls: list[Ratio | None]) -> str:
     return "A is faster" if ratio.value < 1 else "B is faster"
 
 
-def differences_of(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+def differences_of(a: Result, b: Result) -> list[str]:
     """What else differs: hardware, versions, variables, dtype."""
     mine, theirs = _facts(a), _facts(b)
     return [
@@ -117,11 +114,12 @@ def differences_of(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     ]
 
 
-def _facts(result: dict[str, Any]) -> dict[str, Any]:
-    environment = result["environment"]
-    flat = {
-        f"{part}.{key}": value
-        for part in ("hardware", "versions", "variables")
-        for key, value in environment[part].items()
+def _facts(result: Result) -> dict[str, object]:
+    environment = result.environment
+    parts = {
+        "hardware": asdict(environment.hardware),
+        "versions": environment.versions,
+        "variables": environment.variables,
     }
-    return flat | {"git": environment["git"], "dtype": result["cases"][0]["config"]["train"]["dtype"]}
+    flat = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    return flat | {"git": environment.git, "dtype": result.cases[0].run_config.train.dtype}

@@ -48,6 +48,11 @@ class Ratio:
             return math.inf
         return max(abs(math.log(self.low)), abs(math.log(self.high)))
 
+    def inverse(self) -> Ratio:
+        """The same from the other side."""
+        low, high = (None if bound is None else 1 / bound for bound in (self.high, self.low))
+        return Ratio(1 / self.value, low, high, self.rounds)
+
     def excludes_one(self) -> bool:
         """Whether the interval lies on one side of 1."""
         return self.low is not None and self.high is not None and not self.low <= 1 <= self.high
@@ -108,11 +113,3 @@ def differs(ratio: Ratio | None, control: Ratio | None) -> bool:
     if ratio is None or control is None or not ratio.excludes_one():
         return False
     return abs(math.log(ratio.value)) > control.reach
-
-
-def summary(values: Sequence[float]) -> dict[str, float] | None:
-    """Median, quartiles, 95th percentile and minimum; None of nothing."""
-    if not len(values):
-        return None
-    p25, median, p75, p95 = (float(x) for x in np.percentile(values, [25, 50, 75, 95]))
-    return {"n": len(values), "min": float(min(values)), "p25": p25, "median": median, "p75": p75, "p95": p95}

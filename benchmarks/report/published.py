@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gpt_common.config import ModelConfig
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.machine.peaks import apple_peak
 from gpt_common.network.flops import A100_BF16_PEAK, flops_per_token_palm
 
@@ -55,9 +55,9 @@ def published_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def same_work(config: dict[str, Any]) -> bool:
+def same_work(config: RunConfig) -> bool:
     """Whether a case measured the work of these runs."""
-    model, train = config["model"], config["train"]
+    model, train = config.model, config.train
     shape = ("block_size", "n_layer", "n_head", "n_embd", "vocab_size")
-    sequences = train["batch_size"] * train["grad_accum_steps"]
-    return sequences == BATCH and all(model[key] == getattr(SHAKESPEARE_CHAR, key) for key in shape)
+    sequences = train.batch_size * train.grad_accum_steps
+    return sequences == BATCH and all(getattr(model, key) == getattr(SHAKESPEARE_CHAR, key) for key in shape)

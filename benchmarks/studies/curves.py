@@ -10,15 +10,22 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from gpt_common.cli import parse
+from gpt_common.drawing import SOFT, colour, logarithmic, write_png
 from gpt_common.errors import UserError, run_main
+from gpt_common.files import cannot_write
 from gpt_common.training.runlog import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIZE = (640, 330)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,57 +35,27 @@ class Curves:
     runs: Annotated[list[Path], tyro.conf.Positional] = field(default_factory=list)
     """Folders of runs."""
     out: Path = Path("curves.png")
-    """The picture: .png, .svg or .pdf."""
+    """The picture."""
 
 
-def draw(runs: Sequence[Path], out: Path) -> None:
-    """Write the picture.
-
-    Raises:
-        UserError: a run without logged losses, or `out` cannot be written.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
-
-    figure, axes = pyplot.subplots(figsize=(7.5, 3.6), dpi=120, layout="constrained")
+def draw(figure: Figure, runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw the rows of metrics.jsonl by name of the run."""
+    axes = figure.subplots()
     floors = set()
-    for i, run in enumerate(runs):
-        rows = read_metrics(run)
-        steps = [row for row in rows if row.get("loss") is not None]
-        if not steps:
-            raise UserError(f"{run} has no logged losses yet")
-        evaluations = [row for row in rows if row.get("val_loss") is not None]
-        floors |= {row["floor"] for row in evaluations if row["floor"] is not None}
-        # The first is drawn wide and pale, so that a second one on the same numbers does not hide it.
-        style = {"color": f"C{i}", "linewidth": 1.2 if i else 5, "alpha": 1 if i else 0.35}
-        axes.plot([row["step"] for row in steps], [row["loss"] for row in steps], label=run.name, **style)
-        axes.plot(
-            [row["step"] for row in evaluations],
-            [row["val_loss"] for row in evaluations],
-            marker="o",
-            markersize=4 if i else 9,
-            linestyle="",
-            color=style["color"],
-            alpha=style["alpha"],
+    for i, (name, rows) in enumerate(runs.items()):
+        training, validation = (
+            [(row["step"], row[loss]) for row in rows if row.get(loss) is not None] for loss in ("loss", "val_loss")
         )
+        floors |= {row["floor"] for row in rows if row.get("floor") is not None}
+        # The first is drawn wide and pale, so that a second one on the same numbers does not hide it.
+        style: dict[str, Any] = {"color": colour(i), "alpha": 1 if i else 0.35}
+        axes.plot(*zip(*training, strict=True), label=name, linewidth=1.2 if i else 5, **style)
+        axes.plot(*zip(*validation, strict=True), "o", markersize=4 if i else 9, **style)
     for floor in floors:
-        axes.axhline(floor, color="0.4", linewidth=1, linestyle="--", label=f"lowest possible loss, {floor:.3f}")
-    axes.set(yscale="log", xlabel="step", ylabel="loss, nats per token")
-    axes.set_title("training (lines) and validation (circles)", fontsize="medium")
-    axes.set_yticks([0.05, 0.1, 0.2, 0.5, 1, 2, 5])
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(color="0.9")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(out)
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot write {out}: {error}") from None
-    pyplot.close(figure)
+        axes.axhline(floor, color=SOFT, linewidth=1, linestyle="--", label=f"lowest possible loss, {floor:.3f}")
+    axes.set(xlabel="step", ylabel="loss, nats per token", title="training (lines) and validation (circles)")
+    logarithmic(axes.yaxis)
+    axes.legend()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -86,7 +63,14 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Curves, argv, prog="python benchmarks/studies/curves.py")
     if not command.runs:
         raise UserError("missing argument: RUN, the folder of a run")
-    draw(command.runs, command.out)
+    runs = {run.name: read_metrics(run) for run in command.runs}
+    for name, rows in runs.items():
+        if not all(any(loss in row for row in rows) for loss in ("loss", "val_loss")):
+            raise UserError(f"{name} has no logged losses yet")
+    try:
+        write_png(lambda figure: draw(figure, runs), command.out, SIZE)
+    except OSError as error:
+        raise cannot_write(command.out, error) from None
     print(command.out)
 
 

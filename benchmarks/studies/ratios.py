@@ -231,7 +231,7 @@ def generation(twin: str, *, cached: bool) -> Callable[[], None]:
 
     import numpy as np
 
-    from gpt_common.cli import SampleSettings
+    from gpt_common.commands import SampleSettings
     from gpt_common.sampling import choose
 
     config = settled("shakespeare-char")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from benchmarks.measuring.samples import Clocks
 from benchmarks.measuring.work import Batches
+from benchmarks.readings import Compilation
 
 LAUNCH_SECONDS = 20e-6
 """What it takes to queue something."""
@@ -20,8 +20,8 @@ class Machine:
     step_seconds: float = 0.02
     flops_per_second: float = 1e12
     """Rate of its matrix products."""
-    waits: bool = True
-    """Whether `wait` waits. The mutant is False."""
+    synchronises: bool = True
+    """Whether `wait` waits for the device. The mutant is False."""
     sleeps_at_step: int | None = None
     """During this step the computer sleeps for a minute."""
     hot_steps: range = range(0)
@@ -71,7 +71,7 @@ class Machine:
             self.always += 60.0
 
     def wait(self) -> None:
-        if self.waits:
+        if self.synchronises:
             self.finish()
 
     def force(self) -> float:
@@ -89,7 +89,7 @@ class Machine:
     def memory(self) -> dict[str, int | None]:
         return {"peak": 1000, "cache": None}
 
-    def compilation(self) -> dict[str, Any] | None:
+    def compilation(self) -> Compilation | None:
         return None
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -12,15 +13,17 @@ import numpy as np
 
 from benchmarks.benchmark import assemble, describe_environment
 from benchmarks.measuring.backends import Backend, choose_backends
-from benchmarks.measuring.measure import Measurement, Plan
+from benchmarks.measuring.measure import Measurement
 from benchmarks.measuring.parity_gate import Verdict
 from benchmarks.measuring.progress import Display
-from benchmarks.measuring.session import Case, Row, Session, Settings, tasks
+from benchmarks.measuring.session import Case, Row, Session, tasks
 from benchmarks.measuring.thermal import ThrottleWatch
+from benchmarks.readings import Before, Plan
+from benchmarks.results import BackendRow, Result, Settings, Summary, to_json
 from benchmarks.workload import parse_sweep
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
+from gpt_common.keyed import keyed_generator
 from gpt_common.machine.hardware import Hardware
-from gpt_common.network.init import keyed_generator
 from tests.benchmarks.machine import Machine
 from tests.benchmarks.noise import process_steps
 
@@ -101,7 +104,7 @@ def worker(speeds: Mapping[str, float] = SPEEDS, *, seed: int = 1) -> Worker:
         machine.level = speeds[backend.name] * float(np.exp(rng.normal() * 0.01))
         watch = ThrottleWatch(machine.evidence, clock=lambda: machine.awake)
         plan = Plan(**{**job["plan"], "largest_product": 1024})
-        measured = Measurement(machine, config, plan, watch, on_progress, clocks=machine.clocks).run()
+        measured = Measurement(machine, config, plan, watch, on_progress, clocks=machine.clocks).run().model_dump()
         session_clock[0] = machine.always + 3.0
         measured["compilation"] = (
             {"seconds": 2.5, "graphs": 1, "graph_breaks": 0, "recompiles": 0} if backend.compiled else None
@@ -141,12 +144,27 @@ def make_session(
     return Session(cases, settings, HARDWARE, display, {}, worker=run or worker(), sleep=lambda _: None)
 
 
-def make_result(session: Session | None = None, **arguments: Any) -> dict[str, Any]:
-    """The result of a session of made-up workers, as it is written."""
+def make_result(session: Session | None = None, **arguments: Any) -> Result:
+    """The result of a session of made-up workers, as it comes back from its file."""
     session = session or make_session(**arguments)
     session.run()
     report = '{"class": "strict", "rungs": []}'
     verdict = Verdict(passed=dict.fromkeys(("mps", "mlx", "cpu"), "0" * 64), reports={"0" * 64: report})
-    environment = describe_environment(HARDWARE, {}, {"load": 0.1, "thermal_pressure": "nominal"}, None, ["no source"])
+    before = Before(load=0.1, thermal_pressure="nominal")
+    environment = describe_environment(HARDWARE, {}, before, None, ["no source"])
     created = datetime(2026, 11, 20, tzinfo=UTC)
-    return assemble(session, verdict, name="made-up", created=created, checked=True, environment=environment)
+    result = assemble(session, verdict, name="made-up", created=created, checked=True, environment=environment)
+    return Result.model_validate_json(to_json(result), strict=True)
+
+
+def figures(row: BackendRow) -> Summary:
+    """The figures of a row that has some."""
+    assert row.summary is not None
+    return row.summary
+
+
+def changed(result: Result, change: Callable[[Any], None]) -> Result:
+    """A result whose file was changed."""
+    plain = json.loads(to_json(result))
+    change(plain)
+    return Result.model_validate(plain)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,8 +14,10 @@ from benchmarks.measuring import overhead
 from benchmarks.measuring.backends import BACKENDS, Backend
 from benchmarks.measuring.checks import other_work
 from benchmarks.measuring.generation import measure_generation
-from benchmarks.measuring.work import Absent, Batcher, Work, open_work
-from benchmarks.report.schema import read_result
+from benchmarks.measuring.work import Absent, Batcher, Work
+from benchmarks.measuring.worker import open_work
+from benchmarks.readings import Compilation, Overhead
+from benchmarks.results import read_result
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 
 ROOT = Path(__file__).parents[2]
@@ -80,18 +81,18 @@ def test_the_command_measures_what_is_here_and_says_why_the_rest_is_not(tmp_path
     assert done.returncode == 0, done.stderr
     (path,) = [p for p in tmp_path.glob("*.json") if "parity" not in p.name]
     result = read_result(path)
-    rows = {row["label"]: row for row in result["cases"][0]["rows"]}
-    assert {label: row["status"] for label, row in rows.items()} == {
+    rows = {row.label: row for row in result.cases[0].rows}
+    assert {label: row.status for label, row in rows.items()} == {
         ABSENT: "absent",
         "mlx-cpu": "measured",
         "cpu": "measured",
         "mlx-cpu again": "measured",
     }
-    assert ABSENT in rows[ABSENT]["reason"]
-    assert rows["cpu"]["verified"] == "unverified"
-    losses = [row["processes"][0]["losses"] for row in rows.values() if row["processes"]]
+    assert ABSENT in str(rows[ABSENT].reason)
+    assert rows["cpu"].verified == "unverified"
+    losses = [row.processes[0].losses for row in rows.values() if row.processes]
     assert all(other_work(found, losses[0], "float32") is None for found in losses)
-    assert not any(comparison["claimed"] for comparison in result["cases"][0]["comparisons"])
+    assert not any(comparison.claimed for comparison in result.cases[0].comparisons)
     assert path.with_suffix(".html").exists()
     assert f"{ABSENT}: absent" in done.stdout
 
@@ -125,7 +126,7 @@ def test_all_do_the_same_work_and_write_the_same_text() -> None:
     losses = {name: first_losses(work) for name, work in works.items()}
     for name, found in losses.items():
         assert found == pytest.approx(losses["cpu"], rel=2e-5), name
-    texts = {measure_generation(work, CONFIG, lambda *_: None)["greedy_sha256"] for work in works.values()}
+    texts = {measure_generation(work, CONFIG, lambda *_: None).greedy_sha256 for work in works.values()}
     assert len(texts) == 1
 
 
@@ -150,17 +151,17 @@ def test_what_a_backend_cannot_do_is_absent_with_the_reason() -> None:
 def test_compilation_is_counted() -> None:
     assert open_work(BACKENDS["cpu"], CONFIG).compilation() is None
     work = open_work(Backend("mlx-compiled", "mlx", "cpu", compiled=True), CONFIG)
-    assert work.compilation() == {"seconds": None, "graphs": 1, "graph_breaks": 0, "recompiles": 0}
+    assert work.compilation() == Compilation(seconds=None, graphs=1, graph_breaks=0, recompiles=0)
 
 
 @pytest.mark.parametrize("name", ["cpu", "mlx-cpu"])
 def test_the_trainers_loop_is_set_beside_bare_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "SECONDS", 0.0)
     before = dict(os.environ)
-    found: dict[str, Any] = overhead.measure_overhead(BACKENDS[name], CONFIG, lambda *_: None)
-    assert len(found["loop_seconds"]) == len(found["bare_seconds"]) == overhead.GROUPS
-    assert all(seconds > 0 for seconds in found["loop_seconds"] + found["bare_seconds"])
-    assert set(found["parts_seconds"]) == {"batches", "stepped", "record"}
+    found: Overhead = overhead.measure_overhead(BACKENDS[name], CONFIG, lambda *_: None)
+    assert len(found.loop_seconds) == len(found.bare_seconds) == overhead.GROUPS
+    assert all(seconds > 0 for seconds in found.loop_seconds + found.bare_seconds)
+    assert set(found.parts_seconds) == {"batches", "stepped", "record"}
     assert dict(os.environ) == before
 
 
@@ -168,7 +169,7 @@ def test_overhead_is_the_ratio_of_loop_and_bare_step() -> None:
     """A spike in one block of a group does not move the group's median."""
     blocks = [(0.202, 0.2)] * 40
     blocks[7] = (2.0, 0.2)
-    found = overhead.overhead_of(blocks)
-    assert found["ratio"] == pytest.approx(1.01)
-    assert found["low"] == pytest.approx(1.01)
-    assert found["high"] == pytest.approx(1.01)
+    found = overhead.overhead_of(blocks, {})
+    assert found.ratio == pytest.approx(1.01)
+    assert found.low == pytest.approx(1.01)
+    assert found.high == pytest.approx(1.01)

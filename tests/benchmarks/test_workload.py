@@ -14,7 +14,7 @@ from benchmarks.measuring.parity_gate import verify
 from benchmarks.measuring.samples import Clocks, Series, marked, sleeping_clock, valid
 from benchmarks.measuring.thermal import CoreCounters, ThrottleWatch
 from benchmarks.measuring.work import Batcher
-from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, settle, smallest
+from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, resolve, smallest
 from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
 from gpt_common.errors import UserError
 from tests.borrowed import SHAKESPEARE_CHARACTERS
@@ -53,7 +53,7 @@ def test_the_default_shape_depends_on_the_machine() -> None:
 
 def test_every_preset_can_be_measured_without_its_data() -> None:
     for name in preset_names():
-        config = settle(base_config(name, None, has_gpu=False)[1])
+        config = resolve(base_config(name, None, has_gpu=False)[1])
         assert config.model.vocab_size > 0
         assert config.train.dtype == "float32"
 
@@ -69,13 +69,13 @@ def test_named_vocabularies_are_right() -> None:
 def test_an_unknown_vocabulary_is_asked_for(tmp_path: Path) -> None:
     config = RunConfig(data=DataConfig(dataset="mine", data_dir=str(tmp_path)))
     with pytest.raises(UserError, match="--vocab-size"):
-        settle(config)
+        resolve(config)
 
 
 @pytest.mark.parametrize("train", [TrainConfig(device="mps"), TrainConfig(compile=True)])
 def test_what_backends_decide_is_no_flag(train: TrainConfig) -> None:
     with pytest.raises(UserError, match="--backends"):
-        settle(RunConfig(model=CONFIG.model, train=train))
+        resolve(RunConfig(model=CONFIG.model, train=train))
 
 
 def test_sweeps() -> None:
@@ -125,8 +125,8 @@ class Ladder:
 
 def test_what_passes_keeps_the_hash_of_its_report() -> None:
     ladder = Ladder()
-    verdict = verify({"mlx": "mlx-cpu", "cpu": "cpu"}, ladder)
-    assert ladder.calls == [["mlx-cpu", "cpu"]]
+    verdict = verify(["mlx", "cpu"], ladder)
+    assert ladder.calls == [["mlx", "cpu"]]
     assert set(verdict.passed) == {"mlx", "cpu"}
     assert set(verdict.passed.values()) == set(verdict.reports) == set(verdict.summary())
 
@@ -134,26 +134,26 @@ def test_what_passes_keeps_the_hash_of_its_report() -> None:
 def test_a_single_backend_climbs_beside_the_other_twin() -> None:
     for name, beside in (("mps", "mlx-cpu"), ("mlx", "cpu")):
         ladder = Ladder()
-        assert set(verify({name: name}, ladder).passed) == {name}
+        assert set(verify([name], ladder).passed) == {name}
         assert ladder.calls == [[name, beside]]
 
 
 def test_one_that_fails_does_not_take_the_others_down() -> None:
     ladder = Ladder(broken=["mps"])
-    verdict = verify({"cpu": "cpu", "mps": "mps", "mlx": "mlx"}, ladder)
+    verdict = verify(["cpu", "mps", "mlx"], ladder)
     assert set(verdict.passed) == {"cpu", "mlx"}
     assert verdict.failed == {"mps": "parity: L3 fails on mps"}
 
 
 def test_a_broken_reference_passes_nobody() -> None:
-    verdict = verify({"cpu": "cpu", "mps": "mps", "mlx": "mlx"}, Ladder(broken=["cpu"]))
+    verdict = verify(["cpu", "mps", "mlx"], Ladder(broken=["cpu"]))
     assert set(verdict.failed) == {"cpu", "mps", "mlx"}
 
 
 def test_a_ladder_that_cannot_be_climbed_passes_nobody() -> None:
-    verdict = verify({"cpu": "cpu", "mlx": "mlx"}, lambda _: (2, "", "no MLX"))
+    verdict = verify(["cpu", "mlx"], lambda _: (2, "", "no MLX"))
     assert verdict.failed == {"cpu": "parity: no MLX", "mlx": "parity: no MLX"}
-    assert verify({}, Ladder()).passed == {}
+    assert verify([], Ladder()).passed == {}
 
 
 # --- clocks and marks
@@ -171,11 +171,11 @@ def test_marks_in_columns() -> None:
     series.take(lambda: None, lambda _: None)
     series.mark(0, "outlier")
     series.mark(0, "outlier")
-    found = series.as_dict()
-    assert found["seconds"] == [1.0, 60.0]
-    assert found["data_seconds"] == [0.5, 0.5]
-    assert found["start"] == [0.0, 2.0]
-    assert found["marks"] == {"0": ["outlier"], "1": ["asleep"]}
+    found = series.samples()
+    assert found.seconds == [1.0, 60.0]
+    assert found.data_seconds == [0.5, 0.5]
+    assert found.start == [0.0, 2.0]
+    assert found.marks == {"0": ["outlier"], "1": ["asleep"]}
     assert valid(found) == [0.5]
     assert (marked(found, "asleep"), marked(found, "throttled")) == (1, 0)
 

@@ -10,18 +10,18 @@ import pytest
 
 from benchmarks.measuring import session as session_module
 from benchmarks.measuring.progress import Display, Task
-from benchmarks.measuring.session import Settings, estimate, jobs
-from benchmarks.report.result import by_round
-from benchmarks.report.schema import finite, validate
+from benchmarks.measuring.session import estimate, jobs
+from benchmarks.report.summarise import by_round
+from benchmarks.results import BackendRow, Result, Settings
 from gpt_common.machine.power import Reader
 from gpt_common.machine.power_samples import Energy
-from tests.benchmarks.recipes import SPEEDS, make_result, make_session, worker
+from tests.benchmarks.recipes import SPEEDS, figures, make_result, make_session, worker
 
 Event = dict[str, Any]
 
 
-def rows_by_label(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {row["label"]: row for row in result["cases"][0]["rows"]}
+def rows_by_label(result: Result) -> dict[str, BackendRow]:
+    return {row.label: row for row in result.cases[0].rows}
 
 
 def test_rounds_alternate_in_direction() -> None:
@@ -36,7 +36,7 @@ def test_every_backend_has_a_process_in_every_round() -> None:
     session.run()
     for row in session.cases[0].rows:
         if row.open:
-            assert [process["round"] for process in row.processes] == list(range(6))
+            assert [process.round for process in row.processes] == list(range(6))
 
 
 def test_extra_tasks_come_after_the_rounds_and_leave_out_what_they_cannot_do() -> None:
@@ -54,25 +54,29 @@ def test_extra_tasks_come_after_the_rounds_and_leave_out_what_they_cannot_do() -
         ("overhead", "cpu"),
     ]
     result = make_result(session)
-    validate(finite(result))
-    assert rows_by_label(result)["mps"]["sustained"]["kept"] == pytest.approx(1, abs=0.1)
+    sustained = rows_by_label(result)["mps"].sustained
+    assert sustained is not None
+    assert sustained.kept == pytest.approx(1, abs=0.1)
 
 
 def test_the_result_ranks_and_claims() -> None:
     result = make_result()
-    validate(finite(result))
     rows = rows_by_label(result)
     for name, seconds in SPEEDS.items():
-        assert rows[name]["summary"]["seconds_per_step"] == pytest.approx(seconds, rel=0.05)
-    pairs = {(c["faster"], c["slower"]): c for c in result["cases"][0]["comparisons"]}
+        assert figures(rows[name]).seconds_per_step == pytest.approx(seconds, rel=0.05)
+    pairs = {(c.faster, c.slower): c for c in result.cases[0].comparisons}
     assert set(pairs) == {
         ("mlx", "mps"), ("mlx", "cpu"), ("mlx", "transformers-mps"),
         ("mps", "cpu"), ("mps", "transformers-mps"), ("transformers-mps", "cpu"),
     }  # fmt: skip
-    assert all(c["claimed"] for c in pairs.values())
-    assert pairs["mlx", "cpu"]["low"] < 5 < pairs["mlx", "cpu"]["high"]
-    assert result["cases"][0]["control"]["backend"] == "mps"
-    assert rows["transformers-cpu"]["status"] == "absent"
+    assert all(c.claimed for c in pairs.values())
+    interval = pairs["mlx", "cpu"]
+    assert interval.low is not None
+    assert interval.high is not None
+    assert interval.low < 5 < interval.high
+    assert result.cases[0].control is not None
+    assert result.cases[0].control.backend == "mps"
+    assert rows["transformers-cpu"].status == "absent"
 
 
 def test_what_a_made_up_process_measures_depends_on_no_other() -> None:
@@ -80,22 +84,22 @@ def test_what_a_made_up_process_measures_depends_on_no_other() -> None:
     settings = Settings(rounds=2, seconds=0.3, cooldown=0.0)
     alone = rows_by_label(make_result(backends="mlx", peers="", settings=settings))["mlx"]
     among = rows_by_label(make_result(backends="mps,mlx,cpu", settings=settings))["mlx"]
-    for one, other in zip(alone["processes"], among["processes"], strict=True):
-        assert one["latency"]["seconds"] == pytest.approx(other["latency"]["seconds"], rel=1e-6)
-        assert one["throughput"]["seconds"] == pytest.approx(other["throughput"]["seconds"], rel=1e-6)
-    assert alone["processes"][0]["latency"]["seconds"] != alone["processes"][1]["latency"]["seconds"]
+    for one, other in zip(alone.processes, among.processes, strict=True):
+        assert one.latency.seconds == pytest.approx(other.latency.seconds, rel=1e-6)
+        assert one.throughput.seconds == pytest.approx(other.throughput.seconds, rel=1e-6)
+    assert alone.processes[0].latency.seconds != alone.processes[1].latency.seconds
 
 
 def test_mfu_equals_the_hand_calculation() -> None:
     """6N + 12LHQT without the position embedding, on an M3 Max of 40 cores; the made-up products reach 5 TFLOP/s."""
     result = make_result(run=worker(dict.fromkeys(SPEEDS, 0.01)), backends="mps", peers="")
-    summary = rows_by_label(result)["mps"]["summary"]
+    summary = figures(rows_by_label(result)["mps"])
     per_token = 6 * (65 * 128 + 4 * 12 * 128 * 128 + 9 * 128) + 12 * 4 * 128 * 64
-    rate = 768 * per_token / summary["seconds_per_step"]
-    assert summary["mfu"]["published"] == pytest.approx(rate / (40 * 128 * 2 * 1380e6))
-    assert summary["mfu"]["a100"] == pytest.approx(rate / 312e12)
-    assert summary["mfu"]["measured"] == pytest.approx(rate / 5e12, rel=0.06)
-    assert summary["tokens_per_second"] == pytest.approx(768 / summary["seconds_per_step"])
+    rate = 768 * per_token / summary.seconds_per_step
+    assert summary.mfu.published == pytest.approx(rate / (40 * 128 * 2 * 1380e6))
+    assert summary.mfu.a100 == pytest.approx(rate / 312e12)
+    assert summary.mfu.measured == pytest.approx(rate / 5e12, rel=0.06)
+    assert summary.tokens_per_second == pytest.approx(768 / summary.seconds_per_step)
 
 
 def changing(change: Callable[[dict[str, Any], Event], Event], speeds: dict[str, float] | None = None) -> Any:
@@ -113,7 +117,7 @@ def test_a_worker_that_dies_is_a_row_with_a_reason_and_is_not_started_again() ->
 
     result = make_result(run=changing(change))
     row = rows_by_label(result)["cpu"]
-    assert (row["status"], row["reason"], row["summary"]) == ("failed", "out of memory", None)
+    assert (row.status, row.reason, row.summary) == ("failed", "out of memory", None)
     assert started.count("cpu") == 1
     assert started.count("mps") == 12  # itself and its control
 
@@ -125,8 +129,8 @@ def test_other_work_is_rejected() -> None:
         return event
 
     row = rows_by_label(make_result(run=changing(change)))["mlx"]
-    assert row["status"] == "rejected"
-    assert "other work" in row["reason"]
+    assert row.status == "rejected"
+    assert "other work" in str(row.reason)
 
 
 def test_a_timer_that_does_not_wait_is_rejected() -> None:
@@ -137,18 +141,17 @@ def test_a_timer_that_does_not_wait_is_rejected() -> None:
 
     result = make_result(run=changing(change))
     row = rows_by_label(result)["mlx"]
-    assert row["status"] == "rejected"
-    assert "does not wait" in row["reason"]
-    assert not any("mlx" in (c["faster"], c["slower"]) for c in result["cases"][0]["comparisons"])
-    validate(finite(result))
+    assert row.status == "rejected"
+    assert "does not wait" in str(row.reason)
+    assert not any("mlx" in (c.faster, c.slower) for c in result.cases[0].comparisons)
 
 
 def test_steps_faster_than_the_products_of_the_same_session_are_rejected() -> None:
     """4.7 GFLOP in 0.1 ms would be 47 TFLOP/s, on a machine whose products reach 5."""
     result = make_result(run=worker({**SPEEDS, "mlx": 1e-4}), settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
     row = rows_by_label(result)["mlx"]
-    assert row["status"] == "rejected"
-    assert "impossible" in row["reason"]
+    assert row.status == "rejected"
+    assert "impossible" in str(row.reason)
 
 
 def test_throttled_processes_do_not_move_the_result() -> None:
@@ -172,8 +175,8 @@ def test_throttled_processes_do_not_move_the_result() -> None:
     result = make_result(session)
     row = rows_by_label(result)["mlx"]
     assert by_round(session.cases[0].rows[1])[0] is None
-    assert row["summary"]["seconds_per_step"] == pytest.approx(SPEEDS["mlx"], rel=0.05)
-    assert row["summary"]["marked"]["throttled"] == len(row["processes"][0]["throughput"]["seconds"])
+    assert figures(row).seconds_per_step == pytest.approx(SPEEDS["mlx"], rel=0.05)
+    assert figures(row).marked["throttled"] == len(row.processes[0].throughput.seconds)
 
 
 def test_ctrl_c_keeps_what_was_measured() -> None:
@@ -188,13 +191,12 @@ def test_ctrl_c_keeps_what_was_measured() -> None:
 
     session = make_session(run=run)
     result = make_result(session)
-    validate(finite(result))
-    assert result["interrupted"]
+    assert result.interrupted
     assert calls == 8
     rows = rows_by_label(result)
-    assert rows["mps"]["status"] == "measured"
-    assert rows["mps"]["summary"]["seconds_per_step"] == pytest.approx(SPEEDS["mps"], rel=0.05)
-    assert not any(c["claimed"] for c in result["cases"][0]["comparisons"])  # too few rounds
+    assert rows["mps"].status == "measured"
+    assert figures(rows["mps"]).seconds_per_step == pytest.approx(SPEEDS["mps"], rel=0.05)
+    assert not any(c.claimed for c in result.cases[0].comparisons)  # too few rounds
 
 
 def test_a_process_that_was_interrupted_is_kept_and_does_not_count() -> None:
@@ -207,13 +209,12 @@ def test_a_process_that_was_interrupted_is_kept_and_does_not_count() -> None:
 
     session = make_session(run=changing(change))
     result = make_result(session)
-    validate(finite(result))
     row = rows_by_label(result)["mlx"]
-    assert result["interrupted"]
+    assert result.interrupted
     assert calls == 2
-    assert [process["complete"] for process in row["processes"]] == [False]
-    assert row["status"] == "stopped"
-    assert row["summary"] is None
+    assert [process.complete for process in row.processes] == [False]
+    assert row.status == "stopped"
+    assert row.summary is None
 
 
 class Meter(Reader):
@@ -238,13 +239,13 @@ def test_energy_is_read_during_the_throughput_series_alone() -> None:
     meter = Meter()
     session.reader = meter
     result = make_result(session)
-    validate(finite(result))
     assert meter.calls == ["start", "stop"] * 4
-    summary = rows_by_label(result)["mps"]["summary"]
-    per_token = summary["seconds_per_step"] / 768
-    assert summary["energy"]["joules_per_token"] == pytest.approx(10 * per_token)
-    assert summary["energy"]["net_joules_per_token"] == pytest.approx(6 * per_token)
-    assert summary["energy"]["estimate"] is True
+    summary = figures(rows_by_label(result)["mps"])
+    per_token = summary.seconds_per_step / 768
+    assert summary.energy is not None
+    assert summary.energy.joules_per_token == pytest.approx(10 * per_token)
+    assert summary.energy.net_joules_per_token == pytest.approx(6 * per_token)
+    assert summary.energy.estimate is True
 
 
 def test_a_hot_machine_rests_before_the_next_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,9 +260,8 @@ def test_a_hot_machine_rests_before_the_next_process(monkeypatch: pytest.MonkeyP
 
 def test_a_sweep_measures_every_value() -> None:
     result = make_result(sweep="n_layer=1,2", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
-    validate(finite(result))
-    assert [case["changes"] for case in result["cases"]] == [{"n_layer": 1}, {"n_layer": 2}]
-    one, two = (case["work"]["parameters"] for case in result["cases"])
+    assert [case.changes for case in result.cases] == [{"n_layer": 1}, {"n_layer": 2}]
+    one, two = (case.work.parameters for case in result.cases)
     assert two - one == 12 * 128 * 128 + 2 * 128
 
 

@@ -14,10 +14,10 @@ from benchmarks.report.pairs import (
     Ratio,
     differs,
     paired_ratio,
-    summary,
     tail_probability,
     unpaired_ratio,
 )
+from benchmarks.report.summarise import quantiles
 from tests.benchmarks.noise import MACHINES, Noise, medians, session
 
 REPETITIONS = 100
@@ -161,10 +161,10 @@ def test_few_rounds_claim_nothing() -> None:
 
 
 def test_a_difference_below_the_control_is_not_claimed() -> None:
-    clear, restless = Ratio(1.05, 1.04, 1.06, 6), Ratio(1.01, 0.92, 1.03, 6)
+    clear, noisy = Ratio(1.05, 1.04, 1.06, 6), Ratio(1.01, 0.92, 1.03, 6)
     assert clear.excludes_one()
-    assert not differs(clear, restless)
-    assert differs(Ratio(1.10, 1.09, 1.11, 6), restless)
+    assert not differs(clear, noisy)
+    assert differs(Ratio(1.10, 1.09, 1.11, 6), noisy)
 
 
 def test_the_interval_is_the_same_every_time() -> None:
@@ -192,7 +192,8 @@ def test_unpaired_sessions() -> None:
     assert unpaired_ratio([], [1.0]) is None
 
 
-def test_summary() -> None:
-    assert summary([]) is None
-    found = summary([5.0, 1.0, 2.0, 3.0, 4.0])
-    assert found == {"n": 5, "min": 1.0, "p25": 2.0, "median": 3.0, "p75": 4.0, "p95": pytest.approx(4.8)}
+def test_quantiles() -> None:
+    assert quantiles([]) is None
+    found = quantiles([5.0, 1.0, 2.0, 3.0, 4.0])
+    assert found is not None
+    assert dict(found) == {"n": 5, "min": 1.0, "p25": 2.0, "median": 3.0, "p75": 4.0, "p95": pytest.approx(4.8)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 import shutil
 import struct
@@ -16,56 +15,55 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measuring.session import Settings
-from benchmarks.report.axes import Axis, around, tick_text
 from benchmarks.report.compare import compare_cases, pair_cases, print_comparison
+from benchmarks.report.findings import headline
 from benchmarks.report.page import render_page
 from benchmarks.report.published import published_rows, same_work
-from benchmarks.report.schema import finite, validate, write_result
-from benchmarks.report.table import headline, print_result
+from benchmarks.report.table import print_result
 from benchmarks.report.writing import write_report
-from gpt_common.config import load_preset, to_dict
+from benchmarks.results import Result, Settings, write_result
+from gpt_common.config import load_preset
 from gpt_common.errors import UserError
 from gpt_common.network.flops import A100_BF16_PEAK, active_parameter_count, flops_per_token_palm, parameter_count
-from tests.benchmarks.recipes import CONFIG, SPEEDS, make_result, worker
+from tests.benchmarks.recipes import CONFIG, SPEEDS, changed, make_result, worker
 
 CREATED = datetime(2026, 11, 20, 12, 0, 0, tzinfo=UTC)
-SHORT = {"rounds": 6, "cooldown": 0.0}
+SHORT = Settings(rounds=6, cooldown=0.0)
 
 
 @pytest.fixture(scope="module")
-def result() -> dict[str, Any]:
-    settings = Settings(**SHORT, sustained=1.0, generation=True, overhead=True)
-    return dict(finite(make_result(settings=settings)))
+def result() -> Result:
+    settings = SHORT.model_copy(update={"sustained": 1.0, "generation": True, "overhead": True})
+    return make_result(settings=settings)
 
 
 @pytest.fixture(scope="module")
-def close_call() -> dict[str, Any]:
+def close_call() -> Result:
     speeds = {**SPEEDS, "mps": 0.0081}
-    return dict(finite(make_result(run=worker(speeds), settings=Settings(**SHORT))))
+    return make_result(run=worker(speeds), settings=SHORT)
 
 
 @pytest.fixture(scope="module")
-def swept() -> dict[str, Any]:
-    return dict(finite(make_result(sweep="n_layer=1,2,4", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))))
+def swept() -> Result:
+    return make_result(sweep="n_layer=1,2,4", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
 
 
 @pytest.fixture(scope="module")
-def nothing() -> dict[str, Any]:
-    return dict(finite(make_result(run=lambda *_, **__: {"event": "failed", "reason": "<b>no & nothing</b>"})))
+def nothing() -> Result:
+    return make_result(run=lambda *_, **__: {"event": "failed", "reason": "<b>no & nothing</b>"})
 
 
-def test_the_headline_names_the_fastest_and_how_sure(result: dict[str, Any], close_call: dict[str, Any]) -> None:
-    sentence = headline(result["cases"][0])
+def test_the_headline_names_the_fastest_and_how_sure(result: Result, close_call: Result) -> None:
+    sentence = headline(result.cases[0])
     assert re.fullmatch(
         r"mlx is fastest: mps takes 1\.3\d times as long \(95 % interval 1\.2\d to 1\.3\d\)\.", sentence
     )
-    assert headline(close_call["cases"][0]).startswith("mlx and mps are too close to call: ratio 1.0")
+    assert headline(close_call.cases[0]).startswith("mlx and mps are too close to call: ratio 1.0")
 
 
-def test_too_few_rounds_claim_nothing(swept: dict[str, Any], nothing: dict[str, Any]) -> None:
-    assert "too few rounds (1)" in headline(swept["cases"][0])
-    assert headline(nothing["cases"][0]) == "Nothing was measured."
+def test_too_few_rounds_claim_nothing(swept: Result, nothing: Result) -> None:
+    assert "too few rounds (1)" in headline(swept.cases[0])
+    assert headline(nothing.cases[0]) == "Nothing was measured."
 
 
 @pytest.mark.parametrize("kind", ["result", "close_call", "swept", "nothing"])
@@ -78,7 +76,7 @@ def test_the_table_fits_80_columns(
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_the_table_says_why_rows_are_missing(nothing: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_says_why_rows_are_missing(nothing: Result, capsys: pytest.CaptureFixture[str]) -> None:
     print_result(nothing)
     out = capsys.readouterr().out
     assert "mps: failed: <b>no & nothing</b>" in out
@@ -110,11 +108,11 @@ def test_the_page_needs_no_network(kind: str, request: pytest.FixtureRequest) ->
     assert "@import" not in page
 
 
-def test_the_page_shows_what_was_measured(result: dict[str, Any]) -> None:
+def test_the_page_shows_what_was_measured(result: Result) -> None:
     page = render_page(result)
-    assert headline(result["cases"][0]) in page
-    for row in result["cases"][0]["rows"]:
-        assert row["label"] in page or row["control"]
+    assert headline(result.cases[0]) in page
+    for row in result.cases[0].rows:
+        assert row.label in page or row.control
     for title in (
         "How sure is that?",
         "Every step",
@@ -129,18 +127,19 @@ def test_the_page_shows_what_was_measured(result: dict[str, Any]) -> None:
     assert "mps measured against itself" in page
 
 
-def test_what_workers_say_is_no_markup(nothing: dict[str, Any]) -> None:
+def test_what_workers_say_is_no_markup(nothing: Result) -> None:
     page = render_page(nothing)
     assert "<b>no & nothing</b>" not in page
     assert "&lt;b&gt;no &amp; nothing&lt;/b&gt;" in page
 
 
-def test_a_machine_that_was_not_at_its_best_is_said_to_be(
-    result: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    worse = json.loads(json.dumps(result))
-    worse["environment"]["hardware"] |= {"power_source": "battery", "low_power_mode": True}
-    worse["environment"]["before"] = {"load": 9.0, "thermal_pressure": "heavy"}
+def test_a_machine_that_was_not_at_its_best_is_said_to_be(result: Result, capsys: pytest.CaptureFixture[str]) -> None:
+
+    def worsen(plain: Any) -> None:
+        plain["environment"]["hardware"] |= {"power_source": "battery", "low_power_mode": True}
+        plain["environment"]["before"] = {"load": 9.0, "thermal_pressure": "heavy"}
+
+    worse = changed(result, worsen)
     print_result(result)
     assert "warning" not in capsys.readouterr().out
     print_result(worse)
@@ -150,7 +149,7 @@ def test_a_machine_that_was_not_at_its_best_is_said_to_be(
         assert words in page or words.capitalize() in page
 
 
-def test_bars_are_as_long_as_speeds_are_high(result: dict[str, Any]) -> None:
+def test_bars_are_as_long_as_speeds_are_high(result: Result) -> None:
     widths = [float(w) for w in re.findall(r'<i style="width:([\d.]+)%">', render_page(result))]
     assert widths[0] == 100
     assert widths == sorted(widths, reverse=True)
@@ -196,7 +195,7 @@ def open_in_browser(page: str, folder: Path, width: int) -> tuple[int, int, int,
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [400, 1280])
-def test_the_page_opens_in_a_browser(result: dict[str, Any], tmp_path: Path, width: int) -> None:
+def test_the_page_opens_in_a_browser(result: Result, tmp_path: Path, width: int) -> None:
     """Without network: nothing fetched, no console message, nothing wider than the window."""
     content, window, fetched, messages = open_in_browser(render_page(result), tmp_path, width)
     assert window == width
@@ -206,7 +205,7 @@ def test_the_page_opens_in_a_browser(result: dict[str, Any], tmp_path: Path, wid
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_mutants_of_the_page_are_caught(result: dict[str, Any], tmp_path: Path) -> None:
+def test_mutants_of_the_page_are_caught(result: Result, tmp_path: Path) -> None:
     worse = (
         '<img src="http://example.invalid/logo.png"><div style="width:3000px">wide</div>'
         "<script>nonsense()</script></main>"
@@ -220,12 +219,12 @@ def test_mutants_of_the_page_are_caught(result: dict[str, Any], tmp_path: Path) 
 def png_size(path: Path) -> tuple[int, int]:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    return struct.unpack(">II", data[16:24])  # type: ignore[return-value]
+    return struct.unpack(">II", data[16:24])
 
 
-def test_all_files_are_written(swept: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_files_are_written(swept: Result, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = write_report(tmp_path / "results", CREATED, swept, {"ab" * 32: '{"class": "strict"}'})
-    host = swept["environment"]["host"]
+    host = swept.environment.host
     names = [path.name.removeprefix(f"{host}-2026-11-20-120000") for path in paths]
     assert names == [
         ".json",
@@ -240,7 +239,7 @@ def test_all_files_are_written(swept: dict[str, Any], tmp_path: Path, capsys: py
     assert str(paths[0]) in capsys.readouterr().out
 
 
-def test_nothing_to_draw_is_no_error(nothing: dict[str, Any], tmp_path: Path) -> None:
+def test_nothing_to_draw_is_no_error(nothing: Result, tmp_path: Path) -> None:
     assert [path.suffix for path in write_report(tmp_path, CREATED, nothing, {})] == [".json", ".html"]
 
 
@@ -256,37 +255,22 @@ def test_published_mfu_is_the_reference_logs() -> None:
 
 
 def test_the_published_work_is_recognised() -> None:
-    config = to_dict(load_preset("shakespeare-char").with_vocabulary(65))
+    config = load_preset("shakespeare-char").with_vocabulary(65)
     assert same_work(config)
-    config["train"]["batch_size"] = 12
-    assert not same_work(config)
-
-
-# --- axes
-
-
-def test_axes() -> None:
-    axis = Axis(1, 100)
-    assert [axis.at(x) for x in (1, 10, 100, 1e9, 1e-9)] == [0, 50, 100, 100, 0]
-    assert axis.ticks() == [1, 3, 10, 30, 100]
-    assert Axis(0, 10, logarithmic=False).ticks() == [0, 2, 4, 6, 8, 10]
-    narrow = around([1.0, 1.01])
-    assert narrow.low < 1.0 < 1.01 < narrow.high
-    assert 2 <= len(narrow.ticks()) <= 7
-    assert [tick_text(x) for x in (0.5, 20.0, 1500.0)] == ["0.5", "20", "1500"]
+    assert not same_work(replace(config, train=replace(config.train, batch_size=12)))
 
 
 # --- two results
 
 
 def test_two_results_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = finite(make_result(settings=Settings(**SHORT)))
-    after = finite(make_result(run=worker({**SPEEDS, "mlx": 0.0064}, seed=2), settings=Settings(**SHORT)))
-    after["environment"]["versions"]["mlx"] = "9.9"
-    rows = {row["backend"]: row for row in compare_cases(before["cases"][0], after["cases"][0])}
-    assert rows["mlx"]["ratio"].value == pytest.approx(1.25, rel=0.05)
-    assert rows["mlx"]["verdict"] == "B is faster"
-    assert rows["cpu"]["verdict"] == "no difference shown"
+    before = make_result(settings=SHORT)
+    after = make_result(run=worker({**SPEEDS, "mlx": 0.0064}, seed=2), settings=SHORT)
+    after = changed(after, lambda plain: plain["environment"]["versions"].update(mlx="9.9"))
+    rows = {row.backend: row for row in compare_cases(before.cases[0], after.cases[0])}
+    assert rows["mlx"].ratio.value == pytest.approx(1.25, rel=0.05)
+    assert rows["mlx"].verdict == "B is faster"
+    assert rows["cpu"].verdict == "no difference shown"
     for name, result in (("a", before), ("b", after)):
         write_result(tmp_path / f"{name}.json", result)
     print_comparison(tmp_path / "a.json", tmp_path / "b.json")
@@ -296,9 +280,9 @@ def test_two_results_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert all(len(line) <= 80 for line in out.splitlines())
 
 
-def test_different_work_is_not_compared(swept: dict[str, Any], result: dict[str, Any]) -> None:
-    assert [b["changes"] for _, b in pair_cases(result, swept)] == [{"n_layer": 4}]
-    other = finite(make_result(sweep="n_embd=64", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0)))
+def test_different_work_is_not_compared(swept: Result, result: Result) -> None:
+    assert [b.changes for _, b in pair_cases(result, swept)] == [{"n_layer": 4}]
+    other = make_result(sweep="n_embd=64", settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
     with pytest.raises(UserError, match=r"model.n_embd is 128 in the one and 64 in the other"):
         pair_cases(result, other)
 
@@ -306,24 +290,22 @@ def test_different_work_is_not_compared(swept: dict[str, Any], result: dict[str,
 def test_experts_are_told_by_active_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     model = replace(load_preset("custom-llm-tiny").model, vocab_size=65)
     result = make_result(config=replace(CONFIG, model=model), settings=Settings(rounds=1, seconds=0.3, cooldown=0.0))
-    validate(finite(result))
-    case = result["cases"][0]
-    work, row = case["work"], next(row for row in case["rows"] if row["summary"])
+    case = result.cases[0]
+    work, found = case.work, next(row.summary for row in case.rows if row.summary)
     active = active_parameter_count(model)
-    assert (work["parameters"], work["active_parameters"]) == (parameter_count(model), active)
+    assert (work.parameters, work.active_parameters) == (parameter_count(model), active)
     assert active < parameter_count(model)
     # FLOPs, and with them MFU, count what a token meets.
-    assert work["flops_per_step"] == flops_per_token_palm(model) * work["tokens_per_step"]
-    assert work["flops_per_step"] < 6 * parameter_count(model) * work["tokens_per_step"]
-    seconds = row["summary"]["seconds_per_step"]
-    assert row["summary"]["mfu"]["a100"] == pytest.approx(work["flops_per_step"] / seconds / A100_BF16_PEAK)
+    assert work.flops_per_step == flops_per_token_palm(model) * work.tokens_per_step
+    assert work.flops_per_step < 6 * parameter_count(model) * work.tokens_per_step
+    seconds = found.seconds_per_step
+    assert found.mfu.a100 == pytest.approx(work.flops_per_step / seconds / A100_BF16_PEAK)
 
     print_result(result)
     assert f"{parameter_count(model):,} parameters ({active:,} active)" in capsys.readouterr().out
     assert f"parameters, {active:,} active</li>" in render_page(result)
     # A result that was written before knew none.
-    del work["active_parameters"]
-    validate(finite(result))
+    result = changed(result, lambda plain: plain["cases"][0]["work"].pop("active_parameters"))
     print_result(result)
     assert "active" not in capsys.readouterr().out
     assert " active</li>" not in render_page(result)

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.studies.memory import BAR, CONFIGURATIONS, measured_peaks
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.flops import parameter_count
-from gpt_common.network.init import parameter_shapes
 from gpt_common.network.memory import MemoryPlan, Twin, memory_plan
+from gpt_common.network.parameters import parameter_shapes
 
 TIGHTER = {"mlx": 0.1, "torch": 0.05}
 """PyTorch's counts are derived and exact to rounding, apart from 16 bits; MLX's follow an order of evaluation."""

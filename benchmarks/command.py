@@ -1,0 +1,64 @@
+"""What `benchmarks/run.py` takes on its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpt_common.config import RunConfig
+from gpt_common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measure training on the backends present here, one process each, and compare them.
+
+    Backends: mlx (its GPU, or its CPU where there is none), mlx-cpu, mlx-cpu-compiled, mps, mps-compiled, cpu,
+    cpu-compiled, cuda, cuda-compiled. Every field of a configuration is a flag too. The default shape is nanoGPT's for
+    Shakespeare by characters: the large one on a GPU, the small one on a CPU; dtype auto means float32, so that all
+    rows compute the same.
+    """
+
+    backends: str = "mlx,mps,cpu"
+    """What to measure, with commas; what is absent becomes a row that says why."""
+    peers: str = ""
+    """Other people's implementations with the same work and weights: transformers, mlx-lm."""
+    preset: str | None = None
+    """Measure the shape of this preset."""
+    config: Path | None = None
+    """Measure the shape in this TOML file."""
+    out: Path = Path("results")
+    """Folder of the result: JSON, plots, page."""
+    rounds: int = 6
+    """Processes per backend. With fewer than 6 nothing is claimed."""
+    seconds: float = 1.5
+    """Length of each of the two series in a process."""
+    cooldown: float = 1.0
+    """Seconds of rest before each process; a Mac that is hot rests until it is not."""
+    parity: bool = True
+    """Time only what passes the parity ladder up to its gradients; without, rows are marked unverified."""
+    sweep: str | None = None
+    """Measure several values of a field: n_layer=2,4,8 (or n_embd, block_size, batch_size, ...)."""
+    sustained: bool = False
+    """Also train for minutes without a pause, to see whether the speed holds."""
+    sustained_minutes: float = 10.0
+    """How long."""
+    generation: bool = False
+    """Also measure prompt processing and generated tokens per second."""
+    overhead: bool = False
+    """Also measure what the trainer around the step costs: data, logging, progress."""
+    energy: bool = True
+    """Measure energy, where a source is found."""
+    compare: tuple[Path, Path] | None = None
+    """Measure nothing: compare two results of the same work, of two machines or versions."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """The configuration; every field is a flag."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise UserError(f"rounds is {self.rounds}: it must be at least 1")
+        for name in ("seconds", "sustained_minutes"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")
+        if self.cooldown < 0:
+            raise UserError(f"cooldown is {self.cooldown}: it must not be negative")
