@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, rotate_not
+from mlx_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
 
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.dropout_rng = config.dropout_rng
         self.site = 3 * layer + 1
         self.scale = 1 / math.sqrt(config.key_size)
-        self.rotate = rotate_not if config.positions == "learned" else ROTATIONS[config.rope_layout]
+        self.rotate = unrotated if config.positions == "learned" else ROTATIONS[config.rope_layout]
 
     def heads(self, x_BTD: mx.array) -> mx.array:
         """(B, T, H K) -> (B, H, T, K)."""
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         scores_BHTS = (q_BHTK * self.scale) @ k_BHSK.swapaxes(-2, -1)
         causal_TS = mx.tri(T, T, dtype=mx.bool_)
         scores_BHTS = mx.where(causal_TS, scores_BHTS, -math.inf)
-        weights_BHTS = mx.softmax(scores_BHTS.astype(mx.float32), axis=-1).astype(q_BHTK.dtype)
+        weights_BHTS = mx.softmax(upcast(scores_BHTS), axis=-1).astype(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
     def attend_latents(
@@ -92,11 +92,7 @@ class Attention(nn.Module):
         scores_BHTS = q_BHTR @ latent_B1SR.swapaxes(-2, -1) + q_rope_BHTK @ k_rope_BGSK.swapaxes(-2, -1)
         causal_TS = mx.tri(T, S, S - T, dtype=mx.bool_)
         scores_BHTS = mx.where(causal_TS, scores_BHTS * self.scale, -math.inf)
-        return mx.softmax(scores_BHTS.astype(mx.float32), axis=-1).astype(q_BHTR.dtype) @ latent_B1SR
-
-    def heads_of(self, up_proj: Linear, dtype: mx.Dtype) -> mx.array:
-        """The weight of a projection from latents to heads, (H, K, R)."""
-        return up_proj.weight.astype(dtype).reshape(self.n_head, -1, up_proj.weight.shape[-1])
+        return mx.softmax(upcast(scores_BHTS), axis=-1).astype(q_BHTR.dtype) @ latent_B1SR
 
 
 class MultiHeadAttention(Attention):
@@ -204,10 +200,9 @@ class LatentAttention(Attention):
             y_BHTV = self.attend(mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1), k_BHSK, kv_BHSK[..., nope:], key)
         else:
             latent_B1SR, k_rope_B1SK = cache.append(latent_BTR[:, None], k_rope_B1TK)
-            up_HKR = self.heads_of(self.kv_up_proj, x_BTD.dtype)
-            q_BHTR = q_nope_BHTK @ up_HKR[:, :nope]
+            q_BHTR = self.kv_up_proj.per_head_transposed(q_nope_BHTK)
             y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_B1SK)
-            y_BHTV = y_BHTR @ up_HKR[:, nope:].swapaxes(-2, -1)
+            y_BHTV = self.kv_up_proj.per_head(y_BHTR, first=nope)
         return self.out_proj(self.joined(y_BHTV))
 
 
@@ -244,9 +239,9 @@ class PerHeadLatentAttention(Attention):
             y_BHTV = self.attend(mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1), k_BHSK, v_BHSV, key)
         else:
             latent_B1SR, k_rope_BHSK = cache.append(latent_BTR[:, None], k_rope_BHSK)
-            q_BHTR = q_nope_BHTK @ self.heads_of(self.k_up_proj, x_BTD.dtype)
+            q_BHTR = self.k_up_proj.per_head_transposed(q_nope_BHTK)
             y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_BHSK)
-            y_BHTV = y_BHTR @ self.heads_of(self.v_up_proj, x_BTD.dtype).swapaxes(-2, -1)
+            y_BHTV = self.v_up_proj.per_head(y_BHTR)
         return self.out_proj(self.joined(y_BHTV))
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.layers import Linear, StackedLinear
+from mlx_gpt.layers import Linear, StackedLinear, upcast
 
 
 class Experts(nn.Module):
@@ -83,7 +83,7 @@ class MixtureOfExperts(nn.Module):
         """Gates and numbers of each token's experts, the preferred first, each (N, K)."""
         K, E = self.config.experts_per_token, self.config.n_expert
         # In float32: a router's rounding would send tokens elsewhere.
-        scores_NE = self.score(self.router(x_ND.astype(mx.float32)))
+        scores_NE = self.score(self.router(upcast(x_ND)))
         preferred_NE = self.among(self.choice(mx.stop_gradient(scores_NE)), self.config)
         experts_NK = mx.argsort(-preferred_NE, axis=-1)[:, :K]
         gates_NK = mx.take_along_axis(scores_NE, experts_NK, axis=-1)
@@ -111,7 +111,7 @@ class MixtureOfExperts(nn.Module):
         """
         load_E = self._step_load_E
         if self.config.balancing == "bias":
-            missing_E = mx.sign(load_E.sum() - self.config.n_expert * load_E).astype(mx.float32)
+            missing_E = mx.sign(load_E.sum() - self.config.n_expert * load_E).astype(self.routing_bias.dtype)
             self.routing_bias = self.routing_bias + self.config.balancing_rate * missing_E
         self._step_load_E, self._load_E = mx.zeros_like(load_E), self._load_E + load_E
 

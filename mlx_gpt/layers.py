@@ -1,6 +1,7 @@
 """What every family is built of: linear, norms, embeddings, rotary positions, dropout. In PyTorch: torch_gpt/layers.py.
 
-Shape suffixes: B batch, T time, D model width, H heads, K head size.
+Shape suffixes: X any leading dimensions, B batch, T time, D width, I inputs, O outputs, V rows of a table, H heads,
+K head size, E experts, M rows with one expert each.
 
 Precision is explicit: parameters are float32, every module casts them to the dtype of its input, and the
 embedding decides that dtype. A dropout key of None means evaluation: nothing is dropped.
@@ -18,34 +19,51 @@ from gpt_common.network.rope import rotary_tables
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, weight (out, in), computed in the dtype of x."""
+    """`x @ weight.T + bias`, weight (O, I), computed in the dtype of x.
+
+    Nothing outside this class reads its weight: an adapter or a quantised layer in its place is used everywhere.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.weight = mx.zeros((outputs, inputs))
         self.bias = mx.zeros(outputs) if bias else None
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """(..., in) -> (..., out)."""
+    def __call__(self, x_XI: mx.array) -> mx.array:
+        """(X, I) -> (X, O)."""
         if self.bias is None:
-            return x @ self.weight.astype(x.dtype).T
-        return mx.addmm(self.bias.astype(x.dtype), x, self.weight.astype(x.dtype).T)
+            return x_XI @ self.weight.astype(x_XI.dtype).T
+        return mx.addmm(self.bias.astype(x_XI.dtype), x_XI, self.weight.astype(x_XI.dtype).T)
+
+    def per_head(self, x_BHTI: mx.array, first: int = 0) -> mx.array:
+        """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
+        return x_BHTI @ self.rows_of_heads(x_BHTI)[:, first:].swapaxes(-2, -1)
+
+    def per_head_transposed(self, x_BHTO: mx.array) -> mx.array:
+        """(B, H, T, O) -> (B, H, T, I): from each head's first O outputs back to inputs, with the transposed weight."""
+        return x_BHTO @ self.rows_of_heads(x_BHTO)[:, : x_BHTO.shape[-1]]
+
+    def rows_of_heads(self, x_BHTI: mx.array) -> mx.array:
+        """The weight (H, O / H, I) in the dtype of x: its rows belong to the heads in turn."""
+        outputs, inputs = self.weight.shape
+        H = x_BHTI.shape[1]
+        return self.weight.astype(x_BHTI.dtype).reshape(H, outputs // H, inputs)
 
 
 class StackedLinear(nn.Module):
-    """One matrix per expert, weight (E, out, in); each row of x is multiplied with the matrix of its expert."""
+    """One matrix per expert, weight (E, O, I); each row of x is multiplied with the matrix of its expert."""
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = mx.zeros((experts, outputs, inputs))
 
-    def __call__(self, x_MD: mx.array, expert_M: mx.array) -> mx.array:
-        """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
+    def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
+        """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         # On a CPU MLX gathers matrices in float32 only.
-        dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else x_MD.dtype
-        weight_EDF, x_M1D = self.weight.astype(dtype).swapaxes(1, 2), x_MD[:, None].astype(dtype)
-        y_M1F = mx.gather_mm(x_M1D, weight_EDF, rhs_indices=expert_M, sorted_indices=True)
-        return y_M1F[:, 0].astype(x_MD.dtype)
+        dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else x_MI.dtype
+        weight_EIO, x_M1I = self.weight.astype(dtype).swapaxes(1, 2), x_MI[:, None].astype(dtype)
+        y_M1O = mx.gather_mm(x_M1I, weight_EIO, rhs_indices=expert_M, sorted_indices=True)
+        return y_M1O[:, 0].astype(x_MI.dtype)
 
 
 class LayerNorm(nn.Module):
@@ -57,11 +75,11 @@ class LayerNorm(nn.Module):
         self.weight = mx.ones(width)
         self.bias = mx.zeros(width) if bias else None
 
-    def __call__(self, x_BTD: mx.array) -> mx.array:
-        """(B, T, D) -> (B, T, D)."""
-        weight = self.weight.astype(x_BTD.dtype)
-        bias = None if self.bias is None else self.bias.astype(x_BTD.dtype)
-        return mx.fast.layer_norm(x_BTD, weight, bias, self.eps)
+    def __call__(self, x_XD: mx.array) -> mx.array:
+        """(X, D) -> (X, D)."""
+        weight = self.weight.astype(x_XD.dtype)
+        bias = None if self.bias is None else self.bias.astype(x_XD.dtype)
+        return mx.fast.layer_norm(x_XD, weight, bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -72,24 +90,28 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = mx.ones(width)
 
-    def __call__(self, x_BTD: mx.array) -> mx.array:
-        """(..., D) -> (..., D)."""
-        return mx.fast.rms_norm(x_BTD, self.weight.astype(x_BTD.dtype), self.eps)
+    def __call__(self, x_XD: mx.array) -> mx.array:
+        """(X, D) -> (X, D)."""
+        return mx.fast.rms_norm(x_XD, self.weight.astype(x_XD.dtype), self.eps)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 class Embedding(nn.Module):
-    """Rows of a table, cast to the compute dtype."""
+    """Rows of a table, cast to the compute dtype. Nothing outside this class reads its weight (see Linear)."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.weight = mx.zeros((rows, width))
 
-    def __call__(self, ids: mx.array, dtype: mx.Dtype) -> mx.array:
-        """(...) integer ids -> (..., D) of `dtype`."""
-        return self.weight[ids].astype(dtype)
+    def __call__(self, ids_X: mx.array, dtype: mx.Dtype) -> mx.array:
+        """(X) integer ids -> (X, D) of `dtype`."""
+        return self.weight[ids_X].astype(dtype)
+
+    def as_linear(self, x_XD: mx.array) -> mx.array:
+        """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
+        return x_XD @ self.weight.astype(x_XD.dtype).T
 
 
 class Rotary:
@@ -112,7 +134,7 @@ def rotate_halves(x_BHTK: mx.array, angles: Angles | None) -> mx.array:
     """Rotate number i together with number i + K/2 (Llama)."""
     assert angles is not None
     cos_TK, sin_TK = angles
-    a_BHTK, b_BHTK = x_BHTK.astype(mx.float32).split(2, axis=-1)
+    a_BHTK, b_BHTK = upcast(x_BHTK).split(2, axis=-1)
     y_BHTK = mx.concatenate([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], axis=-1)
     return y_BHTK.astype(x_BHTK.dtype)
 
@@ -121,18 +143,23 @@ def rotate_interleaved(x_BHTK: mx.array, angles: Angles | None) -> mx.array:
     """Rotate number 2i together with number 2i + 1 (RoFormer, section 3.4.2; DeepSeek)."""
     assert angles is not None
     cos_TK, sin_TK = angles
-    pairs_BHTK2 = x_BHTK.astype(mx.float32).reshape(*x_BHTK.shape[:-1], -1, 2)
+    pairs_BHTK2 = upcast(x_BHTK).reshape(*x_BHTK.shape[:-1], -1, 2)
     a_BHTK, b_BHTK = pairs_BHTK2[..., 0], pairs_BHTK2[..., 1]
     y_BHTK2 = mx.stack([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], axis=-1)
     return y_BHTK2.reshape(x_BHTK.shape).astype(x_BHTK.dtype)
 
 
-def rotate_not(x_BHTK: mx.array, angles: Angles | None) -> mx.array:  # noqa: ARG001 (as the others)
+def unrotated(x_BHTK: mx.array, angles: Angles | None) -> mx.array:  # noqa: ARG001 (as the others)
     """Positions that are learned rotate nothing."""
     return x_BHTK
 
 
 ROTATIONS = {"halves": rotate_halves, "interleaved": rotate_interleaved}
+
+
+def upcast(x: mx.array) -> mx.array:
+    """x in float32: long sums and exponentials need it. float64, in which the parity oracle computes, stays."""
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
 
 
 def dropout(x: mx.array, rate: float, key: mx.array | None, site: int, rng: str) -> mx.array:  # noqa: ARG001

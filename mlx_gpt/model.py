@@ -20,7 +20,7 @@ from gpt_common.network.parameters import buffer_shapes
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.experts import Routers
 from mlx_gpt.feed_forward import feed_forward
-from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
+from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
 
 
 class Block(nn.Module):
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         if self.config.final_norm:
             x_BTD = self.final_norm(x_BTD)
         if self.config.tied_head:
-            return x_BTD @ self.token_embedding.weight.astype(x_BTD.dtype).T
+            return self.token_embedding.as_linear(x_BTD)
         return self.head(x_BTD)
 
     def new_caches(self) -> list[KVCache]:
@@ -127,7 +127,7 @@ class GPT(nn.Module):
 
 def loss(model: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None) -> mx.array:
     """Mean cross entropy in nats per token, from logits in float32."""
-    logits_BTV = model(tokens_BT, key).astype(mx.float32)
+    logits_BTV = upcast(model(tokens_BT, key))
     return nn.losses.cross_entropy(logits_BTV, labels_BT, reduction="mean")
 
 

@@ -15,7 +15,7 @@ from mlx import optimizers
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from gpt_common.config import OptimConfig
-from gpt_common.network.init import is_block_matrix
+from gpt_common.network.parameters import is_block_matrix
 from mlx_gpt.model import GPT
 
 MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "momentum": "momentum"}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpt_common.cli import SampleCommand, SampleSettings, answer_help, parse_sampling
+from gpt_common.cli import answer_help
+from gpt_common.commands import SampleCommand, SampleSettings
 from gpt_common.errors import run_main
-from gpt_common.sampling import choose, open_source, print_samples, window
+from gpt_common.sampling import choose, window
+from gpt_common.training.source import open_source, parse_sampling, print_samples
 
 if __name__ == "__main__":
     answer_help(SampleCommand, "python -m mlx_gpt.sample CKPT")

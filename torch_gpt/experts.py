@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
-from torch_gpt.layers import Linear, StackedLinear
+from torch_gpt.layers import Linear, StackedLinear, upcast
 
 
 class Experts(nn.Module):
@@ -83,7 +83,7 @@ class MixtureOfExperts(nn.Module):
         """Gates and numbers of each token's experts, the preferred first, each (N, K)."""
         K, E = self.config.experts_per_token, self.config.n_expert
         # In float32: a router's rounding would send tokens elsewhere.
-        scores_NE = self.score(self.router(x_ND.to(torch.float32)))
+        scores_NE = self.score(self.router(upcast(x_ND)))
         preferred_NE = self.among(self.choice(scores_NE.detach()), self.config)
         experts_NK = torch.argsort(-preferred_NE, dim=-1, stable=True)[:, :K]
         gates_NK = torch.take_along_dim(scores_NE, experts_NK, dim=-1)
@@ -112,7 +112,7 @@ class MixtureOfExperts(nn.Module):
         """
         load_E = self._step_load_E
         if self.config.balancing == "bias":
-            missing_E = torch.sign(load_E.sum() - self.config.n_expert * load_E).to(torch.float32)
+            missing_E = torch.sign(load_E.sum() - self.config.n_expert * load_E).to(self.routing_bias.dtype)
             self.routing_bias.add_(self.config.balancing_rate * missing_E)
         self._step_load_E, self._load_E = torch.zeros_like(load_E), self._load_E + load_E
 

@@ -1,6 +1,7 @@
 """What every family is built of: linear, norms, embeddings, rotary positions, dropout. In MLX: mlx_gpt/layers.py.
 
-Shape suffixes: B batch, T time, D model width, H heads, K head size.
+Shape suffixes: X any leading dimensions, B batch, T time, D width, I inputs, O outputs, V rows of a table, H heads,
+K head size, E experts, M rows with one expert each.
 
 Precision is explicit: parameters are float32, every module casts them to the dtype of its input, and the
 embedding decides that dtype. A dropout key of None means evaluation: nothing is dropped.
@@ -21,22 +22,39 @@ from gpt_common.network.rope import rotary_tables
 
 
 class Linear(nn.Module):
-    """`x @ weight.T + bias`, weight (out, in), computed in the dtype of x."""
+    """`x @ weight.T + bias`, weight (O, I), computed in the dtype of x.
+
+    Nothing outside this class reads its weight: an adapter or a quantised layer in its place is used everywhere.
+    """
 
     def __init__(self, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+    def forward(self, x_XI: Tensor) -> Tensor:
+        """(X, I) -> (X, O)."""
         if self.bias is None:
-            return F.linear(x, self.weight.to(x.dtype))
-        return F.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))
+            return F.linear(x_XI, self.weight.to(x_XI.dtype))
+        return F.linear(x_XI, self.weight.to(x_XI.dtype), self.bias.to(x_XI.dtype))
+
+    def per_head(self, x_BHTI: Tensor, first: int = 0) -> Tensor:
+        """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
+        return x_BHTI @ self.rows_of_heads(x_BHTI)[:, first:].transpose(-2, -1)
+
+    def per_head_transposed(self, x_BHTO: Tensor) -> Tensor:
+        """(B, H, T, O) -> (B, H, T, I): from each head's first O outputs back to inputs, with the transposed weight."""
+        return x_BHTO @ self.rows_of_heads(x_BHTO)[:, : x_BHTO.shape[-1]]
+
+    def rows_of_heads(self, x_BHTI: Tensor) -> Tensor:
+        """The weight (H, O / H, I) in the dtype of x: its rows belong to the heads in turn."""
+        outputs, inputs = self.weight.shape
+        H = x_BHTI.shape[1]
+        return self.weight.to(x_BHTI.dtype).reshape(H, outputs // H, inputs)
 
 
 class StackedLinear(nn.Module):
-    """One matrix per expert, weight (E, out, in); each row of x is multiplied with the matrix of its expert."""
+    """One matrix per expert, weight (E, O, I); each row of x is multiplied with the matrix of its expert."""
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -44,11 +62,14 @@ class StackedLinear(nn.Module):
 
     # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(self, x_MD: Tensor, expert_M: Tensor) -> Tensor:
-        """(M, in) -> (M, out), for rows in the order of their experts, `expert_M`."""
+    def forward(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
+        """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         ends_E = torch.bincount(expert_M, minlength=self.weight.shape[0]).cumsum(0)
-        weight_EDF = self.weight.to(x_MD.dtype).transpose(1, 2)
-        return F.grouped_mm(x_MD, weight_EDF, offs=ends_E.to(torch.int32))
+        weight_EIO = self.weight.to(x_MI.dtype).transpose(1, 2)
+        if x_MI.dtype == torch.float64:  # PyTorch 2.13 has no grouped product of it
+            parts = torch.tensor_split(x_MI, ends_E[:-1].tolist())
+            return torch.cat([x_NI @ weight_IO for x_NI, weight_IO in zip(parts, weight_EIO, strict=True)])
+        return F.grouped_mm(x_MI, weight_EIO, offs=ends_E.to(torch.int32))
 
 
 class LayerNorm(nn.Module):
@@ -60,11 +81,11 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, D)."""
         # In bfloat16 PyTorch's CPU sums the weight's gradient in bfloat16: 6 % off over 4096 tokens.
-        y_BTD = F.layer_norm(x_BTD.to(torch.float32), self.weight.shape, self.weight, self.bias, self.eps)
-        return y_BTD.to(x_BTD.dtype)
+        y_XD = F.layer_norm(upcast(x_XD), self.weight.shape, self.weight, self.bias, self.eps)
+        return y_XD.to(x_XD.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -75,25 +96,29 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """(..., D) -> (..., D)."""
-        y_BTD = F.rms_norm(x_BTD.to(torch.float32), self.weight.shape, self.weight, self.eps)
-        return y_BTD.to(x_BTD.dtype)
+    def forward(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, D)."""
+        y_XD = F.rms_norm(upcast(x_XD), self.weight.shape, self.weight, self.eps)
+        return y_XD.to(x_XD.dtype)
 
 
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
 class Embedding(nn.Module):
-    """Rows of a table, cast to the compute dtype."""
+    """Rows of a table, cast to the compute dtype. Nothing outside this class reads its weight (see Linear)."""
 
     def __init__(self, rows: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(rows, width))
 
-    def forward(self, ids: Tensor, dtype: torch.dtype) -> Tensor:
-        """(...) integer ids -> (..., D) of `dtype`."""
-        return F.embedding(ids, self.weight).to(dtype)
+    def forward(self, ids_X: Tensor, dtype: torch.dtype) -> Tensor:
+        """(X) integer ids -> (X, D) of `dtype`."""
+        return F.embedding(ids_X, self.weight).to(dtype)
+
+    def as_linear(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
+        return F.linear(x_XD, self.weight.to(x_XD.dtype))
 
 
 class Rotary(nn.Module):
@@ -117,7 +142,7 @@ def rotate_halves(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
     """Rotate number i together with number i + K/2 (Llama)."""
     assert angles is not None
     cos_TK, sin_TK = angles
-    a_BHTK, b_BHTK = x_BHTK.to(torch.float32).chunk(2, dim=-1)
+    a_BHTK, b_BHTK = upcast(x_BHTK).chunk(2, dim=-1)
     y_BHTK = torch.cat([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], dim=-1)
     return y_BHTK.to(x_BHTK.dtype)
 
@@ -126,18 +151,23 @@ def rotate_interleaved(x_BHTK: Tensor, angles: Angles | None) -> Tensor:
     """Rotate number 2i together with number 2i + 1 (RoFormer, section 3.4.2; DeepSeek)."""
     assert angles is not None
     cos_TK, sin_TK = angles
-    pairs_BHTK2 = x_BHTK.to(torch.float32).reshape(*x_BHTK.shape[:-1], -1, 2)
+    pairs_BHTK2 = upcast(x_BHTK).reshape(*x_BHTK.shape[:-1], -1, 2)
     a_BHTK, b_BHTK = pairs_BHTK2[..., 0], pairs_BHTK2[..., 1]
     y_BHTK2 = torch.stack([a_BHTK * cos_TK - b_BHTK * sin_TK, b_BHTK * cos_TK + a_BHTK * sin_TK], dim=-1)
     return y_BHTK2.reshape(x_BHTK.shape).to(x_BHTK.dtype)
 
 
-def rotate_not(x_BHTK: Tensor, angles: Angles | None) -> Tensor:  # noqa: ARG001 (as the others)
+def unrotated(x_BHTK: Tensor, angles: Angles | None) -> Tensor:  # noqa: ARG001 (as the others)
     """Positions that are learned rotate nothing."""
     return x_BHTK
 
 
 ROTATIONS = {"halves": rotate_halves, "interleaved": rotate_interleaved}
+
+
+def upcast(x: Tensor) -> Tensor:
+    """x in float32: long sums and exponentials need it. float64, in which the parity oracle computes, stays."""
+    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None, site: int, rng: str) -> Tensor:

@@ -18,7 +18,7 @@ from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
-from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
+from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
 
 
 class Block(nn.Module):
@@ -98,8 +98,13 @@ class GPT(nn.Module):
         if self.config.final_norm:
             x_BTD = self.final_norm(x_BTD)
         if self.config.tied_head:
-            return F.linear(x_BTD, self.token_embedding.weight.to(x_BTD.dtype))
+            return self.token_embedding.as_linear(x_BTD)
         return self.head(x_BTD)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     def new_caches(self) -> list[KVCache]:
         """Empty key-value caches for generation, one per block."""
@@ -115,7 +120,7 @@ class GPT(nn.Module):
 
 def loss(model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None) -> Tensor:
     """Mean cross entropy in nats per token, from logits in float32."""
-    logits_BTV = model(tokens_BT, key).to(torch.float32)
+    logits_BTV = upcast(model(tokens_BT, key))
     return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gpt_common.config import OptimConfig
-from gpt_common.network.init import is_block_matrix
+from gpt_common.network.parameters import is_block_matrix
 from torch_gpt.model import GPT
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon": steepest at zero, and no more than 1.2 beyond

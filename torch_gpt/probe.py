@@ -20,7 +20,7 @@ class TrainingProbe:
         self.vocab_size = model.config.vocab_size
 
     def _tensor(self, ids: Tokens) -> torch.Tensor:
-        return torch.from_numpy(ids).to(self.model.token_embedding.weight.device, torch.long)
+        return torch.from_numpy(ids).to(self.model.device, torch.long)
 
     @torch.no_grad()
     def loss(self, tokens: Tokens, labels: Tokens) -> float:

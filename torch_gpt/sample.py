@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpt_common.cli import SampleCommand, SampleSettings, answer_help, parse_sampling
+from gpt_common.cli import answer_help
+from gpt_common.commands import SampleCommand, SampleSettings
 from gpt_common.errors import run_main
-from gpt_common.sampling import choose, open_source, print_samples, window
+from gpt_common.sampling import choose, window
+from gpt_common.training.source import open_source, parse_sampling, print_samples
 
 if __name__ == "__main__":
     answer_help(SampleCommand, "python -m torch_gpt.sample CKPT")
@@ -27,7 +29,7 @@ def generate(model: GPT, prompt: Sequence[int], settings: SampleSettings, draws:
         prompt: token ids; only the last of them that fit the block are seen.
         draws: uniform numbers in [0, 1), one per token.
     """
-    device = model.token_embedding.weight.device
+    device = model.device
     context = list(prompt)
     caches = model.new_caches()
     fresh = window(context, model.config.block_size)

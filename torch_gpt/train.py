@@ -56,7 +56,7 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.device = model.token_embedding.weight.device
+        self.device = model.device
         self.objective = torch.compile(objective) if compiled else objective
 
     def __call__(

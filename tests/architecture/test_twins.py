@@ -33,7 +33,11 @@ MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.
 
 # Definitions that only one twin needs, and why.
 ONE_SIDED = {
-    "model.py": {"GPT.named_parameters", "GPT.state_dict"},  # PyTorch's modules have them
+    "model.py": {
+        "GPT.named_parameters",  # PyTorch's modules have it
+        "GPT.state_dict",  # this too
+        "GPT.device",  # MLX has one default device, and its memory is shared
+    },
     "optim.py": {
         "AdamW",  # MLX's own rounds its bias corrections; PyTorch's is the reference
         "Muon",  # MLX keeps one state per parameter whatever updates it; PyTorch one optimiser per kind of update

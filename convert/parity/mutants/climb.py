@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 from convert.parity.climb import Climb
 from convert.parity.ladder import climb_ladder
-from convert.parity.twins.backends import BACKENDS
+from convert.parity.twins.replaced import replaced
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from gpt_common.machine.backends import BACKENDS
 
 Change = AbstractContextManager[Any]
 PEAK = 1e-3
@@ -74,7 +74,7 @@ class Mutant:
 
 def wrap(owner: Any, name: str, wrong: Callable[[Any], Any]) -> Change:
     """Replace `owner.name` by what `wrong` makes of it."""
-    return mock.patch.object(owner, name, wrong(getattr(owner, name)))
+    return replaced(owner, name, wrong(getattr(owner, name)))
 
 
 def mutant_config(family: str = "gpt") -> RunConfig:

@@ -8,19 +8,19 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
 
 # isort: split
 import mlx.core as mx
 
-from convert.parity.mutants.climb import Change, Mutant, wrap
+from convert.parity.mutants.climb import FAMILIES, Change, Mutant, wrap
+from convert.parity.twins.replaced import replaced, replaced_entry
 from mlx_gpt import attention, experts, layers, optim
 from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
 from mlx_gpt.experts import Experts, MixtureOfExperts
 from mlx_gpt.feed_forward import SwiGLU
-from mlx_gpt.layers import StackedLinear
+from mlx_gpt.layers import Linear, StackedLinear
 
 
 def _with(owner: Any, method: str, **values: Callable[[Any], Any]) -> Change:
@@ -123,12 +123,12 @@ FAMILY_MUTANTS = (
     llama(
         "halves rotated as if interleaved",
         "L1",
-        lambda: mock.patch.dict(layers.ROTATIONS, halves=layers.rotate_interleaved),
+        lambda: replaced_entry(layers.ROTATIONS, "halves", layers.rotate_interleaved),
     ),
     llama(
         "interleaved rotated as halves",
         "L1",
-        lambda: mock.patch.dict(layers.ROTATIONS, interleaved=layers.rotate_halves),
+        lambda: replaced_entry(layers.ROTATIONS, "interleaved", layers.rotate_halves),
     ),
     llama(
         "rotary base off by a hundredth",
@@ -220,7 +220,9 @@ FAMILY_MUTANTS = (
     deepseek(
         "the cache absorbs the values' projection into the queries",
         "G",
-        lambda: wrap(LatentAttention, "heads_of", lambda f: lambda self, *args: mx.roll(f(self, *args), self.nope, 1)),
+        lambda: wrap(
+            Linear, "rows_of_heads", lambda f: lambda self, x: mx.roll(f(self, x), FAMILIES["deepseek"].nope_size, 1)
+        ),
     ),
     custom_llm(
         "the cache's scores without their rotary part",
@@ -247,7 +249,7 @@ FAMILY_MUTANTS = (
     deepseek(
         "softmax for sigmoid",
         "L1",
-        lambda: mock.patch.dict(experts.SCORES, sigmoid=experts.SCORES["softmax"]),
+        lambda: replaced_entry(experts.SCORES, "sigmoid", experts.SCORES["softmax"]),
     ),
     deepseek("groups ignored", "L1", lambda: wrap(experts, "best_groups", lambda _: experts.all_groups)),
     deepseek(
@@ -285,7 +287,7 @@ FAMILY_MUTANTS = (
     deepseek(
         "Newton-Schulz by the cubic iteration",
         "L1",
-        lambda: mock.patch.object(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
+        lambda: replaced(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
     ),
     deepseek(
         "experts made orthogonal together",

@@ -22,7 +22,7 @@ from mlx.utils import tree_map
 import torch_gpt.checkpoint
 from convert.parity.mutants.climb import PEAK, Change, Mutant, wrap
 from convert.parity.mutants.families import FAMILY_MUTANTS
-from convert.parity.rungs import training as rungs_training
+from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
 from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
@@ -62,22 +62,6 @@ def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
         return wrong_init
 
     return wrap(train.TrainStep, "__init__", make)
-
-
-def _untied_head(call: Any) -> Any:
-    """The output layer uses the embedding's values and gives no gradient back."""
-
-    def wrong(self: Any, *args: Any, **more: Any) -> Any:
-        tied = self.config
-        self.config = dataclasses.replace(tied, tied_head=False)
-        self.head = lambda x: x @ mx.stop_gradient(self.token_embedding.weight).astype(x.dtype).T
-        try:
-            return call(self, *args, **more)
-        finally:
-            self.config = tied
-            del self.head
-
-    return wrong
 
 
 def _interleaved(call: Any) -> Any:
@@ -242,7 +226,9 @@ MUTANTS = (
     Mutant(
         "head untied: its gradient does not reach the embedding",
         "L5",
-        lambda: wrap(model.GPT, "__call__", _untied_head),
+        lambda: wrap(
+            layers.Embedding, "as_linear", lambda _: lambda self, x: x @ mx.stop_gradient(self.weight).astype(x.dtype).T
+        ),
     ),
     # ---- L6a: optimiser
     Mutant(
@@ -324,7 +310,7 @@ MUTANTS = (
         "batch order reseeded on resume",
         "L8",
         lambda: wrap(
-            rungs_training,
+            trajectories,
             "batches_for",
             lambda f: lambda twin, step: f(twin, step - twin.resumed_at * isinstance(twin, MlxTwin)),
         ),

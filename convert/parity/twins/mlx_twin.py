@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
 
@@ -19,10 +18,12 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from convert.parity.compare import Array, Arrays, Tokens
-from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from convert.parity.twins.choices import Preferences, routing_bias
+from convert.parity.twins.replaced import replaced
+from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.manifest import Manifest
@@ -101,7 +102,7 @@ class MlxTwin:
                     settled_NE = preferred.settle(router, _numpy(right(scores_NE)))
                     return mx.array(settled_NE.astype(np.float32))
 
-                stack.enter_context(mock.patch.object(router, "choice", choice))
+                stack.enter_context(replaced(router, "choice", choice))
             yield preferred.own
 
     # ---- one pass ------------------------------------------------------------------------------------------------
@@ -186,8 +187,8 @@ class MlxTwin:
 
         with self._here(), ExitStack() as stack:
             for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
-                stack.enter_context(mock.patch.object(kind, "__call__", watched(kind.__call__)))
-            stack.enter_context(mock.patch.object(self.network, "gradient_checkpointing", False))
+                stack.enter_context(replaced(kind, "__call__", watched(kind.__call__)))
+            stack.enter_context(replaced(self.network, "gradient_checkpointing", False))
             mx.eval(model.loss(self.network, mx.array(tokens), mx.array(labels), _key(key)))
         return traced
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from convert.parity.compare import Array, Arrays, Tokens
-from convert.parity.twins.backends import INPUTS, Backend, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from convert.parity.twins.choices import Preferences, routing_bias
+from convert.parity.twins.replaced import replaced
+from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.manifest import Manifest
@@ -93,7 +94,7 @@ class TorchTwin:
                     own_NE = right(scores_NE)
                     return torch.from_numpy(preferred.settle(router, _numpy(own_NE))).to(own_NE)
 
-                stack.enter_context(mock.patch.object(router, "choice", choice))
+                stack.enter_context(replaced(router, "choice", choice))
             yield preferred.own
 
     # ---- one pass ------------------------------------------------------------------------------------------------
@@ -101,8 +102,7 @@ class TorchTwin:
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> Array:
         """(B, T) ids -> (B, T, V), without dropout."""
-        with self._exact():
-            return _numpy(self.network(self._ids(tokens)))
+        return _numpy(self.network(self._ids(tokens)))
 
     @torch.no_grad()
     def cached_logits(self, tokens: Tokens) -> Array:
@@ -110,14 +110,12 @@ class TorchTwin:
         caches = self.network.new_caches()
         half = max(1, tokens.shape[1] // 2)
         parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
-        with self._exact():
-            return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
+        return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
 
     def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
-        with self._exact():
-            value, loss = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
-            value.backward()
+        value, loss = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+        value.backward()
         self.network.routers.take_loads()  # of no training step
         gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
         self.network.zero_grad(set_to_none=True)
@@ -135,9 +133,8 @@ class TorchTwin:
             arguments.append(self.dtype)
         if "key" in takes:
             arguments += [self._key(key), None, self._angles(inputs[0])]
-        with self._exact():
-            output = module(*arguments)
-            output.backward(self._tensor(upstream))
+        output = module(*arguments)
+        output.backward(self._tensor(upstream))
         gradients = {name: _numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
         gradients |= {name: _numpy(x.grad) for name, x in differentiable.items()}
         module.zero_grad(set_to_none=True)
@@ -160,9 +157,8 @@ class TorchTwin:
             more.insert(0, self._key(operation.integers) if words else self._ids(operation.integers))
         if operation.model is not None:
             more.append(operation.model)
-        with self._exact():
-            output = OPERATIONS[operation.kind](*values.values(), *more)
-            output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
+        output = OPERATIONS[operation.kind](*values.values(), *more)
+        output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
         return LayerPass(_numpy(output), {name: _numpy(value.grad) for name, value in values.items()})
 
     def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
@@ -188,8 +184,7 @@ class TorchTwin:
             if path and not isinstance(module, nn.ModuleList):
                 watch(path, module)
         try:
-            with self._exact():
-                model.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key)).backward()
+            model.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key)).backward()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -211,8 +206,7 @@ class TorchTwin:
 
     def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
         """One training step; loss and gradient norm."""
-        with self._exact():
-            loss, norm = self.train_step(batches, step, rate)
+        loss, norm = self.train_step(batches, step, rate)
         return float(loss), float(norm)
 
     def save(self, folder: Path, step: int) -> Path:
@@ -250,40 +244,6 @@ class TorchTwin:
     def _key(self, words: Array | None) -> torch.Tensor | None:
         return None if words is None else torch.from_numpy(words)
 
-    @contextmanager
-    def _exact(self) -> Iterator[None]:
-        """In the oracle the model's float32 is float64: it upcasts norms, scores and logits, and must not downcast."""
-        with ExitStack() as stack:
-            if self.dtype == torch.float64:
-                for module in (layers, attention, feed_forward, experts, model):
-                    stack.enter_context(mock.patch.object(module, "torch", Float64Torch()))
-                stack.enter_context(mock.patch.object(layers, "F", Float64Functional()))
-            yield
-
-
-class Float64Torch:
-    """torch, but for one name."""
-
-    float32 = torch.float64
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is torch's."""
-        return getattr(torch, name)
-
-
-class Float64Functional:
-    """torch.nn.functional, but for its grouped product, which refuses float64 (PyTorch 2.13)."""
-
-    def __getattr__(self, name: str) -> Any:
-        """Everything else is PyTorch's."""
-        return getattr(F, name)
-
-    @staticmethod
-    def grouped_mm(x_MD: torch.Tensor, weight_EDF: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
-        """The definition: rows up to `offs[0]` times the first matrix, from there up to `offs[1]` the second, ..."""
-        rows = torch.tensor_split(x_MD, offs[:-1].tolist())
-        return torch.cat([x_ND @ weight_DF for x_ND, weight_DF in zip(rows, weight_EDF, strict=True)])
-
 
 def _numpy(value: Any) -> Array:
     """float64 stays what it is, integers too; everything else becomes float32."""
@@ -291,10 +251,6 @@ def _numpy(value: Any) -> Array:
     if value.is_floating_point() and value.dtype != torch.float64:
         value = value.float()
     return np.array(value.numpy())
-
-
-def _at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -322,9 +278,7 @@ def _rotary(x_BHTK: torch.Tensor, config: ModelConfig) -> torch.Tensor:
 
 def _stacked_linear(x_MD: torch.Tensor, weight_EFD: torch.Tensor, expert_M: torch.Tensor) -> torch.Tensor:
     E, F, D = weight_EFD.shape
-    output: torch.Tensor = functional_call(
-        layers.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M)
-    )
+    output: torch.Tensor = functional_call(layers.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M))
     return output
 
 
@@ -364,8 +318,8 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
         layers.Embedding(*table.shape), {"weight": table}, (ids, dtype)
     ),
     "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
-    "softmax": lambda x: torch.softmax(_at_least_float32(x), dim=-1),
+    "softmax": lambda x: torch.softmax(layers.upcast(x), dim=-1),
     "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
-    "cross_entropy": lambda logits, labels: F.cross_entropy(_at_least_float32(logits).flatten(0, 1), labels.flatten()),
+    "cross_entropy": lambda logits, labels: F.cross_entropy(layers.upcast(logits).flatten(0, 1), labels.flatten()),
 }
 """The building blocks of the model, by the name that rungs_operations.py uses."""
