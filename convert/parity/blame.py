@@ -10,10 +10,10 @@ from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Array, Arrays, Measurement, Tokens, distances, key_bias_is_idle, relative
 from convert.parity.ladder import Report, Result
 from convert.parity.rungs.passes import OUTPUT, dropout_keys, layers
-from convert.parity.twins.backends import BACKENDS
 from gpt_common.config import RunConfig, differences
+from gpt_common.machine.backends import BACKENDS
 from gpt_common.machine.hardware import detect
-from gpt_common.training.opening import versions
+from gpt_common.machine.provenance import versions
 
 WITHOUT_LAYERS = {
     "L0": "initial weights, or saving and loading",

@@ -14,10 +14,12 @@ import numpy as np
 
 from convert.parity.compare import Array, relative
 from convert.parity.rungs.operations import long_sums
-from convert.parity.twins.backends import Backend, Operation, Twin, open_twin
+from convert.parity.twins.backends import open_twin
+from convert.parity.twins.twin import Operation, Twin
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import WorkFailed
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
+from gpt_common.machine.backends import Backend
 
 FLOAT32_GATE = 1e-5
 BFLOAT16_GATE = 2e-2

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from convert.parity.climb import Climb
     from convert.parity.compare import Arrays
     from convert.parity.gates import Precision
-    from convert.parity.twins.backends import Backend
     from gpt_common.config import RunConfig
+    from gpt_common.machine.backends import Backend
 
 PROGRAM = "python -m convert parity"
 TRAJECTORY_STEPS = {"strict": 300, "tf32": 100, "bf16": 100}
@@ -36,7 +36,8 @@ class ParityCommand:
     checkpoint: Path | None = None
     """Climb with the weights and the shape of this run or checkpoint."""
     backends: str = ""
-    """Which to compare, separated by commas: mlx, mlx-cpu, cpu, mps, cuda, or with -compiled; none: all present."""
+    """Which to compare, separated by commas: mlx (its GPU, or its CPU where there is none), mlx-cpu, cpu, mps, cuda,
+    or with -compiled; none: all present."""
     mode: Literal["quick", "standard", "full"] = "standard"
     """quick: a tiny model, a minute; standard: a small one; full: the preset's own shape, and L9."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -175,16 +176,17 @@ def _prepare(command: ParityCommand, backends: Sequence[Backend], names: Sequenc
 def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
     """Configuration and, of a checkpoint, its weights."""
     from convert.parity.material import SIZES, shrink, with_dropout
-    from gpt_common.config import from_dict, load_preset
+    from gpt_common.config import load_preset
 
     weights = None
     if command.checkpoint is not None:
         from safetensors.numpy import load_file
 
-        from gpt_common.training.checkpoint import MODEL_FILE, find_checkpoint, validate
+        from gpt_common.training.checkpoint import find_checkpoint, validate
+        from gpt_common.training.manifest import MODEL_FILE
 
         folder = find_checkpoint(command.checkpoint, prefer="best")
-        config = from_dict(validate(folder)["config"])
+        config = validate(folder).run_config
         weights = load_file(folder / MODEL_FILE)
     else:
         config = load_preset(command.preset or "stories-cpu")

@@ -45,7 +45,7 @@ class Measurement:
         """Whether the error is within the gate; NaN never is."""
         return self.error <= self.gate
 
-    def beside(self, noise: float, times: float) -> Measurement:
+    def allowing(self, noise: float, times: float) -> Measurement:
         """The same with a gate that is at least `times` the noise, but excuses no distance of a half."""
         gate = min(times * noise, NEVER_NOISE) if np.isfinite(noise) else 0.0
         return dataclasses.replace(self, gate=gate, noise=noise) if gate > self.gate else self

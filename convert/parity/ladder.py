@@ -11,7 +11,8 @@ from convert.parity.compare import Measurement
 from convert.parity.rungs.generation import rung_generation
 from convert.parity.rungs.operations import rung_bytes, rung_operations
 from convert.parity.rungs.passes import rung_gradients, rung_layers, rung_logits, rung_loss
-from convert.parity.rungs.training import rung_optimizer, rung_step, rung_switch, rung_trajectory
+from convert.parity.rungs.trajectories import rung_switch, rung_trajectory
+from convert.parity.rungs.updates import rung_optimizer, rung_step
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from convert.parity.compare import Arrays, Tokens
-from convert.parity.twins.backends import Batches
+from convert.parity.twins.twin import Batches
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import training_batch
-from gpt_common.network.init import buffer_shapes, initial_weights, keyed_generator, parameter_shapes
+from gpt_common.keyed import keyed_generator
+from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import buffer_shapes, parameter_shapes
 
 WIDENED_STD = 0.2
 """At GPT-2's 0.02 most wrong models pass: attention is near uniform and GELU near linear."""

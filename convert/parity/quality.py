@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.parity.twins.backends import Backend
 from gpt_common.errors import UserError, WorkFailed
+from gpt_common.machine.backends import Backend
 
 MARGIN = 0.005
 """Nats per token, from the design; another seed changes 0.0085 (standard deviation, docs/results/parity-l9.json)."""

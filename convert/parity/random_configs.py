@@ -7,7 +7,7 @@ from typing import Any
 
 from convert.parity.gates import Precision
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import keyed_generator
 
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5", "L6a", "L6b")
 """What random configurations climb."""

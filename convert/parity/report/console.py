@@ -18,11 +18,11 @@ from convert.parity.climb import Climb, finite
 from convert.parity.compare import Measurement
 from convert.parity.gates import MEASURED
 from convert.parity.ladder import Report, Result
-from convert.parity.twins.backends import BACKENDS
 from gpt_common.config import to_dict
+from gpt_common.files import write_atomically
+from gpt_common.machine.backends import Backend
 from gpt_common.machine.hardware import detect
-from gpt_common.training.checkpoint import write_atomically
-from gpt_common.training.opening import versions
+from gpt_common.machine.provenance import versions
 
 HEADER = f"{'rung':<25}{'error':>9}{'gate':>9}{'margin':>8}{'time':>8}  worst tensor"
 
@@ -36,7 +36,15 @@ class Display(AbstractContextManager["Display"]):
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
         self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
         self.task = self.bar.add_task("", total=None)
-        model, backends = climb.config.model, [name for name in climb.names if name != climb.reference]
+        model = climb.config.model
+        # `mlx` is the best device that MLX has, which must be said where it is no GPU.
+        backends = [
+            f"{backend.name} (its CPU: MLX finds neither Metal nor CUDA)"
+            if (backend.name, backend.device) == ("mlx", "cpu")
+            else backend.name
+            for backend in climb.backends
+            if backend.name != climb.reference
+        ]
         self.console.print(f"{', '.join(backends)} against {climb.reference} and float64, class {climb.precision}")
         self.console.print(
             f"model: {model.n_layer} layers x {model.n_embd}, {model.n_head} heads, block {model.block_size}, "
@@ -95,10 +103,16 @@ def line(result: Result) -> str:
 def unmeasured(climb: Climb) -> list[str]:
     """Backends on which the gates of this class have never been tried."""
     return [
-        f"the gates of class {climb.precision} were never measured on {name}: they come from a Linux CPU"
-        for name in climb.names
-        if (climb.precision, name.removesuffix("-compiled")) not in MEASURED
+        f"the gates of class {climb.precision} were never measured on {backend.name}: they come from a Linux CPU"
+        for backend in climb.backends
+        if (climb.precision, _measured_as(backend)) not in MEASURED
     ]
+
+
+def _measured_as(backend: Backend) -> str:
+    return (
+        "mlx-cpu" if (backend.framework, backend.device) == ("mlx", "cpu") else backend.name.removesuffix("-compiled")
+    )
 
 
 def heading(command: str) -> dict[str, Any]:
@@ -125,7 +139,9 @@ def as_dict(
     return {
         **heading(command),
         "class": climb.precision,
-        "backends": [dataclasses.asdict(BACKENDS[name]) for name in climb.names],
+        "backends": [
+            dataclasses.asdict(backend) for backend in sorted(climb.backends, key=lambda b: b.name != climb.reference)
+        ],
         "absent": missing,
         "notes": unmeasured(climb),
         "configuration": to_dict(climb.config),

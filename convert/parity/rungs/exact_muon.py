@@ -8,7 +8,7 @@ import numpy as np
 
 from convert.parity.compare import Array, Arrays
 from convert.parity.rungs.exact_adamw import ExactAdamW, as_float32
-from gpt_common.network.init import is_block_matrix
+from gpt_common.network.parameters import is_block_matrix
 
 COEFFICIENTS = tuple(as_float32(value) for value in (3.4445, -4.7750, 2.0315))
 """Of the quintic iteration (Jordan et al. 2024, "Muon"), as both twins have them."""

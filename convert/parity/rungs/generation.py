@@ -11,8 +11,9 @@ from convert.parity import material
 from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Array, Arrays, Measurement
 from convert.parity.twins.choices import choice_gates, for_cache
-from gpt_common.cli import SampleSettings
-from gpt_common.sampling import draws, window
+from gpt_common.commands import SampleSettings
+from gpt_common.keyed import draws
+from gpt_common.sampling import window
 
 SAMPLINGS = {
     "temperature 1": SampleSettings(temperature=1.0),
@@ -28,12 +29,12 @@ def rung_generation(climb: Climb) -> Iterator[Measurement]:
     gate = climb.gate("L3")
     twins = climb.twins()
     for state, weights in climb.states().items():
-        everyone = climb.everyone(weights)
-        with everyone[ORACLE].choosing() as whole:
-            exact = everyone.pop(ORACLE).logits(tokens)
+        twins = climb.loaded(weights)
+        with twins[ORACLE].choosing() as whole:
+            exact = twins.pop(ORACLE).logits(tokens)
         own = {ORACLE: for_cache(whole, *tokens.shape)}
         found: dict[str, Arrays] = {}
-        for name, twin in everyone.items():
+        for name, twin in twins.items():
             with twin.choosing(own[ORACLE] or None) as choices:
                 found[name] = {"logits from the cache": twin.cached_logits(tokens)}
             own |= {name: choices} if name in twins else {}

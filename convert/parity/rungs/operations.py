@@ -12,11 +12,13 @@ import numpy as np
 from convert.parity import material
 from convert.parity.climb import Climb
 from convert.parity.compare import Array, Arrays, Measurement
-from convert.parity.twins.backends import LayerPass, Operation
+from convert.parity.twins.twin import LayerPass, Operation
 from gpt_common.config import ModelConfig
-from gpt_common.network.dropout import dropout_key
-from gpt_common.network.init import buffer_shapes, initial_weights, keyed_generator
-from gpt_common.training.checkpoint import OPTIMIZER_FILE, tensor_hashes, validate
+from gpt_common.keyed import dropout_key, keyed_generator
+from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import buffer_shapes
+from gpt_common.training.checkpoint import validate
+from gpt_common.training.manifest import OPTIMIZER_FILE, Hashes, tensor_hashes
 
 LONG_SUMS = (32766, 32767, 32768, 50257, 50304)
 """Lengths around 2**15, and GPT-2's vocabulary with and without padding: where sums went wrong on MPS (pytorch#195163).
@@ -53,9 +55,9 @@ def rung_bytes(climb: Climb) -> Iterator[Measurement]:
                 for twin, target in ((twins[two], "b"), (twins[one], "c")):
                     twin.restore(saved[-1])
                     saved.append(twin.save(Path(folder) / target, 1))
-                before = validate(saved[0])["tensors"]
+                before = validate(saved[0]).tensors
                 for after in saved[1:]:
-                    yield from _same_hashes(validate(after)["tensors"], before, f"{one} > {two} > {one}")
+                    yield from _same_hashes(validate(after).tensors, before, f"{one} > {two} > {one}")
                 yield from _same_hashes(
                     {OPTIMIZER_FILE: tensor_hashes(saved[-1] / OPTIMIZER_FILE)}, before, f"{one} > {two} > {one}"
                 )
@@ -68,9 +70,7 @@ def _identical(found: Arrays, wanted: Arrays, between: str, prefix: str) -> Iter
         yield Measurement(tensor=prefix + name, error=0.0 if same else 1.0, gate=0.0, between=between)
 
 
-def _same_hashes(
-    found: dict[str, dict[str, str]], wanted: dict[str, dict[str, str]], between: str
-) -> Iterator[Measurement]:
+def _same_hashes(found: Hashes, wanted: Hashes, between: str) -> Iterator[Measurement]:
     for file, hashes in found.items():
         for name in sorted(hashes.keys() | wanted[file].keys()):
             same = hashes.get(name) == wanted[file].get(name)

@@ -10,9 +10,9 @@ from convert.parity import material
 from convert.parity.climb import ORACLE, Climb, top1_disagreements
 from convert.parity.compare import Array, Arrays, Measurement
 from convert.parity.gates import TOP1_MARGIN
-from convert.parity.twins.backends import Choices
 from convert.parity.twins.choices import choice_gates
-from gpt_common.network.dropout import dropout_key
+from convert.parity.twins.twin import Choices
+from gpt_common.keyed import dropout_key
 
 OUTPUT = ": output"
 GRADIENT = ": gradient of "
@@ -34,14 +34,14 @@ def rung_layers(climb: Climb) -> Iterator[Measurement]:
 def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iterator[Measurement]:
     """The modules in execution order, parents before their children, with these weights."""
     tokens, labels = material.batches(climb.config, 0)[0]
-    everyone = climb.everyone(weights)
+    twins = climb.loaded(weights)
     traced = climb.oracle().trace(tokens, labels, key)
     for done, (path, inputs) in enumerate(traced.inputs.items()):
         climb.progress(f"layers, {state}", done, len(traced.inputs))
         # Rounded first, so that all start from the same numbers.
         rounded = tuple(x if x.dtype.kind == "i" else climb.rounded(x.astype(np.float32)) for x in inputs)
         upstream = climb.rounded(traced.upstream[path].astype(np.float32))
-        results, own = climb.together(everyone, lambda twin: twin.layer(path, rounded, upstream, key))  # noqa: B023
+        results, own = climb.routed_alike(twins, lambda twin: twin.layer(path, rounded, upstream, key))  # noqa: B023
         outputs = {name: {f"{path}{OUTPUT}": result.output} for name, result in results.items()}
         gradients = {
             name: {f"{path}{GRADIENT}{part}": value for part, value in result.gradients.items()}
@@ -57,7 +57,7 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
     tokens, _ = material.batches(climb.config, 0)[0]
     gate = climb.gate("L3")
     for state, weights in climb.states().items():
-        logits, own = climb.together(climb.everyone(weights), lambda twin: twin.logits(tokens))
+        logits, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.logits(tokens))
         exact = logits.pop(ORACLE)
         found = {name: {"logits": values} for name, values in logits.items()}
         yield from choice_gates(own, climb.config.model, gate, state)
@@ -95,8 +95,8 @@ def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict
     tokens, labels = material.batches(climb.config, 0)[0]
     for state, weights in climb.states().items():
         for dropped, key in dropout_keys(climb).items():
-            everyone = climb.everyone(weights)
-            passes, own = climb.together(everyone, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
+            twins = climb.loaded(weights)
+            passes, own = climb.routed_alike(twins, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
             found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
             exact = found.pop(ORACLE)
             yield state + dropped, found, exact, own

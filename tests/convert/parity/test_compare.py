@@ -17,13 +17,13 @@ from convert.parity.ladder import climb_ladder
 from convert.parity.mutants.climb import mutant_climb, mutant_config
 from convert.parity.rungs.exact_adamw import ExactAdamW
 from convert.parity.rungs.generation import _on_an_edge, _seen
-from convert.parity.twins.backends import BACKENDS, choose, open_twin
-from gpt_common.cli import SampleSettings
+from convert.parity.twins.backends import choose, open_twin
+from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.errors import UserError
-from gpt_common.network.init import keyed_generator
+from gpt_common.keyed import draws, keyed_generator
+from gpt_common.machine.backends import BACKENDS
 from gpt_common.sampling import choose as choose_token
-from gpt_common.sampling import draws
 
 pytestmark = pytest.mark.parity
 
@@ -56,12 +56,13 @@ def test_a_key_bias_of_its_own_is_compared_beside_all_three() -> None:
 
 def test_a_gate_beside_noise_is_a_multiple_of_it() -> None:
     measured = Measurement(tensor="t", error=0.05, gate=0.02, between="a ~ b")
-    assert measured.beside(0.006, 3) == measured.beside(0.0, 3) == measured
-    assert measured.beside(float("nan"), 3) == measured.beside(float("inf"), 3) == measured, "that is no noise"
+    assert measured.allowing(0.006, 3) == measured.allowing(0.0, 3) == measured
+    assert measured.allowing(float("nan"), 3) == measured.allowing(float("inf"), 3) == measured, "that is no noise"
     assert not measured.passed
-    raised = measured.beside(0.021, 3)
-    assert (raised.passed, raised.gate, raised.noise) == (True, pytest.approx(0.063), 0.021)
-    assert measured.beside(0.4, 3).gate == 0.5, "noise excuses no distance of a half"
+    raised = measured.allowing(0.021, 3)
+    assert (raised.passed, raised.noise) == (True, 0.021)
+    assert raised.gate == pytest.approx(0.063)
+    assert measured.allowing(0.4, 3).gate == 0.5, "noise excuses no distance of a half"
 
 
 def test_bfloat16_is_the_upper_half_of_a_float32() -> None:
@@ -230,9 +231,13 @@ def test_a_draw_is_on_an_edge_only_if_it_is(settings: dict[str, float]) -> None:
 def test_backends_are_chosen_and_absent_ones_are_named() -> None:
     chosen, missing = choose([])
     assert {"cpu", "mlx-cpu"} <= {backend.name for backend in chosen}
+    # Where MLX has no GPU, `mlx` is its CPU: taken when it is asked for, not a second time beside mlx-cpu.
+    (best,) = [backend for backend in choose(["mlx", "cpu"])[0] if backend.name == "mlx"]
+    assert (best.device, best.compiled) in (("gpu", True), ("cpu", False))
+    assert (best in chosen) == (best.device == "gpu")
     assert not any(backend.compiled for backend in chosen if backend.name != "mlx")
     assert not set(missing) & {backend.name for backend in chosen}
-    assert set(missing) | {b.name for b in chosen} | {"cpu-compiled", "mlx-cpu-compiled"} >= set(BACKENDS) - {
+    assert set(missing) | {b.name for b in chosen} | {"cpu-compiled", "mlx-cpu-compiled", "mlx"} >= set(BACKENDS) - {
         "mps-compiled",
         "cuda-compiled",
     }

@@ -10,8 +10,8 @@ from convert.parity.climb import Climb
 from convert.parity.ladder import NAMES, climb_ladder
 from convert.parity.material import SIZES, shrink, with_dropout
 from convert.parity.report.console import line
-from convert.parity.twins.backends import BACKENDS
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, load_preset
+from gpt_common.machine.backends import BACKENDS
 
 pytestmark = pytest.mark.parity
 

@@ -18,7 +18,7 @@ from convert.parity.mutants.gpt2 import MUTANTS
 from convert.parity.quality import QualityPlan, summary
 from convert.parity.report.console import as_dict
 from convert.parity.report.page import render, short
-from convert.parity.twins.backends import BACKENDS
+from gpt_common.machine.backends import BACKENDS
 
 pytestmark = pytest.mark.parity
 

@@ -15,8 +15,8 @@ import pytest
 from convert.parity import quality
 from convert.parity.command import main
 from convert.parity.quality import QualityPlan, as_lines, equivalence, run_all, summary, training_command
-from convert.parity.twins.backends import BACKENDS
 from gpt_common.errors import WorkFailed
+from gpt_common.machine.backends import BACKENDS
 from gpt_common.training.command_line import parse_training
 
 pytestmark = pytest.mark.parity

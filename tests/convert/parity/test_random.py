@@ -14,9 +14,9 @@ from convert.parity.ladder import climb_ladder
 from convert.parity.mutants.gpt2 import MUTANTS
 from convert.parity.random_configs import RUNGS, random_config
 from convert.parity.report.console import line
-from convert.parity.twins.backends import BACKENDS
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig
 from gpt_common.errors import WorkFailed
+from gpt_common.machine.backends import BACKENDS
 
 pytestmark = pytest.mark.parity
 
