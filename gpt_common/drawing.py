@@ -138,6 +138,7 @@ def _draw(draw: Draw, size: Size, kind: str, **options: Any) -> bytes:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.facecolor": "none",
+        "figure.constrained_layout.hspace": 0.06,
         "legend.frameon": False,
         "text.color": INK,
         "axes.titlecolor": INK,
@@ -169,7 +170,7 @@ def _clean(drawn: bytes, prefix: str, kind: str, titles: Mapping[str, Sequence[s
     text = re.sub(r' (?:(?:xmlns(?::\w+)?|clip-path)="[^"]*"|transform="rotate\(-0 [^"]*")', "", text)
     text = re.sub(r"<svg [^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg class="{kind}" \1 stroke-linejoin="round">', text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    text = re.sub(r"(\.\d\d)\d+", r"\1", text)
+    text = re.sub(r' (?:d|x|y)="[^"]*"', lambda numbers: re.sub(r"(\.\d\d)\d+", r"\1", numbers[0]), text)
     for gid, labels in titles.items():
         text = _with_titles(text, gid, labels)
     # Only what is referred to keeps its name, and what the caller named.

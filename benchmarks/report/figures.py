@@ -22,7 +22,7 @@ from benchmarks.report.findings import (
 )
 from benchmarks.results import CaseResult, Result
 from gpt_common.drawing import BAD, INK, LINE, SOFT, WIDE, Draw, colour, logarithmic, narrow, write_png
-from gpt_common.words import milliseconds
+from gpt_common.words import milliseconds, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,6 +64,7 @@ def speed(case: CaseResult) -> Draw:
             axes.text(summary.tokens_per_second, i, text, va="center")
         _label_rows(axes, [row.label for row, _ in rows])
         axes.set_xlim(0, 1.55 * rows[0][1].tokens_per_second)
+        axes.xaxis.set_major_formatter(lambda value, _: rate(value))
         axes.set_xlabel("tokens per second")
         axes.set_title(headline(case), wrap=True)
 
@@ -169,7 +170,7 @@ def _panel(axes: Axes, found: Panels, panel: Panel, shades: Mapping[str, str]) -
     axes.set_title(panel.title)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(lambda value, _: panel.text(value))
+    axes.yaxis.set_major_formatter(lambda value, _: panel.text(value) if value else "0")
     axes.set_xscale("log")
     axes.set_xticks(found.values, [str(value) for value in found.values])
     axes.minorticks_off()

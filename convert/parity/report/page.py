@@ -1,29 +1,36 @@
-"""The report as one self-contained page: plots drawn here as SVG, no script, no network."""
+"""The report as one self-contained page: figures as SVG, no script, no network."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from convert.parity.gates import ENVELOPE
+from gpt_common.drawing import BAD, GOOD, INK, SERIES, css, svg
 from gpt_common.errors import UserError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
-STRAIN_RANGE = (-4.0, 2.0)
+STRAIN_RANGE = (-4, 2)
 """Powers of ten on the axis of errors as shares of their gates."""
 LISTED = 12
 """Worst tensors that a rung's table lists."""
+MARK, NOISE, *_ = SERIES
+FLOOR = -8
+"""Power of ten at which curves of differences end: smaller ones, and none at all, lie on it."""
 
 
 def render(report: dict[str, Any]) -> str:
     """The page of a report, as `report.as_dict` or L9 alone make it.
 
     Raises:
-        UserError: jinja2 is not installed.
+        UserError: jinja2 or matplotlib is not installed.
     """
     try:
         from jinja2 import Environment
@@ -34,11 +41,12 @@ def render(report: dict[str, Any]) -> str:
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=report,
+        css=css(),
         rungs=[Panel(rung) for rung in report.get("rungs", [])],
-        trajectory=trajectory_plot(report),
-        switches=switch_plot(report),
+        trajectory=trajectory(report),
+        switches=switches(report),
         rung_names=[rung["name"] for rung in report.get("rungs", [])],
-        quality=quality_plot(report.get("L9")),
+        quality=list(quality(report.get("L9"))),
     )
 
 
@@ -51,23 +59,8 @@ def short(value: float | None) -> str:
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.1e}"
 
 
-@dataclass(frozen=True)
-class Dot:
-    """One tensor in the plot of a rung."""
-
-    x: float
-    """Percent of the width."""
-    y: float
-    """Percent of the height."""
-    passed: bool
-    label: str
-
-
 class Panel:
     """A rung with its dots: every tensor's worst error as a share of its gate, on a logarithmic axis."""
-
-    gate_x = 100 * (0 - STRAIN_RANGE[0]) / (STRAIN_RANGE[1] - STRAIN_RANGE[0])
-    ticks = tuple(range(int(STRAIN_RANGE[0]), int(STRAIN_RANGE[1]) + 1))
 
     def __init__(self, rung: dict[str, Any]) -> None:
         self.rung = rung
@@ -75,16 +68,38 @@ class Panel:
         for m in rung["measurements"]:
             if m["tensor"] not in worst or _strain(m) > _strain(worst[m["tensor"]]):
                 worst[m["tensor"]] = m
-        self.worst = sorted(worst.values(), key=_strain, reverse=True)[:LISTED]
-        self.count = len(worst)
-        self.dots = list(_dots(list(worst.values())))
+        self.tensors = list(worst.values())
+        """The worst measurement of each tensor, in the order of measurement."""
+        self.worst = sorted(self.tensors, key=_strain, reverse=True)[:LISTED]
         times = [m for m in rung["measurements"] if m["times"]]
         self.times = max(times, key=_strain, default=None)
 
-    @staticmethod
-    def tick_x(power: int) -> float:
-        """Where a power of ten lies, in percent."""
-        return _percent(float(power))
+    def picture(self) -> str:
+        """Dots spread over the height in the order of measurement, so that a long rung reads from top to bottom."""
+        points = [(_power(m), i, m["passed"]) for i, m in enumerate(self.tensors)]
+        titles = {
+            gid: [_title(m) for m in self.tensors if m["passed"] is passed]
+            for gid, passed in (("dot", True), ("failed", False))
+        }
+
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots()
+            axes.axvline(0, color=BAD, linewidth=1.5).set_gid("gate")
+            for gid, passed, shade in (("dot", True, MARK), ("failed", False, BAD)):
+                dots = [(x, y) for x, y, good in points if good is passed]
+                if dots:
+                    x, y = zip(*dots, strict=True)
+                    axes.scatter(x, y, s=36, color=shade, alpha=0.55 if passed else 1, linewidth=0).set_gid(gid)
+            low, high = STRAIN_RANGE
+            axes.set_xlim(low - 0.05, high + 0.05)
+            axes.set_xticks(range(low, high + 1), ["gate" if p == 0 else f"1e{p}" for p in range(low, high + 1)])
+            axes.set_ylim(len(points) - 0.5, -0.5)
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+
+        name, count = self.rung["name"], len(self.tensors)
+        label = f"Errors of rung {name} as shares of their gates"
+        return svg(draw, name, label, height=110 if count > 40 else 78 if count > 5 else 54, titles=titles)
 
 
 def _strain(m: dict[str, Any]) -> float:
@@ -96,89 +111,70 @@ def _strain(m: dict[str, Any]) -> float:
     return float(m["error"] / m["gate"])
 
 
-def _percent(power: float) -> float:
+def _power(m: dict[str, Any]) -> float:
+    """The strain as a power of ten, kept within the axis."""
     low, high = STRAIN_RANGE
-    return 100 * (min(max(power, low), high) - low) / (high - low)
+    strain = _strain(m)
+    return min(max(math.log10(strain) if strain > 0 else low, low), high)
 
 
-def _dots(measurements: Sequence[dict[str, Any]]) -> Iterator[Dot]:
-    """Spread over the height in the order of measurement, so that a long rung reads from top to bottom."""
-    for i, m in enumerate(measurements):
-        strain = _strain(m)
-        power = -math.inf if strain == 0 else math.log10(strain) if math.isfinite(strain) else math.inf
-        label = f"{m['tensor']} ({m['between']}): error {short(m['error'])}, gate {short(m['gate'])}"
-        yield Dot(_percent(power), 100 * (i + 0.5) / len(measurements), m["passed"], label)
+def _title(m: dict[str, Any]) -> str:
+    return f"{m['tensor']} ({m['between']}): error {short(m['error'])}, gate {short(m['gate'])}"
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a plot, as points of a 1000 x 100 drawing."""
+def curves(name: str, label: str, lines: Mapping[str, Sequence[float]], styles: Mapping[str, dict[str, Any]]) -> str:
+    """Named curves of small positive numbers over the steps, on a logarithmic axis."""
 
-    name: str
-    points: str
-    kind: str
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for i, (line, values) in enumerate(lines.items()):
+            powers = [max(FLOOR, math.log10(value)) if value > 0 else FLOOR for value in values]
+            axes.plot(powers, label=line, gid=f"curve{i}", **styles[line])
+        high = math.ceil(math.log10(max(1e-8, *(max(values) for values in lines.values()))))
+        axes.set_ylim(FLOOR, high)
+        ticks = range(FLOOR, high + 1, 1 if high - FLOOR <= 6 else 2)
+        axes.set_yticks(ticks, [f"1e{power}" for power in ticks])
+        axes.margins(x=0)
+        axes.set_xlabel("step")
+        figure.legend(loc="outside lower left", ncols=1)
 
-
-@dataclass(frozen=True)
-class Plot:
-    """Curves over steps on a logarithmic axis."""
-
-    curves: list[Curve]
-    ticks: list[tuple[float, str]]
-    """Percent from the top, and label."""
-    steps: int
+    extra = 22 * len(lines)
+    return svg(draw, name, label, height=250 + extra, narrow_height=230 + extra)
 
 
 def _largest_so_far(values: Sequence[float]) -> list[float]:
     return list(itertools.accumulate(values, max))
 
 
-def _plot(curves: dict[str, tuple[Sequence[float], str]]) -> Plot | None:
-    """A plot of named curves of small positive numbers; zeros lie on the floor."""
-    if not curves:
-        return None
-    highest = max(max(values) for values, _ in curves.values())
-    low, high = -8, math.ceil(math.log10(max(highest, 1e-8)))
-    steps = max(len(values) for values, _ in curves.values())
-
-    def y(value: float) -> float:
-        return 100 * (high - max(low, math.log10(value) if value > 0 else low)) / (high - low)
-
-    lines = []
-    for name, (values, kind) in curves.items():
-        points = " ".join(f"{1000 * i / max(1, steps - 1):.1f},{y(v):.2f}" for i, v in enumerate(values))
-        lines.append(Curve(name, points, kind))
-    every = 1 if high - low <= 6 else 2
-    ticks = [(100 * (high - power) / (high - low), f"1e{power}") for power in range(high, low - 1, -every)]
-    return Plot(lines, ticks, steps)
-
-
-def trajectory_plot(report: dict[str, Any]) -> Plot | None:
+def trajectory(report: dict[str, Any]) -> str | None:
     """L7: the difference of the losses beside the drift of one unit in the last place, its tenfold, and the gate."""
-    curves: dict[str, list[float]] = report.get("curves", {})
-    envelope = curves.get("one unit in the last place")
+    found: dict[str, list[float]] = report.get("curves", {})
+    envelope = found.get("one unit in the last place")
     if envelope is None:
         return None
     gate = _gate(report, "L7", "loss, step")
-    lines: dict[str, tuple[Sequence[float], str]] = {
-        "one unit in the last place": (envelope, "noise"),
-        f"{ENVELOPE:.0f} times that": ([ENVELOPE * value for value in envelope], "envelope"),
-        "gate": ([gate] * len(envelope), "gate"),
+    lines = {
+        "one unit in the last place": envelope,
+        f"{ENVELOPE:.0f} times that": [ENVELOPE * value for value in envelope],
+        "gate": [gate] * len(envelope),
     }
-    lines |= {name: (_largest_so_far(values), "difference") for name, values in curves.items() if " ~ " in name}
-    return _plot(lines)
+    shades = [{"color": NOISE}, {"color": NOISE, "linestyle": "--"}, {"color": BAD}]
+    styles: dict[str, dict[str, Any]] = dict(zip(lines, shades, strict=True))
+    for name, values in found.items():
+        if " ~ " in name:
+            lines[name], styles[name] = _largest_so_far(values), {"color": MARK}
+    return curves("L7-curves", "Difference of losses over steps, against the noise envelope", lines, styles)
 
 
-def switch_plot(report: dict[str, Any]) -> Plot | None:
+def switches(report: dict[str, Any]) -> str | None:
     """L8: the difference from an uninterrupted run, for every plan of changes."""
-    runs = {name: values for name, values in report.get("curves", {}).items() if " > " in name}
+    runs = {name: _largest_so_far(v) for name, v in report.get("curves", {}).items() if " > " in name}
     if not runs:
         return None
-    steps = len(next(iter(runs.values())))
-    lines: dict[str, tuple[Sequence[float], str]] = {"gate": ([_gate(report, "L8", "loss, step")] * steps, "gate")}
-    return _plot(
-        lines | {name: (_largest_so_far(values), f"switch{i % 3}") for i, (name, values) in enumerate(runs.items())}
-    )
+    gate = [_gate(report, "L8", "loss, step")] * len(next(iter(runs.values())))
+    shades = itertools.cycle((MARK, GOOD, SERIES[3]))
+    styles = {"gate": {"color": BAD}, **{name: {"color": next(shades)} for name in runs}}
+    return curves("L8-curves", "Difference of losses of runs that change framework", {"gate": gate, **runs}, styles)
 
 
 def _gate(report: dict[str, Any], rung: str, tensor: str) -> float:
@@ -186,25 +182,28 @@ def _gate(report: dict[str, Any], rung: str, tensor: str) -> float:
     return float(next(m["gate"] for m in found if m["tensor"].startswith(tensor)))
 
 
-def quality_plot(found: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """L9: every pair's difference, the mean's confidence interval, and the margin, as percent of the width."""
-    if found is None:
-        return []
-    margin = found["margin_nats"]
-    plots = []
-    for between, test in found["tests"].items():
-        reach = 1.2 * max(margin, *(abs(d) for d in test["differences"]))
+def quality(found: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """L9: every pair's difference, the mean's confidence interval, and the margin."""
+    for i, (between, test) in enumerate(found["tests"].items() if found else ()):
+        assert found is not None
+        titles = [f"seed {s}: {short(d)}" for s, d in zip(found["seeds"], test["differences"], strict=True)]
 
-        def x(value: float, reach: float = reach) -> float:
-            return 50 + 50 * value / reach
+        def draw(figure: Figure, test: dict[str, Any] = test, margin: float = found["margin_nats"]) -> None:
+            axes = figure.subplots()
+            _differences(axes, test["differences"], test["confidence_interval_90"], margin)
 
-        plots.append(
-            {
-                "between": between,
-                "test": test,
-                "dots": [(x(d), seed, d) for d, seed in zip(test["differences"], found["seeds"], strict=True)],
-                "interval": [x(value) for value in test["confidence_interval_90"]],
-                "margin": [x(-margin), x(margin)],
-            }
-        )
-    return plots
+        picture = svg(draw, f"L9-{i}", "Differences of final losses", height=90, titles={"seed": titles})
+        yield {"between": between, "test": test, "picture": picture}
+
+
+def _differences(axes: Axes, differences: Sequence[float], interval: Sequence[float], margin: float) -> None:
+    for side in (-margin, margin):
+        axes.axvline(side, color=BAD, linewidth=1.5)
+    axes.plot(interval, [1, 1], color=INK, linewidth=3)
+    axes.scatter(differences, [0] * len(differences), s=64, color=MARK, alpha=0.55, linewidth=0).set_gid("seed")
+    reach = 1.2 * max(margin, *(abs(d) for d in differences))
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(1.6, -0.8)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("nats per token")

@@ -65,12 +65,22 @@ def test_everything_is_on_the_page_and_nothing_comes_from_elsewhere(report: dict
     assert not re.search(r"https?://|<script|<link|<img|@import|url\(", page), "no network, no script"
 
 
+def gates(page: str) -> set[float]:
+    """Where the gate's line stands in the figures of rungs, as they are drawn for a window."""
+    return {float(x) for x in re.findall(r'<g id="\w+-wide-gate">\s*<path d="M ([\d.]+) ', page)}
+
+
+def points(page: str) -> list[tuple[float, bool]]:
+    """Of every dot of these figures: where it stands, and whether it failed."""
+    found = re.findall(r'<use class="(dot|failed)" href="#\w+-wide-\w+" x="([\d.]+)"', page)
+    return [(float(x), kind == "failed") for kind, x in found]
+
+
 def test_dots_stand_where_their_errors_are(report: dict[str, Any]) -> None:
     """The gate is the same line in every plot: what passes is left of it, what fails is right of it and red."""
     page = render(report)
-    gates = {float(x) for x in re.findall(r'class="gate" x1="([\d.]+)%"', page.split("L7: the trajectory")[0])}
-    (gate,) = gates
-    dots = [(float(x), "failed" in kind) for kind, x in re.findall(r'class="(dot[^"]*)" cx="([\d.]+)%"', page)]
+    (gate,) = gates(page)
+    dots = points(page)
     assert len(dots) > 200
     assert all(x <= gate and not failed for x, failed in dots[:200])
     broken = {
@@ -86,7 +96,8 @@ def test_dots_stand_where_their_errors_are(report: dict[str, Any]) -> None:
         {**broken["rungs"][3], "passed": False, "worst": worst, "measurements": [worst]},
     ]
     page = render(broken)
-    (x,) = [float(x) for x in re.findall(r'class="dot failed" cx="([\d.]+)%"', page)]
+    (x,) = [x for x, failed in points(page) if failed]
+    (gate,) = gates(page)
     assert x > gate
     assert "Parity breaks at rung L3" in page
     assert "breaks &lt;here&gt;" in page
@@ -130,10 +141,11 @@ document.getElementById("page").onload = (event) => {{
     const box = e.getBoundingClientRect();
     return box.width > 0 && box.height > 0 && box.left >= -1 && box.right <= {width} + 1;
   }}).length;
-  const spread = [...page.querySelectorAll("polyline")].map((e) => e.getBoundingClientRect().width);
+  const spread = [...page.querySelectorAll("g[id*='-curve'] path")]
+    .map((e) => e.getBoundingClientRect().width).filter((width) => width > 0);
   document.getElementById("found").textContent = [
-    page.documentElement.scrollWidth, visible("#ladder tbody tr"), visible("circle.dot"), visible("#mutants tbody tr"),
-    page.querySelectorAll("circle.dot").length, Math.round(Math.min(...spread)), visible("h2"),
+    page.documentElement.scrollWidth, visible("#ladder tbody tr"), visible("use.dot"), visible("#mutants tbody tr"),
+    page.querySelectorAll("svg.wide use.dot").length, Math.round(Math.min(...spread)), visible("h2"),
   ].join(" ");
 }};
 </script>"""
