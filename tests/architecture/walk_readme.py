@@ -83,7 +83,7 @@ def _run(shell: str, folder: Path, limit: float) -> int:
 
 
 def _write_own_text(folder: Path) -> None:
-    """A text of one's own, of characters that `stories` has."""
+    """A text of one's own."""
     choose = random.Random(1)
     words = ["the", "big", "small", "dog", "hen", "frog", "kite", "went", "to", "see", "and", "said", "hello"]
     lines = [" ".join(choose.choices(words, k=9)).capitalize() + "." for _ in range(4000)]
