@@ -238,20 +238,21 @@ def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, tuple[object, ...]]) -> None:
+def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, object]) -> None:
     """Refuse a target that cannot hold a model.
 
     Args:
         holder: the target, for people.
-        fields: what the target computes, by field of the configuration.
+        fields: what the target computes, by field of the configuration; a tuple where there is a choice.
 
     Raises:
         UserError: names the first field that the target does not have.
     """
     for name, values in fields.items():
+        values = values if isinstance(values, tuple) else (values,)
         found = getattr(model, name)
         if found not in values:
-            known = " or ".join(str(value) for value in values)
+            known = " or ".join(map(str, values))
             raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {OTHER_TARGET}")
 
 
@@ -261,14 +262,14 @@ def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
     Raises:
         UserError: names the first field that is not GPT-2's.
     """
-    fields: dict[str, tuple[object, ...]] = {
-        "attention": ("multi_head",),
-        "norm": ("layernorm",),
-        "final_norm": (True,),
-        "positions": ("learned",),
-        "qk_norm": (False,),
-        "attention_bias": (True, False) if model.bias else (False,),
-        "head_size": (0, model.n_embd // model.n_head) if model.n_embd % model.n_head == 0 else (0,),
+    fields = {
+        "attention": "multi_head",
+        "norm": "layernorm",
+        "final_norm": True,
+        "positions": "learned",
+        "qk_norm": False,
+        "attention_bias": (True, False) if model.bias else False,
+        "head_size": (0, model.n_embd // model.n_head) if model.n_embd % model.n_head == 0 else 0,
         "feed_forward": ("gelu", "gelu_tanh"),
         "feed_forward_width": (0, 4 * model.n_embd),
     }

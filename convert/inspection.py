@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -103,14 +104,9 @@ def _telling(model: ModelConfig) -> dict[str, object]:
 
 def _print_settings(settings: Mapping[str, object]) -> None:
     """`model: name value, ...` in lines that break between settings."""
-    line = "model:"
-    for word in ", ".join(f"{name} {value}" for name, value in settings.items()).split(", "):
-        if len(line) + len(word) + len(", ,") > LINE:
-            print(f"{line},")
-            line = f"  {word}"
-        else:
-            line += f" {word}" if line == "model:" else f", {word}"
-    print(line)
+    words = ", ".join(f"{name} {value}".replace(" ", "\xa0") for name, value in settings.items())
+    lines = textwrap.wrap(f"model: {words}", LINE, subsequent_indent="  ", break_on_hyphens=False)
+    print("\n".join(lines).replace("\xa0", " "))
 
 
 def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from convert.contents import OTHER_TARGET, Contents
+from convert.contents import OTHER_TARGET, Contents, refuse_fields
 from convert.formats import transformers_deepseek_v3
 from convert.formats.model_folder import FILES, is_mlx
 from convert.options import WriteOptions
@@ -30,12 +30,8 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     """
     model = contents.model
     transformers_deepseek_v3.refuse_others(model)
+    refuse_fields(model, "mlx-lm's DeepSeek-V3", {"rope_layout": "interleaved"})
     routed = [layer for layer in range(model.n_layer) if model.has_experts(layer)]
-    if model.rope_layout != "interleaved":
-        raise UserError(
-            f"the model's rope_layout is {model.rope_layout}, and mlx-lm's DeepSeek-V3 has only interleaved: "
-            f"{OTHER_TARGET}"
-        )
     if routed and model.experts_per_token == 1 and model.router_normalise:
         raise UserError(
             "the model has experts_per_token 1 with router_normalise, and mlx-lm does not normalise the gate of a "

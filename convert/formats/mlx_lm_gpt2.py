@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2
+from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2, refuse_fields
 from convert.formats import transformers_gpt2
 from convert.formats.model_folder import FILES
 from convert.formats.names import GPT2
 from convert.options import WriteOptions
 from convert.storage.safetensors_file import read_safetensors
 from convert.storage.weights import read_json
-from gpt_common.errors import UserError
 
 NAMES = {ours: foreign.removeprefix("transformer.") for ours, foreign in GPT2.items()}
 
@@ -34,10 +33,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     model = contents.model
     refuse_all_but_gpt2(model, "mlx-lm's GPT-2")
     refuse_activation(model, "gelu_tanh", "mlx-lm", options.other_gelu)
-    if not model.tied_head:
-        raise UserError(
-            "mlx-lm's GPT-2 ties the output layer to the token embedding and this model does not: --to transformers"
-        )
+    refuse_fields(model, "mlx-lm's GPT-2", {"tied_head": True})
     settings = {"n_ctx": model.block_size}
     return transformers_gpt2.write_folder(contents, path, options, names=NAMES, settings=settings)
 

@@ -99,7 +99,7 @@ def read_settings(
         elif isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path}: {key} is {value}, which is no number: {COPY_OR_CHOOSE}")
         found[ours] = value
-    return found
+    return found | {"rope_theta": rope_theta(path, settings)}
 
 
 def read_model(path: Path, fields: Mapping[str, Any], names: Mapping[str, str]) -> ModelConfig:

@@ -19,6 +19,7 @@ from convert.contents import (
     problems,
     refuse_activation,
     refuse_all_but_gpt2,
+    refuse_fields,
 )
 from convert.formats.format import Format
 from convert.formats.names import GPT2, translated
@@ -245,12 +246,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     model = config.model
     refuse_all_but_gpt2(model, "nanoGPT")
     refuse_activation(model, "gelu", "nanoGPT", options.other_gelu)
-    if not model.tied_head:
-        raise UserError(
-            "nanoGPT ties the output layer to the token embedding and this model does not: --to transformers"
-        )
-    if model.norm_eps != 1e-5:
-        raise UserError(f"nanoGPT's layer norms add 1e-5 and this model's {model.norm_eps}: --to transformers")
+    refuse_fields(model, "nanoGPT", {"tied_head": True, "norm_eps": 1e-5})
     if contents.moments and config.optim.optimizer != "adamw":
         raise UserError(f"nanoGPT has no optimizer {config.optim.optimizer}, only adamw: {WITHOUT_OPTIMIZER}")
     names = {name: translated(name, GPT2) for name in parameter_shapes(model)}

@@ -96,8 +96,6 @@ def read_raw(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...], Any]:
         left = ", ".join(str(key)[:40] for key in value if key != wrapper)
         notes = (f"taken from {wrapper!r}" + (f"; left out: {left}" if left else ""),)
         value = value[wrapper]
-    if not isinstance(value, dict) or not value:
-        raise UserError(f"{path} holds a {type(value).__name__} and no tensors: save model.state_dict() alone")
     return file.tensors(value, wrapper or "the state dict"), notes, file.verify
 
 

@@ -14,6 +14,16 @@ from gpt_common.errors import UserError
 
 PICKLE = b"\x80"
 END_OF_TEXT = "<|endoftext|>"
+PIPELINE: dict[str, Any] = {
+    "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+    "pre_tokenizer": None, "post_processor": None, "decoder": None,
+}  # fmt: skip
+"""A tokenizer.json in which nothing happens to a text yet."""
+BYTE_LEVEL_BPE: dict[str, Any] = {
+    "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "",
+    "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+}  # fmt: skip
+"""GPT-2's model without its vocabulary."""
 
 
 def given_tokenizer(path: Path) -> Tokenizer:
@@ -90,27 +100,11 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
 def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `tokenizer.json` says."""
     if isinstance(tokenizer, CharTokenizer):
-        return {
-            "version": "1.0",
-            "truncation": None,
-            "padding": None,
-            "added_tokens": [],
-            "normalizer": None,
-            "pre_tokenizer": {
-                "type": "Split",
-                "pattern": {"Regex": "[\\s\\S]"},
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            "post_processor": None,
-            "decoder": {"type": "Fuse"},
-            # A name that is no character: anything outside the vocabulary is an error and never another character.
-            "model": {
-                "type": "WordLevel",
-                "vocab": {c: i for i, c in enumerate(tokenizer.characters)},
-                "unk_token": "<none>",
-            },
-        }
+        splitter = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
+        vocabulary = {c: i for i, c in enumerate(tokenizer.characters)}
+        # A name that is no character: anything outside the vocabulary is an error and never another character.
+        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<none>"}
+        return {**PIPELINE, "pre_tokenizer": splitter, "decoder": {"type": "Fuse"}, "model": model}
     if isinstance(tokenizer, Gpt2Tokenizer):
         return _gpt2_definition(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,26 +131,12 @@ def _byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": vocabulary[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocabulary else []
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
+        **PIPELINE,
         "added_tokens": added,
-        "normalizer": None,
         "pre_tokenizer": splitter,
         "post_processor": {**splitter, "trim_offsets": False},
         "decoder": {**splitter},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocabulary,
-            "merges": merges,
-        },
+        "model": {**BYTE_LEVEL_BPE, "vocab": vocabulary, "merges": merges},
     }
 
 

@@ -13,24 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import OTHER_TARGET, Contents, by_name, refuse_fields
+from convert.formats import model_folder
 from convert.formats.format import Format
-from convert.formats.model_folder import (
-    CARD,
-    COPY_OR_CHOOSE,
-    FILES,
-    REQUIRED,
-    Fields,
-    check_fixed,
-    not_read,
-    other_model,
-    read_model,
-    read_settings,
-    rope_settings,
-    rope_theta,
-    with_folder,
-    write_card,
-    write_folder,
-)
+from convert.formats.model_folder import CARD, COPY_OR_CHOOSE, FILES, REQUIRED, Fields
 from convert.formats.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translated, without_prefixes
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import shown
@@ -112,8 +97,8 @@ def read(path: Path, _: ReadOptions) -> Contents:
     separated = _separated(others)
     if twice := sorted(whole.keys() & separated.keys()):
         raise UserError(f"{path}: {twice[0]} is there both stacked and as one tensor per expert: remove one of the two")
-    notes = (*not_read(settings, (*FIELDS, *FIXED, *FOLLOWS)), *notes)
-    return with_folder(by_name(path, whole | separated, DEEPSEEK_V3), model, verify, notes)
+    notes = (*model_folder.not_read(settings, (*FIELDS, *FIXED, *FOLLOWS)), *notes)
+    return model_folder.with_folder(by_name(path, whole | separated, DEEPSEEK_V3), model, verify, notes)
 
 
 def _without_extra_layer(raw: Mapping[str, Tensor], n_layer: int) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -144,16 +129,16 @@ def _separated(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
-    check_fixed(path, settings, FIXED)
-    fields = read_settings(path, settings, FIELDS, MAY_BE_ZERO) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
+    model_folder.check_fixed(path, settings, FIXED)
+    fields = model_folder.read_settings(path, settings, FIELDS, MAY_BE_ZERO) | COMPUTED
     interleave = settings.get("rope_interleave", True)
     if type(interleave) is not bool:
-        raise other_model(path, "rope_interleave", interleave, "true or false")
+        raise model_folder.other_model(path, "rope_interleave", interleave, "true or false")
     fields["rope_layout"] = "interleaved" if interleave else "halves"
     fields["balancing"] = "bias"
     if type(fields["n_dense_layer"]) is int and type(fields["n_layer"]) is int:
         fields["n_dense_layer"] = min(fields["n_dense_layer"], fields["n_layer"])
-    model = read_model(path, fields, {theirs: ours for theirs, (ours, _) in FIELDS.items()})
+    model = model_folder.read_model(path, fields, {theirs: ours for theirs, (ours, _) in FIELDS.items()})
     # transformers writes them although they follow from others, and computes with what it finds.
     for key, other, value in (
         ("num_key_value_heads", "num_attention_heads", model.n_head),
@@ -178,7 +163,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
             found = f"the model's {name} is {getattr(model, name)}"
             raise UserError(f"{found}, and transformers' DeepSeek-V3 needs at least {least}: {OTHER_TARGET}")
     notes = write_deepseek(contents, path, options, "pt")
-    write_card(contents, path, "DeepSeek-V3")
+    model_folder.write_card(contents, path, "DeepSeek-V3")
     return notes
 
 
@@ -188,7 +173,7 @@ def refuse_others(model: ModelConfig) -> None:
     Raises:
         UserError: names the first field that is not DeepSeek-V3's.
     """
-    refuse_fields(model, "DeepSeek-V3", {name: (value,) for name, value in COMPUTED.items()})
+    refuse_fields(model, "DeepSeek-V3", COMPUTED)
 
 
 def write_deepseek(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
@@ -213,7 +198,7 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
         "rope_interleave": model.rope_layout == "interleaved",
         "num_nextn_predict_layers": 0,
         "hidden_act": "silu",
-        **rope_settings(model),
+        **model_folder.rope_settings(model),
     }
     tensors: dict[str, Tensor] = {}
     for name in tensor_shapes(model):
@@ -232,7 +217,7 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
             tensors[f"model.layers.{layer}.mlp.gate.e_score_correction_bias"] = zeros((model.n_expert,), "F32")
     if model.tied_head and library == "mlx":  # mlx-lm's DeepSeek-V3 has an output layer of its own
         tensors["lm_head.weight"] = contents.tensors["token_embedding.weight"]
-    write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
+    model_folder.write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
     return notes
 
 

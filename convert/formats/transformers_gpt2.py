@@ -10,19 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert.contents import OTHER_TARGET, Contents, by_name, check_sizes, refuse_all_but_gpt2
+from convert.contents import Contents, by_name, check_sizes, refuse_all_but_gpt2, refuse_fields
+from convert.formats import model_folder
 from convert.formats.format import Format
-from convert.formats.model_folder import (
-    CARD,
-    FILES,
-    check_fixed,
-    dtype_of,
-    other_model,
-    read_model,
-    with_folder,
-    write_card,
-)
-from convert.formats.model_folder import write_folder as write_model_folder
+from convert.formats.model_folder import CARD, FILES
 from convert.formats.names import CONV1D, GPT2, translated
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import shown
@@ -65,7 +56,8 @@ def read(path: Path, _: ReadOptions) -> Contents:
     if without_biases:
         for name in biases:
             del tensors[name]
-    return with_folder(contents, _model_config(path / "config.json", settings, bias=not without_biases), verify)
+    model = _model_config(path / "config.json", settings, bias=not without_biases)
+    return model_folder.with_folder(contents, model, verify)
 
 
 def _is_zero(tensor: Tensor) -> bool:
@@ -73,7 +65,7 @@ def _is_zero(tensor: Tensor) -> bool:
 
 
 def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool) -> ModelConfig:
-    check_fixed(path, settings, FIXED)
+    model_folder.check_fixed(path, settings, FIXED)
     activation = settings.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
         known = nearest(shown(activation), ACTIVATIONS)
@@ -88,9 +80,9 @@ def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool) -> Mod
         "dropout": float(dropout) if type(dropout) is int else dropout,
     }
     check_sizes(str(path), settings)
-    model = read_model(path, fields, OURS)
+    model = model_folder.read_model(path, fields, OURS)
     if settings.get("n_inner") not in (None, 4 * model.n_embd):
-        raise other_model(path, "n_inner", settings["n_inner"], 4 * model.n_embd)
+        raise model_folder.other_model(path, "n_inner", settings["n_inner"], 4 * model.n_embd)
     return model
 
 
@@ -101,7 +93,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         UserError: `GPT2LMHeadModel` cannot be this model.
     """
     notes = write_folder(contents, path, options, names=GPT2, settings={})
-    write_card(contents, path, "GPT-2")
+    model_folder.write_card(contents, path, "GPT-2")
     return notes
 
 
@@ -115,8 +107,7 @@ def write_folder(
     """
     model = contents.model
     refuse_all_but_gpt2(model, "GPT-2")
-    if model.head_bias:
-        raise UserError(f"GPT-2's output layer has no bias in transformers, and this model's has one: {OTHER_TARGET}")
+    refuse_fields(model, "transformers' GPT-2", {"head_bias": False})
     encoded = {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -136,10 +127,10 @@ def write_folder(
     tensors = {}
     # GPT-2 always has biases: where this model has none they are zeros, which changes nothing.
     for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
-        tensor = contents.tensors.get(name) or zeros(shape, dtype_of(contents))
+        tensor = contents.tensors.get(name) or zeros(shape, model_folder.dtype_of(contents))
         tensors[translated(name, names)] = transposed(tensor) if name.endswith(CONV1D) else tensor
     metadata = {"format": "pt"} | ({} if model.bias else NO_BIASES)
-    write_model_folder(contents, path, options, settings=encoded, tensors=tensors, metadata=metadata)
+    model_folder.write_folder(contents, path, options, settings=encoded, tensors=tensors, metadata=metadata)
     return () if model.bias else ("the model has no biases: zeros were written in their place, which changes nothing",)
 
 

@@ -10,22 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, refuse_fields
+from convert.formats import model_folder
 from convert.formats.format import Format
-from convert.formats.model_folder import (
-    CARD,
-    FILES,
-    REQUIRED,
-    Fields,
-    check_fixed,
-    not_read,
-    read_model,
-    read_settings,
-    rope_settings,
-    rope_theta,
-    with_folder,
-    write_card,
-    write_folder,
-)
+from convert.formats.model_folder import CARD, FILES, REQUIRED, Fields
 from convert.formats.names import LLAMA, translated
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.weights import read_json, read_weights
@@ -83,12 +70,13 @@ def read(path: Path, _: ReadOptions) -> Contents:
     settings = read_json(path / "config.json")
     model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
-    return with_folder(by_name(path, raw, LLAMA), model, verify, not_read(settings, FIELDS.keys() | FIXED))
+    notes = model_folder.not_read(settings, FIELDS.keys() | FIXED)
+    return model_folder.with_folder(by_name(path, raw, LLAMA), model, verify, notes)
 
 
 def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
-    check_fixed(path, settings, FIXED)
-    fields = read_settings(path, settings, FIELDS) | {"rope_theta": rope_theta(path, settings)} | COMPUTED
+    model_folder.check_fixed(path, settings, FIXED)
+    fields = model_folder.read_settings(path, settings, FIELDS) | COMPUTED
     if fields["bias"] is True:
         if fields["attention_bias"] is False:
             raise UserError(
@@ -100,9 +88,9 @@ def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     if fields["n_kv_head"] == fields["n_head"]:
         fields["n_kv_head"] = 0
     names = {theirs: ours for theirs, (ours, _) in FIELDS.items()}
-    model = read_model(path, fields, names)
+    model = model_folder.read_model(path, fields, names)
     if model.head_size * model.n_head == model.n_embd:
-        model = read_model(path, fields | {"head_size": 0}, names)
+        model = model_folder.read_model(path, fields | {"head_size": 0}, names)
     return model
 
 
@@ -119,7 +107,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
             "whatever their own size is: --to mlx-lm takes others"
         )
     notes = write_llama(contents, path, options, "pt")
-    write_card(contents, path, "Llama")
+    model_folder.write_card(contents, path, "Llama")
     return notes
 
 
@@ -133,7 +121,7 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
         UserError: Llama cannot be this model.
     """
     model = contents.model
-    refuse_fields(model, "Llama", {name: (value,) for name, value in COMPUTED.items()})
+    refuse_fields(model, "Llama", COMPUTED)
     settings = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -143,10 +131,10 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
         "intermediate_size": model.inner_width,
         "attention_bias": model.has_attention_biases,
         "hidden_act": "silu",
-        **rope_settings(model),
+        **model_folder.rope_settings(model),
     }
     tensors = {translated(name, LLAMA): contents.tensors[name] for name in tensor_shapes(model)}
-    write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
+    model_folder.write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
     return ()
 
 

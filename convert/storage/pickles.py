@@ -36,6 +36,8 @@ UNUSUAL = {
     "torch._utils._rebuild_tensor_v3": "a tensor of an unusual dtype, such as float8",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values",
 }
+CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 KNOWN = {*STORAGES, ORDERED_DICT, SIZE, DEVICE, REBUILD, REBUILD_OLD, PARAMETER}
 
 
@@ -105,47 +107,34 @@ def _interpret(data: bytes) -> Any:
 
     argument: Any
     for opcode, argument, _ in pickletools.genops(data):
-        match opcode.name:
+        match name := opcode.name:
             case "PROTO" | "FRAME":
                 pass
             case "STOP":
                 (value,) = stack
                 return value
-            case "NONE":
-                stack.append(None)
-            case "NEWTRUE" | "NEWFALSE":
-                stack.append(opcode.name == "NEWTRUE")
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append(CONSTANTS[name])
+            case "EMPTY_DICT" | "EMPTY_LIST" | "EMPTY_TUPLE":
+                stack.append(EMPTY[name]())
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 stack.append(argument)
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
                 stack.append(argument)
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                items = stack[-count:]
-                if len(items) != count:
+                count = int(name[-1])
+                if count > len(stack):
                     raise IndexError("stack is empty")
-                stack[-count:] = [tuple(items)]
+                stack[-count:] = [tuple(stack[-count:])]
             case "MARK":
                 marks.append(len(stack))
             case "TUPLE":
                 stack.append(tuple(since_mark()))
-            case "APPEND":
-                item = stack.pop()
-                _list(stack[-1]).append(item)
-            case "APPENDS":
-                items = since_mark()
+            case "APPEND" | "APPENDS":
+                items = since_mark() if name == "APPENDS" else [stack.pop()]
                 _list(stack[-1]).extend(items)
-            case "SETITEM":
-                item, key = stack.pop(), stack.pop()
-                _dict(stack[-1])[_key(key)] = item
-            case "SETITEMS":
-                items = since_mark()
+            case "SETITEM" | "SETITEMS":
+                items = since_mark() if name == "SETITEMS" else [stack.pop(), stack.pop()][::-1]
                 target = _dict(stack[-1])
                 for key, item in zip(items[::2], items[1::2], strict=True):
                     target[_key(key)] = item
@@ -158,8 +147,8 @@ def _interpret(data: bytes) -> Any:
             case "GLOBAL":
                 stack.append(_name(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
-                name, module = stack.pop(), stack.pop()
-                stack.append(_name(f"{module}.{name}"))
+                attribute, module = stack.pop(), stack.pop()
+                stack.append(_name(f"{module}.{attribute}"))
             case "BINPERSID":
                 stack.append(_storage(stack.pop()))
             case "REDUCE":
@@ -168,8 +157,8 @@ def _interpret(data: bytes) -> Any:
             case "BUILD":
                 stack.pop()
                 _dict(stack[-1])  # an ordered dictionary's attributes (`_metadata`) say nothing about tensors
-            case other:
-                raise Refused(f"it holds something other than plain values and tensors (opcode {other})")
+            case _:
+                raise Refused(f"it holds something other than plain values and tensors (opcode {name})")
     raise ValueError("no end")
 
 
@@ -220,14 +209,8 @@ def _reduce(function: Any, arguments: Any) -> Any:
         case "torch.device", (str(device), *_):
             return device
         case (
-            ("torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor"),
-            (
-                _Storage() as storage,
-                int(offset),
-                tuple(shape),
-                tuple(stride),
-                *_,
-            ),
+            "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor",
+            (_Storage() as storage, int(offset), tuple(shape), tuple(stride), *_),
         ):
             numbers = (offset, *shape, *stride)
             if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):

@@ -116,12 +116,16 @@ class TorchFile:
 
         return Tensor(dtype=stored.dtype, shape=stored.shape, blocks=blocks, origin=(self.path, stored))
 
-    def tensors(self, stored: Mapping[Any, Any], what: str) -> dict[str, Tensor]:
+    def tensors(self, stored: Any, what: str) -> dict[str, Tensor]:
         """The tensors of a state dict that the file calls `what`.
 
         Raises:
-            UserError: something in it is no named tensor, or the bytes of one are not there.
+            UserError: it is none, something in it is no named tensor, or the bytes of one are not there.
         """
+        if not isinstance(stored, dict) or not stored:
+            raise UserError(
+                f"{self.path} holds a {type(stored).__name__} and no tensors: save model.state_dict() alone"
+            )
         for name, value in stored.items():
             if not isinstance(name, str) or not isinstance(value, StoredTensor):
                 raise UserError(

@@ -81,6 +81,4 @@ def read_weights_file(path: Path) -> Weights:
     if not is_torch_file(path):
         return read_safetensors(path), read_metadata(path), lambda: None
     file = TorchFile(path)
-    if not isinstance(file.value, dict):
-        raise UserError(f"{path} holds a {type(file.value).__name__} and no tensors: save model.state_dict() alone")
     return file.tensors(file.value, "the state dict"), {}, file.verify

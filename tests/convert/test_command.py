@@ -173,7 +173,7 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         ("to", "says"),
-        [("nanogpt", "gelu_tanh and nanoGPT computes gelu"), ("transformers", "bias"), ("mlx-lm", "ties")],
+        [("nanogpt", "gelu_tanh and nanoGPT computes gelu"), ("transformers", "bias"), ("mlx-lm", "tied_head")],
     )
     def test_refused(self, untied: Path, to: str, says: str) -> None:
         assert says in refused("mlx2torch", untied, "-o", untied.parent / "out", "--to", to)

@@ -16,6 +16,7 @@ import torch
 import mlx_gpt  # noqa: F401 (first: it chooses the BLAS that MLX binds to)
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig, to_dict
+from gpt_common.data.batches import Batch
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest, validate, write_checkpoint
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
 
@@ -98,7 +99,7 @@ class Trainer:
         """Losses of one step per batch."""
         losses = []
         for batch in batches:
-            loss, _ = self.step([batch], self.done, learning_rate(self.done))
+            loss, _ = self.step([Batch(*batch)], self.done, learning_rate(self.done))
             losses.append(float(loss))
             self.done += 1
         return losses

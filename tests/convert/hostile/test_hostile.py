@@ -224,19 +224,19 @@ class TestOfTheTest:
             ("convert.storage.safetensors_file._unique", dict, "safetensors: one name twice", "does not"),
             ("convert.storage.torch_file.TorchFile._read", unchecked, "a bit in a tensor", "left at the dest"),
             (
-                "convert.formats.transformers_llama.rope_theta",
+                "convert.formats.model_folder.rope_theta",
                 said_nothing,
                 "llama: scaled wavelengths",
                 "left at the dest",
             ),
             (
-                "convert.formats.transformers_llama.check_fixed",
+                "convert.formats.model_folder.check_fixed",
                 said_nothing,
                 "llama: a sliding window",
                 "left at the dest",
             ),
             (
-                "convert.formats.transformers_deepseek_v3.check_fixed",
+                "convert.formats.model_folder.check_fixed",
                 said_nothing,
                 "deepseek: softmax gates",
                 "left at the dest",
