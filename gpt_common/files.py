@@ -116,6 +116,12 @@ def _another_alive(process: int) -> bool:
     return True
 
 
+def is_system_file(path: Path) -> bool:
+    """Whether Finder or Explorer leaves such a file in a folder that it shows: nobody's work, nobody's loss."""
+    names = {".DS_Store", ".localized", "Icon\r", "Thumbs.db", "desktop.ini", ".directory"}
+    return path.name in names or path.name.startswith("._")
+
+
 def cannot_write(path: Path, error: OSError) -> UserError:
     """The message for a write that failed: no space, read-only folder, or whatever the system said."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

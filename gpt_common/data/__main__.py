@@ -37,10 +37,15 @@ class Prepare:
     name: Annotated[str | None, _plain("NAME")] = None
     """What --dataset shall call the text."""
     tokenizer: Annotated[str | None, _plain("char|gpt2|bpe|PATH")] = None
-    """char: one id per character; gpt2: GPT-2's vocabulary; bpe: one trained on this text; or the path of a
-    tokenizer.json, or of a folder (dataset, checkpoint) that has one."""
+    """char: one id per character; gpt2: GPT-2's vocabulary; bpe: one trained on this text; or the path of a run, a
+    checkpoint, a dataset or a tokenizer.json: its tokenizer."""
     bpe_vocab_size: Annotated[int | None, _plain("N")] = None
-    """Size of the vocabulary that --tokenizer bpe trains, at least 257."""
+    """Size of the vocabulary that --tokenizer bpe trains, at least 257; by the size of the text if not given."""
+    separator: Annotated[str | None, _plain("TEXT|none")] = None
+    """What stands between two documents, where an end-of-text token shall stand; <|endoftext|> if not given and the
+    text has it; none: all is one text."""
+    unknown: Annotated[str | None, _plain("drop|CHAR")] = None
+    """What to do with characters that the vocabulary of --tokenizer PATH does not have: drop them, or write CHAR."""
     val_fraction: Annotated[float | None, _plain("SHARE")] = None
     """Share of the text, at its end, that is kept for validation; 0.1 if not given."""
     from_file: Annotated[Path | None, _plain("FILE")] = None
@@ -93,7 +98,7 @@ def prepare(command: Prepare) -> None:
         raise UserError(f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text")
     with Progress() as on_progress:
         if command.corpus:
-            for flag in ("name", "tokenizer", "bpe_vocab_size", "val_fraction"):
+            for flag in ("name", "tokenizer", "bpe_vocab_size", "separator", "unknown", "val_fraction"):
                 if getattr(command, flag) is not None:
                     raise UserError(f"--{flag.replace('_', '-')} is settled for '{command.corpus}': it is for --text")
             dataset = prepare_named(
@@ -117,6 +122,8 @@ def prepare(command: Prepare) -> None:
                 command.data_dir,
                 command.tokenizer,
                 bpe_vocab_size=command.bpe_vocab_size,
+                separator=command.separator,
+                unknown=command.unknown,
                 val_fraction=0.1 if command.val_fraction is None else command.val_fraction,
                 overwrite=command.overwrite,
                 workers=command.workers,

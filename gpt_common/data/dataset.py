@@ -4,8 +4,8 @@ A prepared corpus is a folder `data_dir/NAME`:
 
     train.bin, val.bin   token ids, little-endian uint16 (vocabularies up to 65 536) or uint32, nothing else
     tokenizer.json       what `gpt_common.data.tokenizers` saved
-    meta.json            the sidecar: format version, tokenizer, dtype, tokens and SHA-256 per split, unigram entropy,
-                         floor, prompt, source files with their SHA-256, how it was made
+    meta.json            the sidecar: format version, tokenizer, dtype, tokens, documents and SHA-256 per split, unigram
+                         entropy, floor, prompt, separator, source files with their SHA-256, how it was made
     verified.json        size, times and SHA-256 of large files when they were last hashed; may be deleted
 
 Sizes, the tokenizer and every id are checked at each open, and so is the SHA-256 of files up to 256 MB. A larger
@@ -60,6 +60,10 @@ class Dataset:
     """Standard error of `floor`."""
     prompt: str
     """What samples start from if no prompt is given."""
+    separator: str | None = None
+    """The text that stood between two documents, where the tokenizer's end of text now stands."""
+    documents: tuple[int, int] | None = None
+    """How many there are in the training and in the validation split, where their ends are known."""
 
 
 def open_folder(folder: Path, on_progress: Progress) -> Dataset:
@@ -74,6 +78,7 @@ def open_folder(folder: Path, on_progress: Progress) -> Dataset:
             split: _open_split(folder, split, meta["splits"][split], dtype, tokenizer, on_progress) for split in SPLITS
         }
         hashes = [tokenizer.fingerprint, *(meta["splits"][split]["sha256"] for split in SPLITS)]
+        documents = [meta["splits"][split].get("documents") for split in SPLITS]  # not in older sidecars
         return Dataset(
             name=folder.name,
             train=splits["train"],
@@ -84,6 +89,8 @@ def open_folder(folder: Path, on_progress: Progress) -> Dataset:
             floor=meta["floor"],
             floor_error=meta["floor_error"],
             prompt=meta["prompt"],
+            separator=meta.get("separator"),
+            documents=(documents[0], documents[1]) if None not in documents else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/meta.json lacks or garbles {error}: {_again(folder)}") from None
@@ -104,14 +111,15 @@ def check_block(dataset: Dataset, block_size: int) -> None:
     """Refuse a dataset with a split too short for one block and its labels, block_size + 1 tokens.
 
     Raises:
-        UserError: names the split and the largest possible block size.
+        UserError: names the largest block size that both splits hold.
     """
-    for split, tokens in (("train", dataset.train), ("val", dataset.val)):
-        if len(tokens) < block_size + 1:
-            raise UserError(
-                f"block_size {block_size} needs {block_size + 1} tokens, and the {split} split of '{dataset.name}' has "
-                f"{len(tokens)}: take a block_size up to {len(tokens) - 1}, or more text"
-            )
+    shortest = min(len(dataset.train), len(dataset.val))
+    if shortest < block_size + 1:
+        smaller = f"take a block_size up to {shortest - 1}, or more text" if shortest > 1 else "take more text"
+        raise UserError(
+            f"block_size {block_size} needs {block_size + 1} tokens in each split, and '{dataset.name}' has "
+            f"{len(dataset.train)} for training and {len(dataset.val)} for validation: {smaller}"
+        )
 
 
 def read_meta(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Text files to token ids, in pieces: memory does not grow with the files, and several processes share the work.
 
-A piece ends where a tokenizer says that cutting changes nothing (`Tokenizer.last_cut`), so the ids are the same for
-every size of piece and every number of processes.
+A piece ends with a document, or where a tokenizer says that cutting changes nothing (`Tokenizer.last_cut`), so the ids
+are the same for every size of piece and every number of processes.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.documents import split_documents
 from gpt_common.data.tokenizers import Tokenizer, cut_pieces, load_tokenizer
 from gpt_common.errors import UserError
 
-PIECE_CHARACTERS = 1 << 20
+PIECE_CHARACTERS = 1 << 18
 
 Ids = npt.NDArray[np.uint32]
 
@@ -46,8 +48,8 @@ class Span:
         """
         position = 0
         try:
-            # newline="": line ends stay as they are in the file.
-            with self.path.open(encoding="utf-8", newline="") as file:
+            # newline="": line ends stay as they are in the file; -sig: a byte-order mark is no part of the text.
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
                 while position < self.stop:
                     limit = self.start if position < self.start else self.stop
                     block = file.read(min(characters, limit - position))
@@ -66,12 +68,51 @@ class Span:
         return f"{self.path} changed while it was read: repeat when nothing writes it"
 
 
-def jobs(spans: Iterable[Span], tokenizer: Tokenizer, piece_characters: int = PIECE_CHARACTERS) -> Iterator[str | int]:
-    """Pieces of text to encode, and between two spans the id of <|endoftext|> where the tokenizer has one."""
-    for number, span in enumerate(spans):
-        if number and tokenizer.end_of_text is not None:
-            yield tokenizer.end_of_text
-        yield from cut_pieces(span.blocks(piece_characters), tokenizer.last_cut)
+Job = list[str | int]
+"""Texts that are encoded one by one, and ids between them."""
+
+
+def jobs(
+    spans: Iterable[Span],
+    tokenizer: Tokenizer,
+    piece_characters: int = PIECE_CHARACTERS,
+    separator: str | None = None,
+    replacements: Mapping[int, str | None] | None = None,
+) -> Iterator[Job]:
+    """What to encode, about `piece_characters` at a time.
+
+    The tokenizer's end of text stands in place of every separator, and between two spans unless one stands there.
+
+    Args:
+        separator: what stands between two documents, if anything; only for a tokenizer with an end of text.
+        replacements: what to write for a character (`str.translate`); None leaves it out.
+    """
+    job: Job = []
+    size = 0
+    for part in _parts(spans, tokenizer, piece_characters, separator):
+        job.append(part.translate(replacements) if replacements and isinstance(part, str) else part)
+        size += len(part) if isinstance(part, str) else 1
+        if size >= piece_characters:
+            yield job
+            job, size = [], 0
+    if job:
+        yield job
+
+
+def _parts(
+    spans: Iterable[Span], tokenizer: Tokenizer, piece_characters: int, separator: str | None
+) -> Iterator[str | int]:
+    end, ended = tokenizer.end_of_text, True
+    for span in spans:
+        if not ended and end is not None:
+            yield end
+        documents = split_documents(span.blocks(piece_characters), separator)
+        for is_separator, texts in groupby(documents, key=lambda part: part[0]):
+            if is_separator and end is not None:
+                yield from (end for _ in texts)
+            else:
+                yield from cut_pieces((text for _, text in texts), tokenizer.last_cut, at_least=piece_characters)
+            ended = is_separator
 
 
 Encoded = tuple[int, Ids]
@@ -79,7 +120,7 @@ Encoded = tuple[int, Ids]
 
 
 @contextmanager
-def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Iterable[str | int]], Iterator[Encoded]]]:
+def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Iterable[Job]], Iterator[Encoded]]]:
     """A function from `jobs` to their ids, in order, computed by `workers` processes (1: in this one).
 
     It is never more than 2 * workers pieces ahead of who takes its results.
@@ -94,7 +135,7 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Iterable[s
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(path,))
         try:
-            yield lambda work: _in_order(pool, tokenizer, work, ahead=2 * workers)
+            yield lambda work: _in_order(pool, work, ahead=2 * workers)
         except BrokenProcessPool:
             raise UserError(
                 "a process that encodes text died, perhaps for lack of memory: try fewer --workers"
@@ -103,26 +144,19 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Iterable[s
             pool.shutdown(cancel_futures=True)
 
 
-def _in_order(
-    pool: ProcessPoolExecutor, tokenizer: Tokenizer, work: Iterable[str | int], ahead: int
-) -> Iterator[Encoded]:
-    waiting: deque[Future[Encoded] | Encoded] = deque()
+def _in_order(pool: ProcessPoolExecutor, work: Iterable[Job], ahead: int) -> Iterator[Encoded]:
+    waiting: deque[Future[Encoded]] = deque()
     for job in work:
-        waiting.append(pool.submit(_encode_here, job) if isinstance(job, str) else _encode(tokenizer, job))
+        waiting.append(pool.submit(_encode_here, job))
         if len(waiting) >= ahead:
-            yield _result(waiting.popleft())
+            yield waiting.popleft().result()
     while waiting:
-        yield _result(waiting.popleft())
+        yield waiting.popleft().result()
 
 
-def _result(entry: Future[Encoded] | Encoded) -> Encoded:
-    return entry.result() if isinstance(entry, Future) else entry
-
-
-def _encode(tokenizer: Tokenizer, job: str | int) -> Encoded:
-    if isinstance(job, int):
-        return 0, np.array([job], np.uint32)
-    return len(job), np.array(tokenizer.encode(job), np.uint32)
+def _encode(tokenizer: Tokenizer, job: Job) -> Encoded:
+    ids = [tokenizer.encode(part) if isinstance(part, str) else [part] for part in job]
+    return sum(len(part) for part in job if isinstance(part, str)), np.fromiter(chain.from_iterable(ids), np.uint32)
 
 
 _worker_tokenizer: Tokenizer
@@ -144,5 +178,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode_here(text: str) -> Encoded:
-    return _encode(_worker_tokenizer, text)
+def _encode_here(job: Job) -> Encoded:
+    return _encode(_worker_tokenizer, job)

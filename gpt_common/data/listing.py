@@ -17,11 +17,18 @@ def summary(dataset: Dataset, data_dir: Path) -> str:
     flags = f"--preset {preset}" if preset else f"--dataset {dataset.name}"
     flags += "" if data_dir == Path("data") else f" --data-dir {data_dir}"
     width = len(f"{len(dataset.train):,}")
+    documents = ""
+    if dataset.separator is not None and dataset.documents:
+        documents = (
+            f"  documents  {sum(dataset.documents):>{width},}, an end-of-text token for each {dataset.separator!r} "
+            "(--separator none: ordinary text)\n"
+        )
     return (
         f"{data_dir / dataset.name}\n"
         f"  train      {len(dataset.train):>{width},} tokens\n"
         f"  val        {len(dataset.val):>{width},} tokens\n"
         f"  tokenizer  {tokenizer.kind}, vocabulary of {tokenizer.vocab_size:,}\n"
+        f"{documents}"
         f"  unigram    {dataset.unigram_entropy:.3f} nats/token: the loss of a model that only counts\n"
         f"train on it, with mlx_gpt or torch_gpt:\n"
         f"  python -m mlx_gpt.train {flags}"

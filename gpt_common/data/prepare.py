@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import codecs
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, check_name
+from gpt_common.data.documents import cut_at_document, separator_of, split_documents
 from gpt_common.data.download import TINY_SHAKESPEARE, Progress, Text, check_local, fetch
 from gpt_common.data.encode import PIECE_CHARACTERS, Ids, Span, encoder, jobs
+from gpt_common.data.reading import Reading, Source, read_files, refuse_changed
 from gpt_common.data.tokenizers import (
     CharTokenizer,
     Gpt2Tokenizer,
     Tokenizer,
     cut_pieces,
+    default_bpe_vocab_size,
+    default_prompt,
     last_cut_before_whitespace,
     load_tokenizer,
     train_bpe_on,
@@ -29,9 +30,10 @@ from gpt_common.errors import UserError, nearest
 TOKENIZERS = {"shakespeare": "gpt2", "shakespeare_char": "char"}
 """The corpora that have names, as in nanoGPT's `data/`, and their tokenizers."""
 
-SCAN_BYTES = 1 << 20
 PIECES_PER_WORKER = 16
 """A process of its own pays off from about this much text."""
+LISTED = 20
+"""Characters outside the vocabulary that are named, at most."""
 
 
 def prepare_named(
@@ -73,20 +75,25 @@ def prepare_texts(
     tokenizer: str,
     *,
     bpe_vocab_size: int | None = None,
+    separator: str | None = None,
+    unknown: str | None = None,
     val_fraction: float = 0.1,
     overwrite: bool = False,
     workers: int = 0,
     piece_characters: int = PIECE_CHARACTERS,
     on_progress: Progress,
 ) -> Dataset:
-    """Prepare UTF-8 files, one after the other, with <|endoftext|> between two where the tokenizer has it.
+    """Prepare UTF-8 files, one after the other, with an end-of-text token between two where the tokenizer has it.
 
-    The last `val_fraction` of all characters is the validation split.
+    The last `val_fraction` of all characters is the validation split; in a text of documents, from where one begins.
 
     Args:
         tokenizer: `char` (the characters of the text), `gpt2`, `bpe` (trained on the training split), or the path
-            of a tokenizer, or of a folder with one.
-        bpe_vocab_size: size of the vocabulary that `bpe` trains.
+            of a tokenizer, or of the folder of a dataset, checkpoint or run.
+        bpe_vocab_size: size of the vocabulary that `bpe` trains; None: by the size of the text.
+        separator: the text between two documents, for which the end-of-text token stands; None: <|endoftext|> where
+            the text has it; `none`: one document.
+        unknown: what to write for characters outside a given vocabulary of characters; `drop` leaves them out.
         workers: processes; 0 means one per core. Their number does not change the result.
         piece_characters: how much is encoded at once; it does not change the result.
 
@@ -97,40 +104,72 @@ def prepare_texts(
         raise UserError(f"the name '{name}' belongs to the built-in corpus: take another --name")
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction is {val_fraction:g}: it must be above 0 and below 1")
-    if (tokenizer == "bpe") != (bpe_vocab_size is not None):
-        raise UserError("a BPE vocabulary is trained by --tokenizer bpe with --bpe-vocab-size N, both of them")
+    if tokenizer != "bpe" and bpe_vocab_size is not None:
+        raise UserError(
+            "--bpe-vocab-size is the size of a vocabulary that --tokenizer bpe trains: leave one of them out"
+        )
     if workers < 0:
         raise UserError(f"--workers is {workers}: it must be at least 1, or 0 for one per core")
+    if separator == "":
+        raise UserError("--separator is empty: give the text between two documents, or none")
     refuse_existing(data_dir / name, overwrite=overwrite)
     known = None if tokenizer in ("char", "bpe") else _known_tokenizer(tokenizer)
-    sources, characters = _scan(files, known, on_progress)
-    total = sum(source.characters for source in sources)
+    vocabulary = known.characters if isinstance(known, CharTokenizer) else None
+    if unknown is not None and (vocabulary is None or (unknown != "drop" and unknown not in set(vocabulary))):
+        raise UserError(
+            f"--unknown is '{unknown}': it must be drop or a character of the vocabulary"
+            if vocabulary
+            else "--unknown is for a vocabulary of characters that --tokenizer takes from a file, dataset or run"
+        )
+    between = separator_of(separator)
+    reading = read_files(files, between, vocabulary, on_progress)
+    between = _checked_separator(between, separator, reading, known, tokenizer)
+    if reading.outside and unknown is None:
+        raise UserError(_outside(reading, len(vocabulary or ""), tokenizer))
+    sources, total = reading.sources, sum(source.characters for source in reading.sources)
     cut = int(total * (1 - val_fraction))  # to the character, as nanoGPT
+    if between is not None:
+        start = max(0, cut - len(between) - 3)
+        parts = (
+            part
+            for span in _spans(sources, start, total)
+            for part in split_documents(span.blocks(piece_characters), between)
+        )
+        cut = cut_at_document(parts, cut, total, start)
     spans = {"train": _spans(sources, 0, cut), "val": _spans(sources, cut, total)}
-    maker = known or _tokenizer_of(spans["train"], characters, bpe_vocab_size, on_progress)
+    if tokenizer == "bpe":
+        size = bpe_vocab_size or default_bpe_vocab_size(cut)
+        maker: Tokenizer = _trained_bpe(spans["train"], between, size, on_progress)
+    else:
+        maker = known or CharTokenizer("".join(sorted(reading.characters)), end_of_text=name not in PREPARABLE)
+    replacements = dict.fromkeys(map(ord, reading.outside), None if unknown == "drop" else unknown)
 
     if workers != 1:
         workers = min(workers or os.cpu_count() or 1, total // (PIECES_PER_WORKER * piece_characters))
     with encoder(maker, workers) as encode:
 
         def ids_of(split: str) -> Iterator[Ids]:
-            done = 0 if split == "train" else cut
-            for count, ids in encode(jobs(spans[split], maker, piece_characters)):
+            done, end = (0, cut) if split == "train" else (cut, total)
+            for count, ids in encode(jobs(spans[split], maker, piece_characters, between, replacements)):
                 done += count
                 on_progress("encoding", done, total)
                 yield ids
-            _refuse_changed(sources)
+            if done < end:  # separators, and characters that were left out
+                on_progress("encoding", end, total)
+            refuse_changed(sources)
 
         write_dataset(
             data_dir / name,
             maker,
             {split: ids_of(split) for split in SPLITS},
-            prompt=_prompt(maker),
+            prompt=default_prompt(maker),
+            separator=between,
             recipe={
                 "command": "python -m gpt_common.data prepare",
                 "tokenizer": tokenizer if known is None else known.kind,
-                "bpe_vocab_size": bpe_vocab_size,
+                "bpe_vocab_size": size if tokenizer == "bpe" else None,
                 "val_fraction": val_fraction,
+                "unknown": unknown,
                 "versions": {package: version(package) for package in ("tiktoken", "tokenizers", "numpy")},
             },
             sources=[{"file": s.path.name, "bytes": s.bytes, "sha256": s.sha256} for s in sources],
@@ -139,67 +178,37 @@ def prepare_texts(
     return open_dataset(name, data_dir)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A text file as the first reading found it."""
-
-    path: Path
-    bytes: int
-    mtime_ns: int
-    sha256: str
-    characters: int
-
-
-def _scan(files: Sequence[Path], known: Tokenizer | None, on_progress: Progress) -> tuple[list[Source], set[str]]:
-    """Count and hash the files and, for a vocabulary that is to be made of them, collect their characters.
+def _checked_separator(
+    between: str | None, asked: str | None, reading: Reading, known: Tokenizer | None, tokenizer: str
+) -> str | None:
+    """The separator, None where it was not asked for and the text has none.
 
     Raises:
-        UserError: no such file, not UTF-8, or a character that a `known` vocabulary of characters does not have.
+        UserError: it was asked for and is not there, or the tokenizer has no token for it.
     """
-    for path in files:
-        if not path.is_file():
-            raise UserError(f"{path} is not a file" if path.exists() else f"no such file: {path}")
-    total, done = sum(path.stat().st_size for path in files), 0
-    sources, characters = [], set[str]()
-    for path in files:
-        status, digest, count, lines = path.stat(), hashlib.sha256(), 0, 1
-        for block, text in _decoded(path):
-            digest.update(block)
-            if known is None:
-                characters.update(text)
-            elif isinstance(known, CharTokenizer) and (strange := set(text).difference(known.characters)):
-                position = next(i for i, c in enumerate(text) if c in strange)
-                line = lines + text.count("\n", 0, position)
-                raise UserError(known.outside(text[position], f"line {line:,} of {path}"))
-            count, lines, done = count + len(text), lines + text.count("\n"), done + len(block)
-            on_progress("reading", done, total)
-        sources.append(Source(path, status.st_size, status.st_mtime_ns, digest.hexdigest(), count))
-    return sources, characters
-
-
-def _decoded(path: Path) -> Iterator[tuple[bytes, str]]:
-    """A file in blocks, and the text that each completes."""
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(SCAN_BYTES):
-                position += len(block)
-                yield block, decoder.decode(block)
-        decoder.decode(b"", final=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        where = position - len(error.object) + error.start
+    if between is None or (not reading.separators and asked is None):
+        return None
+    if not reading.separators:
+        raise UserError(f"--separator {asked!r} does not occur in the text")
+    if known is not None and known.end_of_text is None:
         raise UserError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {where:,}): convert it first, for example with iconv"
-        ) from None
+            f"the text has {between!r} {reading.separators:,} times between its documents, and the tokenizer "
+            f"{tokenizer} has no end-of-text token: --separator none takes it as ordinary text"
+        )
+    return between
 
 
-def _refuse_changed(sources: Sequence[Source]) -> None:
-    for source in sources:
-        status = source.path.stat() if source.path.exists() else None
-        if status is None or (status.st_size, status.st_mtime_ns) != (source.bytes, source.mtime_ns):
-            raise UserError(f"{source.path} changed while it was read: repeat when nothing writes it")
+def _outside(reading: Reading, size: int, tokenizer: str) -> str:
+    """What to say of characters that a vocabulary of `size` characters does not have."""
+    found = reading.outside.most_common()
+    listed = [f"{c!r} {count:,} x" for c, count in found[:LISTED]]
+    listed[0] += f" (first in {reading.first_outside[found[0][0]]})"
+    more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    characters = f"{len(found)} characters of the text are" if len(found) > 1 else "a character of the text is"
+    return (
+        f"{characters} not among the {size} of {tokenizer}: {', '.join(listed)}{more}. "
+        "--unknown drop leaves them out, --unknown CHAR writes CHAR in their place"
+    )
 
 
 def _spans(sources: Sequence[Source], start: int, stop: int) -> list[Span]:
@@ -223,21 +232,15 @@ def _known_tokenizer(choice: str) -> Tokenizer:
     return load_tokenizer(Path(choice))
 
 
-def _tokenizer_of(
-    training: Sequence[Span], characters: set[str], bpe_vocab_size: int | None, on_progress: Progress
-) -> Tokenizer:
-    """A tokenizer made from the text: BPE from its training split, or all its characters."""
-    if bpe_vocab_size is None:
-        return CharTokenizer("".join(sorted(characters)))
+def _trained_bpe(training: Sequence[Span], separator: str | None, vocab_size: int, on_progress: Progress) -> Tokenizer:
+    """BPE from the documents of the training split."""
     on_progress("training the BPE vocabulary", 0, 1)
-    pieces = (p for span in training for p in cut_pieces(span.blocks(PIECE_CHARACTERS), last_cut_before_whitespace))
-    tokenizer = train_bpe_on(pieces, bpe_vocab_size)
+    documents = (
+        text
+        for span in training
+        for is_separator, text in split_documents(span.blocks(PIECE_CHARACTERS), separator)
+        if not is_separator
+    )
+    tokenizer = train_bpe_on(cut_pieces(documents, last_cut_before_whitespace), vocab_size)
     on_progress("training the BPE vocabulary", 1, 1)
     return tokenizer
-
-
-def _prompt(tokenizer: Tokenizer) -> str:
-    """What samples start from: a line end, as in nanoGPT, where the vocabulary has it."""
-    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
-        return tokenizer.characters[0]
-    return "\n"

@@ -14,7 +14,14 @@ import numpy.typing as npt
 
 from gpt_common.data.tokenizers import Tokenizer, identity
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, discard_on_error, move_into_place, sweep_leftovers, temporary_beside
+from gpt_common.files import (
+    cannot_write,
+    discard_on_error,
+    is_system_file,
+    move_into_place,
+    sweep_leftovers,
+    temporary_beside,
+)
 
 FORMAT_VERSION = 1
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -29,6 +36,7 @@ def write_dataset(
     splits: Mapping[str, Iterable[TokenIds]],
     *,
     prompt: str,
+    separator: str | None = None,
     recipe: Mapping[str, Any],
     sources: list[dict[str, Any]],
     floor: float | None = None,
@@ -42,6 +50,7 @@ def write_dataset(
     Args:
         folder: `data_dir/NAME`.
         splits: arrays of token ids for "train" and for "val", in this order.
+        separator: the text between two documents, for which the tokenizer's end of text stands; for the sidecar.
         recipe: how it was made, for the sidecar.
         sources: file names, sizes and SHA-256 of the texts, for the sidecar.
         floor, floor_error: best possible loss in nats per token, where it is known.
@@ -61,7 +70,7 @@ def write_dataset(
             written, counts = {}, {}
             for split in SPLITS:
                 path = temporary / f"{split}.bin"
-                written[split], counts[split] = _write_tokens(path, splits[split], dtype, tokenizer.vocab_size)
+                written[split], counts[split] = _write_tokens(path, splits[split], dtype, tokenizer)
                 if not counts[split].any():
                     raise UserError(f"the {split} split of {folder} would be empty: there is too little text")
             tokenizer.save(temporary / "tokenizer.json")
@@ -74,6 +83,8 @@ def write_dataset(
                 "floor": floor,
                 "floor_error": floor_error,
                 "prompt": prompt,
+                "separator": separator,
+                "end_of_text": tokenizer.end_of_text,
                 "recipe": dict(recipe),
                 "sources": sources,
             }
@@ -91,7 +102,8 @@ def refuse_existing(folder: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(f"{folder} exists already: add --overwrite to replace it, or take another name")
-    foreign = sorted({path.name for path in folder.iterdir()} - OUR_FILES) if folder.is_dir() else [folder.name]
+    names = {path.name for path in folder.iterdir() if not is_system_file(path)} if folder.is_dir() else {folder.name}
+    foreign = sorted(names - OUR_FILES)
     if foreign:
         raise UserError(f"{folder} holds {foreign[0]}, which is no part of a dataset: move it before it is replaced")
 
@@ -103,14 +115,17 @@ def entropy(counts: npt.NDArray[np.int64]) -> float:
 
 
 def _write_tokens(
-    path: Path, arrays: Iterable[TokenIds], dtype: np.dtype[Any], vocab_size: int
+    path: Path, arrays: Iterable[TokenIds], dtype: np.dtype[Any], tokenizer: Tokenizer
 ) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
     """Write one split; returns its entry in the sidecar and how often each id occurs, (V,)."""
-    digest, counts = hashlib.sha256(), np.zeros(vocab_size, np.int64)
+    digest, counts, last = hashlib.sha256(), np.zeros(tokenizer.vocab_size, np.int64), -1
     with path.open("wb") as file:
         for ids in arrays:
             data = ids.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
-            counts += np.bincount(ids, minlength=vocab_size)
-    return {"tokens": int(counts.sum()), "sha256": digest.hexdigest()}, counts
+            counts += np.bincount(ids, minlength=tokenizer.vocab_size)
+            last = int(ids[-1]) if len(ids) else last
+    end = tokenizer.end_of_text
+    documents = None if end is None else int(counts[end]) + (last != end)
+    return {"tokens": int(counts.sum()), "documents": documents, "sha256": digest.hexdigest()}, counts

@@ -48,7 +48,7 @@ def test_the_sidecar_says_what_was_prepared(tmp_path: Path) -> None:
     data = prepare_characters(tmp_path)
     folder = tmp_path / "data" / "mine"
     meta = json.loads((folder / "meta.json").read_text())
-    assert meta["tokenizer"] == {"kind": "char", "vocab_size": 10, "fingerprint": data.tokenizer.fingerprint}
+    assert meta["tokenizer"] == {"kind": "char", "vocab_size": 11, "fingerprint": data.tokenizer.fingerprint}
     for split in ("train", "val"):
         recorded = hashlib.sha256((folder / f"{split}.bin").read_bytes()).hexdigest()
         assert meta["splits"][split]["sha256"] == recorded
@@ -114,8 +114,8 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated inside an id": (lambda f: os.truncate(f / "train.bin", 359), "train.bin has 359 bytes where 360 were"),
     "too long": (lambda f: os.truncate(f / "train.bin", 362), "train.bin has 362 bytes where 360 were"),
     "flipped bit": (lambda f: flip(f / "val.bin", 6), "val.bin has changed since .*SHA-256"),
-    "first id too large": (with_id(10, 0), "token id 10 at position 0, outside the vocabulary of 10"),
-    "last id too large": (with_id(65_535, 179), "token id 65535 at position 179, outside the vocabulary of 10"),
+    "first id too large": (with_id(11, 0), "token id 11 at position 0, outside the vocabulary of 11"),
+    "last id too large": (with_id(65_535, 179), "token id 65535 at position 179, outside the vocabulary of 11"),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer at .*mine/tokenizer.json"),
     "another tokenizer": (
         lambda f: CharTokenizer("jihgfedcba").save(f / "tokenizer.json"),
@@ -138,8 +138,8 @@ def test_ids_are_checked_in_every_chunk(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(dataset, "CHUNK_TOKENS", 7)
     assert len(open_dataset("mine", tmp_path / "data").train) == 180  # and the hash over chunks is the file's
     for position in (6, 7, 100, 179):
-        with_id(10, position)(tmp_path / "data" / "mine")
-        with fails(f"token id 10 at position {position}"):
+        with_id(11, position)(tmp_path / "data" / "mine")
+        with fails(f"token id 11 at position {position}"):
             open_dataset("mine", tmp_path / "data")
         with_id(9, position)(tmp_path / "data" / "mine")
 
@@ -162,10 +162,13 @@ def test_a_dataset_name_is_not_a_path(tmp_path: Path, name: str) -> None:
 def test_a_split_shorter_than_a_block_and_its_labels_is_refused(tmp_path: Path) -> None:
     data = prepare_characters(tmp_path)  # 180 and 20 tokens
     check_block(data, 19)
-    with fails("block_size 20 needs 21 tokens, and the val split of 'mine' has 20: take a block_size up to 19"):
+    with fails("block_size 20 needs 21 tokens in each split, and 'mine' has 180 .* 20 .*: take a block_size up to 19"):
         check_block(data, 20)
-    with fails("the train split of 'mine' has 180"):
+    with fails("180 for training and 20 for validation: take a block_size up to 19"):
         check_block(data, 180)
+    few = prepare_characters(tmp_path, "few", "ab", val_fraction=0.5)
+    with fails("1 for training and 1 for validation: take more text"):
+        check_block(few, 1)
 
 
 def test_a_large_file_is_hashed_once_and_again_when_it_was_touched(
@@ -183,8 +186,8 @@ def test_a_large_file_is_hashed_once_and_again_when_it_was_touched(
     os.utime(folder / "train.bin", ns=(before.st_atime_ns, before.st_mtime_ns))  # same size, same mtime
     with fails("train.bin has changed since"):
         open_dataset("mine", tmp_path / "data")
-    with_id(10, 100)(folder)
-    with fails("token id 10 at position 100"):
+    with_id(11, 100)(folder)
+    with fails("token id 11 at position 100"):
         open_dataset("mine", tmp_path / "data")
     (folder / "verified.json").write_text("[")
     with_id(3, 100)(folder)
@@ -302,5 +305,5 @@ def test_whoever_finishes_later_takes_the_name_without_an_error(
     with fails("mine exists already"):
         prepare_characters(tmp_path)
     (tmp_path / "data" / "mine").rename(tmp_path / "elsewhere")
-    assert prepare_characters(tmp_path, text="xyz" * 100, overwrite=True).tokenizer.vocab_size == 3
+    assert prepare_characters(tmp_path, text="xyz" * 100, overwrite=True).tokenizer.vocab_size == 4
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]

@@ -1,0 +1,59 @@
+"""Saved tokenizers: ours, and Hugging Face's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gpt_common.data.tokenizers.bpe import BpeTokenizer
+from gpt_common.data.tokenizers.characters import CharTokenizer
+from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
+from gpt_common.data.tokenizers.tokenizer import Tokenizer
+from gpt_common.errors import UserError, nearest
+
+FILE = "tokenizer.json"
+KINDS = ("bpe", "char", "gpt2")
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a file that `Tokenizer.save` wrote, or in a Hugging Face `tokenizer.json`.
+
+    Args:
+        path: the file, or the folder of a dataset, checkpoint or run.
+
+    Raises:
+        UserError: missing, unreadable, or no tokenizer.
+    """
+    path = _file_in(path) if path.is_dir() else path
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no tokenizer at {path}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read tokenizer {path}: {error}") from None
+    if isinstance(document, dict) and "kind" not in document and "model" in document:
+        document = {"kind": "bpe", "tokenizer": document}
+    try:
+        match document:
+            case {"kind": "char", "characters": str(characters)}:
+                return CharTokenizer(characters, end_of_text=document.get("end_of_text") is True)
+            case {"kind": "gpt2", "tokens": list(names)}:
+                return Gpt2Tokenizer(names)
+            case {"kind": "gpt2"}:  # as it was saved at first, by its name alone
+                return Gpt2Tokenizer()
+            case {"kind": "bpe", "tokenizer": dict(definition)}:
+                return BpeTokenizer(definition)
+            case {"kind": str(kind)} if kind not in KINDS:
+                raise UserError(f"unknown kind '{kind}': {nearest(kind, KINDS)}")
+            case _:
+                raise UserError("not a tokenizer")
+    except UserError as error:
+        raise UserError(f"tokenizer {path}: {error}") from None
+
+
+def _file_in(folder: Path) -> Path:
+    """The `tokenizer.json` in a folder, or that of the newest checkpoint where the folder is a run's."""
+    if (folder / FILE).exists():
+        return folder / FILE
+    checkpoints = folder if folder.name == "checkpoints" else folder / "checkpoints"
+    return max(checkpoints.glob(f"step-*/{FILE}"), default=folder / FILE)

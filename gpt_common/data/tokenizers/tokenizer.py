@@ -1,0 +1,148 @@
+"""What every tokenizer has: the protocol, and decoding by one table, id -> bytes."""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from gpt_common.errors import UserError
+from gpt_common.files import write_atomically
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer(Protocol):
+    """What the three kinds have in common."""
+
+    @property
+    def kind(self) -> str:
+        """ "char", "gpt2" or "bpe"."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids; every id that `encode` returns is below it."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of what defines the mapping: equal fingerprints, equal encodings."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """Id of the token that ends a document; None where there is none. `encode` never returns it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; the names of special tokens in it are ordinary text.
+
+        Raises:
+            UserError: a character that the vocabulary does not have, with its position.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD.
+
+        Raises:
+            UserError: an id outside the vocabulary.
+        """
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 of `ids`: the concatenation over tokens, which may end inside a character.
+
+        Raises:
+            UserError: an id outside the vocabulary.
+        """
+
+    def last_cut(self, text: str) -> int:
+        """Last position found at which `text`, whatever may follow it, can be cut without changing its encoding.
+
+        For any `more`: encode(text[:cut]) + encode(text[cut:] + more) == encode(text + more). 0 where none is known.
+        """
+
+    def save(self, path: Path) -> None:
+        """Write one JSON file that `load_tokenizer` reads."""
+
+
+def identity(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What datasets and checkpoints record of the tokenizer that made them."""
+    return {"kind": tokenizer.kind, "fingerprint": tokenizer.fingerprint, "vocab_size": tokenizer.vocab_size}
+
+
+def default_prompt(tokenizer: Tokenizer) -> str:
+    """What samples start from: a line end, as in nanoGPT, or else the first token of the vocabulary that is text."""
+    for text in ("\n", *(tokenizer.decode([i]) for i in range(tokenizer.vocab_size) if i != tokenizer.end_of_text)):
+        with suppress(UserError):  # not in the vocabulary
+            if "\ufffd" not in text and tokenizer.encode(text):
+                return text
+    return "\n"
+
+
+class ByteTable:
+    """Decoding by a table of each token's bytes, and saving a JSON document atomically."""
+
+    kind: str
+    end_of_text: int | None
+
+    def __init__(self, token_bytes: Mapping[int, bytes], document: dict[str, Any]) -> None:
+        self._token_bytes = token_bytes
+        self._document = document
+        self.vocab_size = max(token_bytes) + 1
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        try:
+            return b"".join([self._token_bytes[token] for token in ids])
+        except KeyError as error:
+            raise UserError(
+                f"token id {error} is outside the {self.kind} tokenizer's vocabulary of {self.vocab_size}: "
+                "the model was not made for this tokenizer, or its vocab_size is larger"
+            ) from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, json.dumps(self._document, ensure_ascii=False) + "\n")
+
+
+class TextStream:
+    """Token ids to text as they come, for live printing: a character appears with the token that completes it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes, possibly none."""
+        return self._decoder.decode(self._tokenizer.decode_bytes([token]))
+
+    def finish(self) -> str:
+        """U+FFFD if the last character was never completed, else nothing."""
+        return self._decoder.decode(b"", final=True)
+
+
+def check_unicode(text: str) -> None:
+    """Refuse halves of surrogate pairs: what arguments with invalid bytes turn into, and no UTF-8 can say."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"character {text[error.start]!r} at position {error.start} is not valid Unicode") from None
+
+
+def sha256_of(document: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a JSON document, whatever the order of its keys."""
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _byte_letters() -> list[str]:
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+BYTE_LETTERS = _byte_letters()
+"""GPT-2's letter for each byte (`bytes_to_unicode` in its encoder.py): printable ones stand for themselves."""
+BYTE_OF_LETTER = {letter: byte for byte, letter in enumerate(BYTE_LETTERS)}
