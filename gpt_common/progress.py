@@ -18,10 +18,11 @@ class Progress:
     Args:
         of_bytes: what is done is counted in bytes: the bar shows their rate, and plain lines come when time has
             passed; otherwise they come with every quarter of a phase.
+        plain_lines: say something where there is no terminal too.
     """
 
-    def __init__(self, *, of_bytes: bool = False) -> None:
-        self._of_bytes = of_bytes
+    def __init__(self, *, of_bytes: bool = False, plain_lines: bool = True) -> None:
+        self._of_bytes, self._plain_lines = of_bytes, plain_lines
         self._phase, self._quarter, self._last_line = "", -1, time.monotonic() if of_bytes else 0.0
         self._bar = None
         if sys.stderr.isatty():
@@ -50,8 +51,12 @@ class Progress:
         """`done` of `total` of a phase are done; a new phase begins a new bar."""
         if self._bar is not None:
             if phase != self._phase:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
                 self._task = self._bar.add_task(phase, total=total)
             self._bar.update(self._task, completed=done)
+        elif not self._plain_lines:
+            return
         elif self._of_bytes:
             if time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
                 self._last_line = time.monotonic()

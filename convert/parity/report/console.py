@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-import sys
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from convert.parity.climb import Climb, finite
 from convert.parity.compare import Measurement
@@ -23,6 +21,7 @@ from gpt_common.files import write_atomically
 from gpt_common.machine.backends import Backend
 from gpt_common.machine.hardware import detect
 from gpt_common.machine.provenance import versions
+from gpt_common.progress import Progress
 
 HEADER = f"{'rung':<25}{'error':>9}{'gate':>9}{'margin':>8}{'time':>8}  worst tensor"
 
@@ -33,9 +32,7 @@ class Display(AbstractContextManager["Display"]):
     def __init__(self, climb: Climb, missing: dict[str, str]) -> None:
         self.climb = climb
         self.console = Console(highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn())
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=not sys.stdout.isatty())
-        self.task = self.bar.add_task("", total=None)
+        self.progress = Progress(plain_lines=False)
         model = climb.config.model
         # `mlx` is the best device that MLX has, which must be said where it is no GPU.
         backends = [
@@ -58,16 +55,12 @@ class Display(AbstractContextManager["Display"]):
 
     def __enter__(self) -> Display:
         """Start the bar."""
-        self.bar.start()
+        self.progress.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Remove the bar."""
-        self.bar.stop()
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """What is under way."""
-        self.bar.update(self.task, description=what, completed=done, total=total)
+        self.progress.__exit__(None, None, None)
 
     def result(self, result: Result) -> None:
         """A rung has ended."""
