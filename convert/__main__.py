@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
 
             parity(rest)
         case _:
-            raise UserError(f"no command '{name}': {nearest(name, COMMANDS)}")
+            raise UserError(f"unknown command '{name}': {nearest(name, COMMANDS)}")
 
 
 def _stop(number: int, _: object) -> None:

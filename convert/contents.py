@@ -79,10 +79,10 @@ def problems(contents: Contents) -> list[str]:
         return []
     model, own = contents.config.model, contents.own_name
     if not contents.tensors and not contents.unknown:
-        return ["there is no tensor in the model"]
+        return ["it holds no tensors"]
     if model.vocab_size < 1:
         return [f"{contents.described_in} says vocab_size {model.vocab_size}"]
-    found = [f"tensor {name} is not part of {contents.family}" for name in contents.unknown]
+    found = [f"unexpected tensor {name}: it does not belong to {contents.family}" for name in contents.unknown]
     layers = shape_of_model(contents.tensors).get("n_layer", 0)
     said = f"{contents.described_in} asks for {model.n_layer} layers"
     # The number comes from a file: what is missing is said before anything is computed for each of 10^9 layers.
@@ -97,7 +97,7 @@ def problems(contents: Contents) -> list[str]:
             found.append(f"tensor {own(name)} has shape {has}, {contents.described_in} asks for {list(shape)}")
         elif contents.tensors[name].dtype not in (*WEIGHT_DTYPES, "F64"):
             dtype = DTYPE_NAMES[contents.tensors[name].dtype]
-            found.append(f"tensor {own(name)} is {dtype}, weights are float32, bfloat16 or float16")
+            found.append(f"tensor {own(name)} is {dtype}, and weights are float32, bfloat16 or float16")
     extra = [name for name in contents.tensors if name not in shapes]
     biases = f", bias {model.bias}, attention_bias {model.attention_bias}"
     found += [f"unexpected tensor {own(name)} ({said}{biases if name.endswith('.bias') else ''})" for name in extra]
@@ -187,7 +187,7 @@ def by_name(path: Path, raw: Mapping[str, Tensor], key_map: Mapping[str, str]) -
         if ours is None:
             contents.unknown[name] = tensor
         elif ours in contents.tensors:
-            raise UserError(f"{path}: tensors {names[ours]} and {name} are the same one: remove one of them")
+            raise UserError(f"{path}: tensors {names[ours]} and {name} mean the same parameter: remove one of them")
         else:
             contents.tensors[ours], names[ours] = tensor, name
     notes: tuple[str, ...] = (f"{masks} causal mask buffers left out: they are not weights",) if masks else ()

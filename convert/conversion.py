@@ -173,7 +173,7 @@ def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -
     """
     source, place = Path(os.path.realpath(src)), Path(os.path.realpath(destination))
     if source == place or place in source.parents:
-        raise UserError(f"{destination} is where the source lies: choose another -o")
+        raise UserError(f"{destination} is where the source is: choose another -o")
     if not destination.exists():
         return
     if not overwrite:

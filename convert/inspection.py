@@ -65,13 +65,13 @@ def inspect(command: Inspect) -> None:
         print(f"problem: {problem}")
     if contents.config is None:
         for name in contents.unknown:
-            print(f"problem: tensor {name} is not part of {contents.family}")
+            print(f"problem: unexpected tensor {name}: it does not belong to {contents.family}")
     # In the order in which they are used, where every one has its place.
     names = list(weights) if contents.config is None or found else list(tensor_shapes(contents.config.model))
     _print_tensors(contents, {name: weights[name] for name in names}, command.hashes)
     if command.hashes:
         contents.verify()
-        print("every checksum in the file is right")
+        print("all checksums match")
 
 
 def _print_state(contents: Contents) -> None:

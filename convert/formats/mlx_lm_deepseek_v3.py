@@ -63,7 +63,7 @@ def _same_choice(bias: Tensor, model: ModelConfig) -> bool:
 
 FORMAT = dataclasses.replace(
     transformers_deepseek_v3.FORMAT,
-    name="DeepSeek-V3 folder as mlx-lm takes it",
+    name="mlx-lm DeepSeek-V3 folder",
     order=50,
     recognise=is_mlx,
     write=write,

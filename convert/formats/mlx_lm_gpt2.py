@@ -40,7 +40,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
 
 FORMAT = dataclasses.replace(
     transformers_gpt2.FORMAT,
-    name="GPT-2 folder as mlx-lm takes it",
+    name="mlx-lm GPT-2 folder",
     order=10,
     recognise=recognise,
     write=write,

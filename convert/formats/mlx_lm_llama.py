@@ -22,7 +22,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
 
 FORMAT = dataclasses.replace(
     transformers_llama.FORMAT,
-    name="Llama folder as mlx-lm takes it",
+    name="mlx-lm Llama folder",
     order=30,
     recognise=is_mlx,
     write=write,

@@ -97,7 +97,7 @@ def read_settings(
         elif type(value) is int and value < 1 and key not in zero:
             raise UserError(f"{path}: {key} is {value}, it must be at least 1: {COPY_OR_CHOOSE}")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path}: {key} is {value}, which is no number: {COPY_OR_CHOOSE}")
+            raise UserError(f"{path}: {key} is {value}, which is not a finite number: {COPY_OR_CHOOSE}")
         found[ours] = value
     return found | {"rope_theta": rope_theta(path, settings)}
 
@@ -131,7 +131,7 @@ def check_fixed(path: Path, settings: Mapping[str, Any], fixed: Mapping[str, obj
             raise UserError(f"{path}: {key} says that the weights are quantised: choose or save the model in bfloat16")
     layers = settings.get("layer_types")
     if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
-        raise UserError(f"{path}: layer_types has others than full_attention: choose another model")
+        raise UserError(f"{path}: layer_types names layers other than full_attention: choose another model")
     for key, value in fixed.items():
         if settings.get(key, value) != value:
             raise other_model(path, key, settings[key], value)
@@ -147,7 +147,7 @@ def not_read(settings: Mapping[str, Any], read: Iterable[str]) -> tuple[str, ...
 
 def other_model(path: Path, key: str, found: object, computed: object) -> UserError:
     """A setting that cannot be converted."""
-    return UserError(f"{path}: {key} is {shown(found)}, only {computed} can be converted: choose another model")
+    return UserError(f"{path}: {key} is {shown(found)}, and only {computed} can be converted: choose another model")
 
 
 def rope_theta(path: Path, settings: Mapping[str, Any]) -> object:
@@ -171,7 +171,7 @@ def rope_theta(path: Path, settings: Mapping[str, Any]) -> object:
     (first, theta), *others = thetas.items() if thetas else [("", 10000.0)]
     for name, other in others:
         if other != theta:
-            raise UserError(f"{path}: {first} is {shown(theta)} and {name} {shown(other)}: set both to the right one")
+            raise UserError(f"{path}: {first} is {shown(theta)} and {name} {shown(other)}: set both to the same value")
     if isinstance(theta, int | float) and not abs(theta) < LARGEST_THETA:
         raise UserError(f"{path}: rope_theta is {shown(theta)}, which no model has: {COPY_OR_CHOOSE}")
     return theta

@@ -166,17 +166,17 @@ def _read_groups(path: Path, optimizer: Any) -> list[dict[str, Any]]:
             raise _unusable(path, "optimizer has a parameter group without params")
         betas = group.get("betas")
         if not isinstance(betas, tuple | list) or [type(beta) for beta in betas] != [float, float]:
-            raise _unusable(path, f"betas of the optimizer are {shown(betas)}, AdamW has two numbers")
+            raise _unusable(path, f"the optimizer's betas are {shown(betas)}, AdamW has two numbers")
         if not all(type(group.get(key)) in (int, float) for key in ("eps", "weight_decay")):
             raise _unusable(path, "optimizer has a group without eps or weight_decay, so it is not AdamW")
         for key, usual in SWITCHES.items():
             if group.get(key, usual) != usual:
-                raise _unusable(path, f"optimizer has {key} {shown(group[key])}, which is not known here")
+                raise _unusable(path, f"optimizer has {key} {shown(group[key])}, which is not supported")
     for key in ("betas", "eps"):
         if any(group[key] != groups[0][key] for group in groups):
-            raise _unusable(path, f"{key} of the optimizer's groups differ, here they are one")
+            raise _unusable(path, f"the optimizer's groups differ in {key}, and here all share one")
     if any(group["weight_decay"] != 0 for group in groups[1:]):
-        raise _unusable(path, "weight_decay of the group of vectors is not 0, here they never decay")
+        raise _unusable(path, "the group of vectors has a weight_decay other than 0, and here vectors never decay")
     return groups
 
 

@@ -73,12 +73,12 @@ def read(path: Path, options: ReadOptions) -> Contents:
         for candidate in FORMATS:
             if candidate.model_type in ("", kind) and candidate.recognise(path):
                 if not candidate.bare and (options.preset or options.config):
-                    raise UserError(f"{path} says itself which model it is: leave out --preset and --config")
+                    raise UserError(f"{path} already says which model it is: leave out --preset and --config")
                 contents = candidate.read(path, options)
                 return dataclasses.replace(contents, format=candidate.name, family=candidate.family)
     except OSError as error:
         raise UserError(
-            f"cannot read {error.filename or path}: {error.strerror or error}: check that you may"
+            f"cannot read {error.filename or path}: {error.strerror or error}: check the path and its permissions"
         ) from None
     raise UserError(_unknown(path))
 
@@ -88,7 +88,8 @@ def _unknown(path: Path) -> str:
         if (path / "config.json").is_file():
             *others, last = dict.fromkeys(f"'{found.model_type}'" for found in FORMATS if found.model_type)
             known = f"{', '.join(others)} or {last}"
-            return f"{path}: config.json says model_type {model_type(path)!r}; choose one that says {known}"
+            said = f"config.json says model_type {model_type(path)!r}, which is not supported"
+            return f"{path}: {said}: choose a model of type {known}"
         alone = [found.single_file for found in FORMATS if found.single_file]
         written = sorted(name for found in FORMATS for name in found.files if Path(name).suffix in alone)
         weights = [name for name in (*WEIGHTS, *written) if (path / name).is_file()]

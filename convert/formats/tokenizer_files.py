@@ -92,7 +92,7 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
         return BpeTokenizer(definition), ()
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
         raise UserError(
-            f"{path} is no tokenizer that is known here ({str(error)[:200]}): give another with --tokenizer FILE, "
+            f"{path} is not a tokenizer that can be read ({str(error)[:200]}): give another with --tokenizer FILE, "
             "or do without with --tokenizer none"
         ) from None
 

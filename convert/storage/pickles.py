@@ -198,7 +198,7 @@ def _storage(identifier: Any) -> _Storage:
 
 def _reduce(function: Any, arguments: Any) -> Any:
     if not isinstance(function, _Name) or type(arguments) is not tuple:
-        raise Refused("it calls something that is no name")
+        raise Refused("it calls something other than a known name")
     match function.name, arguments:
         case "collections.OrderedDict", ():
             return {}

@@ -59,7 +59,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The library takes the last of two entries with one name, MLX the first: neither is what was meant."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("a name appears twice in its header")
     return entries
 
 

@@ -163,7 +163,7 @@ def gather(
         for name, tensor in zip(ordered, gathered[star], strict=True):
             shape = f"{path}: tensor {name} has shape {list(tensor.shape)}"
             if len(tensor.shape) != 2:
-                raise UserError(f"{shape} and is no matrix: {COPY_AGAIN}")
+                raise UserError(f"{shape} and is not a matrix: {COPY_AGAIN}")
             if tensor.shape != first.shape:
                 raise UserError(
                     f"{shape}, {ordered[0]} has {list(first.shape)}, and experts must be alike: {COPY_AGAIN}"

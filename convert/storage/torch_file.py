@@ -197,7 +197,7 @@ def _records(path: Path) -> dict[str, tuple[int, int, int]]:
                 raise ValueError(f"{entry.filename} is encrypted")
             name = entry.filename.partition("/")[2]
             if name in records:
-                raise ValueError(f"{entry.filename} is there twice")
+                raise ValueError(f"{entry.filename} appears twice")
             file.seek(entry.header_offset)
             header = file.read(LOCAL_HEADER)
             if header[:4] != ZIP_MAGIC or entry.header_offset < end:

@@ -52,7 +52,7 @@ def _read_shards(index: Path) -> Weights:
     for name, file in placed.items():
         if not isinstance(file, str) or Path(file).name != file or not (index.parent / file).is_file():
             raise UserError(
-                f"{index} has {name[:80]} in {str(file)[:80]!r} in its weight_map, no file beside it: {COPY_AGAIN}"
+                f"{index} places tensor {name[:80]} in {str(file)[:80]!r}, and no such file is beside it: {COPY_AGAIN}"
             )
     tensors: dict[str, Tensor] = {}
     checks = []

@@ -46,7 +46,7 @@ class TestInspect:
     def test_what_is_not_understood(self, tmp_path: Path) -> None:
         torch.save({**MODEL.weights(), "adapter.weight": torch.ones(2, 3)}, tmp_path / "weights.pth")
         said = done("inspect", tmp_path / "weights.pth")
-        assert "problem: tensor adapter.weight is not part of a GPT-2 model" in said
+        assert "problem: unexpected tensor adapter.weight: it does not belong to a GPT-2 model" in said
         assert "n_head ?" in said
 
     def test_settings_that_tell_something(self, tmp_path: Path) -> None:

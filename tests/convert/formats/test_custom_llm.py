@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, torch.Tensor]], None], tuple[str, .
         ("routed_experts.*.gate_proj.weight has shape [6, 64, 64]", "[7, 64, 64]"),
     ),
     "a misshapen expert": (_put(EXPERT.format("routed", 2, "down"), 63, 64), ("routed_experts.2.down_proj", "63, 64")),
-    "an expert as a vector": (_put(EXPERT.format("routed", 0, "up"), 8), ("routed_experts.0.up_proj", "no matrix")),
+    "an expert as a vector": (_put(EXPERT.format("routed", 0, "up"), 8), ("routed_experts.0.up_proj", "not a matrix")),
     "a shared expert without its last matrix": (_drop(SHARED), ("shared_experts.*.down_proj.weight is missing",)),
     "a second shared expert in one block": (
         lambda t: t.update({EXPERT.format("shared", 1, part): torch.ones(64, 64) for part in ("gate", "up", "down")}),
