@@ -27,7 +27,7 @@ BY_CHECK = "python -m pytest -n auto"
 """The one command that is left out: ./check runs it."""
 INTERRUPTED = (128 + signal.SIGINT, -signal.SIGINT)
 """Exit codes after a Ctrl-C: ended by the program, or by Python while it was still importing."""
-INSTALL_SECONDS, STOP_SECONDS = 1800, 240
+INSTALL_SECONDS, STOP_SECONDS = 1800, 600
 
 
 def commands() -> Iterator[str]:
