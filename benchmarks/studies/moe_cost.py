@@ -25,7 +25,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.report.pairs import MINIMUM_ROUNDS, Ratio, paired_ratio
-from benchmarks.studies.ratios import take_turns, twin_step, work_on_request
+from benchmarks.studies.turns import take_turns, twin_step, work_on_request
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.errors import UserError, WorkFailed, run_main

@@ -120,7 +120,7 @@ def test_every_public_name_says_what_it_is(package: str) -> None:
         ["-m", "convert", "parity", "--help"],
         ["benchmarks/run.py", "--help"],
         ["benchmarks/plan.py", "--help"],
-        ["benchmarks/studies/ratios.py", "--help"],
+        ["benchmarks/studies/cache.py", "--help"],
     ],
     ids=lambda command: " ".join(command),
 )

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.studies import moe_cost
 from benchmarks.studies.moe_cost import BAR, CHOSEN, EXPERTS, MoeCost, check, configuration, figures, main, measure, row
-from benchmarks.studies.ratios import take_turns, work_on_request
+from benchmarks.studies.turns import take_turns, work_on_request
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.network.flops import active_parameter_count, flops_per_step_exact, parameter_count
 
@@ -64,7 +64,7 @@ def test_a_side_answers_with_seconds_per_unit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(100))
-    monkeypatch.setattr("benchmarks.studies.ratios.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("benchmarks.studies.turns.time.perf_counter", lambda: next(clock))
     monkeypatch.setattr(sys, "stdin", io.StringIO("3\n"))
     done: list[int] = []
     work_on_request(lambda: done.append(1))

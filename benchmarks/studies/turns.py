@@ -1,0 +1,78 @@
+"""Two kinds of work side by side: each in a process of its own, taking turns, so that a busy machine slows both."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+
+from benchmarks.measuring.work import Batcher
+from gpt_common.config import RunConfig
+from gpt_common.errors import WorkFailed
+
+
+def take_turns(
+    names: tuple[str, str], start: Callable[[str], subprocess.Popen[str]], turns: int, seconds: float
+) -> list[tuple[float, float]]:
+    """Seconds per unit of work of both sides, for each turn.
+
+    Args:
+        names: the sides; `start` brings one up in a process of its own, which answers as `work_on_request` does.
+        turns: how many, each in the other order than the one before.
+        seconds: least time of one side's turn.
+    """
+    sides = {name: start(name) for name in names}
+    try:
+        for side in sides.values():
+            ask(side, seconds)  # warm
+        pairs = []
+        for turn in range(turns):
+            times = {name: ask(sides[name], seconds) for name in (names if turn % 2 == 0 else names[::-1])}
+            pairs.append((times[names[0]], times[names[1]]))
+        return pairs
+    finally:
+        for side in sides.values():
+            side.kill()
+            side.communicate()
+
+
+def ask(side: subprocess.Popen[str], seconds: float) -> float:
+    """Let a side work for a while; returns its seconds per unit of work."""
+    assert side.stdin is not None
+    assert side.stdout is not None
+    side.stdin.write(f"{seconds}\n")
+    side.stdin.flush()
+    answer = side.stdout.readline()
+    if not answer:
+        raise WorkFailed("one side of the comparison ended early: its error stands above")
+    return float(answer)
+
+
+def work_on_request(work: Callable[[], object]) -> None:
+    """Work for as long as each line of the standard input says, in seconds, and answer with seconds per unit."""
+    for line in sys.stdin:
+        units, began = 0, time.perf_counter()
+        while time.perf_counter() - began < float(line):
+            work()
+            units += 1
+        print((time.perf_counter() - began) / units, flush=True)
+
+
+def twin_step(twin: str, config: RunConfig) -> Callable[[], None]:
+    """A training step of one twin on the CPU, waited for."""
+    part = {name: import_module(f"{twin}_gpt.{name}") for name in ("device", "model", "optim", "train")}
+    device = part["device"].select_device("cpu")
+    model = part["model"].GPT(config.model)
+    model.initialise(0)
+    optimizer = part["optim"].build_optimizer(model, config.optim)
+    step = part["train"].TrainStep(model, optimizer, config, False)
+    batches, number = Batcher(config).take(1)[0][1], itertools.count()
+
+    def work() -> None:
+        step(batches, next(number), 1e-3)
+        part["device"].synchronise(device)
+
+    return work
