@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
@@ -15,18 +15,30 @@ from gpt_common.errors import UserError
 class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
+    shows_configuration: ClassVar[bool] = True
+    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force")
+    examples: ClassVar[tuple[str, ...]] = (
+        "--preset shakespeare-char-cpu --max-steps 500",
+        "--dataset NAME --name FIRST",
+        "--resume runs/FIRST --max-steps 4000",
+        "--init-from runs/FIRST --dataset OTHER",
+    )
     preset: str | None = None
     """Start from this preset."""
     config: Path | None = None
     """Start from this TOML file (over the preset, if both are given)."""
+    name: str | None = None
+    """The run's name; if not given, preset, dataset or base run make one."""
     out: Path | None = None
-    """Folder of the run; runs/NAME if not given."""
+    """Folder of the run, instead of runs/NAME."""
     resume: Path | None = None
-    """Continue a run: its folder (takes its latest checkpoint), or one of its checkpoints."""
+    """Continue a run: its folder (takes its latest checkpoint), or one of its checkpoints; alone: the newest run."""
     init_from: Path | None = None
-    """Fine-tune: take weights, and the shape of the model, from this run or checkpoint; start at step 0."""
+    """Fine-tune the weights of this run or checkpoint; the model has its shape, and steps begin at 0."""
     stop_at: int | None = None
     """Save and end after this step of a schedule that still spans max_steps."""
+    force: bool = False
+    """Start even if the plan says that the run does not fit into memory."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 
@@ -59,6 +71,7 @@ class SampleSettings:
 class SampleCommand(SampleSettings):
     """Continue a text with a trained model, printed as it is made. CKPT is a checkpoint or a run (then its best)."""
 
+    examples: ClassVar[tuple[str, ...]] = ('--prompt "The frog"', "--temperature 0 --max-new-tokens 100")
     prompt: str | None = None
     """Text to continue; none: the beginning that belongs to the dataset."""
     num_samples: int = 1

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from gpt_common.config import ModelConfig
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError
 from gpt_common.files import (
     cannot_write,
@@ -34,8 +34,16 @@ from gpt_common.files import (
     temporary_beside,
     write_atomically,
 )
-from gpt_common.network.parameters import tensor_shapes
-from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, Hashes, Manifest, tensor_hashes
+from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
+from gpt_common.training.manifest import (
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    STATE_FILE,
+    Hashes,
+    Manifest,
+    read_header,
+    tensor_hashes,
+)
 
 FULL_DISK_BYTES = 1 << 16
 
@@ -185,7 +193,7 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
     manifest = read_manifest(checkpoint, offer=offer)
     for file, recorded in manifest.tensors.items():
         try:
-            found = tensor_hashes(checkpoint / file)
+            found = tensor_hashes(checkpoint / file, finite=True)
         except (OSError, ValueError) as error:
             raise _damaged(checkpoint, f"{file} cannot be read ({error})", offer) from None
         for name in sorted(recorded.keys() | found.keys()):
@@ -210,8 +218,8 @@ def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
     """
     wanted = tensor_shapes(model)
     for name in sorted(wanted.keys() ^ shapes.keys()):
-        what = "is missing" if name in wanted else "has no place in the model"
-        raise UserError(f"{checkpoint} does not fit the configuration: tensor {name} {what}")
+        what = f"tensor {name} is missing" if name in wanted else f"unexpected tensor {name}"
+        raise UserError(f"{checkpoint} does not fit the configuration: {what}")
     for name, shape in wanted.items():
         longer = name == "position_embedding.weight" and shapes[name][1:] == shape[1:]
         if longer and shapes[name][0] < shape[0]:
@@ -222,6 +230,37 @@ def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
                 f"{checkpoint} does not fit the configuration: {name} has shape {shapes[name]}, the model needs {shape}"
             )
     return {name: shape[0] for name, shape in wanted.items()}
+
+
+def check_moments(checkpoint: Path, config: RunConfig) -> None:
+    """Refuse a checkpoint whose optimiser's state is not whole, or not what the optimiser of `config` goes on with.
+
+    Only the header is read.
+
+    Raises:
+        UserError: names the tensor that is missing, unexpected or of another shape.
+    """
+    weights_alone = f"--init-from {checkpoint} takes the weights alone"
+    path = checkpoint / OPTIMIZER_FILE
+    if not path.exists():
+        raise UserError(
+            f"{checkpoint} has no optimiser state, so training cannot go on where it stood: {weights_alone}"
+        )
+    try:
+        shapes = {name: shape for name, (_, shape) in read_header(path).items()}
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint, f"{OPTIMIZER_FILE} cannot be read ({error})", True) from None
+    wanted = optimizer_shapes(config.model, config.optim)
+    for name in sorted(wanted.keys() | shapes.keys()):
+        if name not in shapes:
+            what = f"tensor {name} is missing"
+        elif name not in wanted:
+            what = f"unexpected tensor {name}"
+        elif shapes[name] != wanted[name]:
+            what = f"{name} has shape {shapes[name]}, {config.optim.optimizer} needs {wanted[name]}"
+        else:
+            continue
+        raise UserError(f"{path} does not fit the configuration: {what}; {weights_alone}")
 
 
 def _damaged(checkpoint: Path, what: str, offer: bool) -> UserError:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.errors import UserError
 
@@ -120,6 +122,27 @@ def hash_header(dtype: str, shape: Sequence[int]) -> bytes:
     return f"{dtype} {list(shape)}\n".encode()
 
 
+def all_finite(dtype: str, data: bytes) -> bool:
+    """Whether numbers hold neither NaN nor infinity, whose exponent bits are all set.
+
+    Args:
+        dtype: safetensors' name of it; integers are always finite.
+        data: whole numbers of it, little-endian.
+    """
+    if dtype not in _EXPONENTS:
+        return True
+    kind, exponent = _EXPONENTS[dtype]
+    return not ((np.frombuffer(data, kind) & kind(exponent)) == exponent).any()
+
+
+_EXPONENTS = {
+    "F64": (np.uint64, 0x7FF0 << 48),
+    "F32": (np.uint32, 0x7F80 << 16),
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+}
+
+
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape by tensor name, after the safetensors library has accepted the file.
 
@@ -136,11 +159,14 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise ValueError(str(error)) from None
 
 
-def tensor_hashes(path: Path) -> dict[str, str]:
+def tensor_hashes(path: Path, *, finite: bool = False) -> dict[str, str]:
     """SHA-256 of every tensor's dtype, shape and bytes in a safetensors file, read in blocks.
 
+    Args:
+        finite: also refuse NaN and infinity.
+
     Raises:
-        ValueError: the file is not valid safetensors.
+        ValueError: the file is not valid safetensors, or a number is not finite.
         OSError: it cannot be read.
     """
     header = read_header(path)
@@ -156,5 +182,7 @@ def tensor_hashes(path: Path) -> dict[str, str]:
             while remaining and (block := file.read(min(HASH_BLOCK, remaining))):
                 digest.update(block)
                 remaining -= len(block)
+                if finite and not all_finite(dtype, block):
+                    raise ValueError(f"tensor {name} holds NaN or infinity: the run had diverged when it was saved")
             hashes[name] = digest.hexdigest()
     return hashes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -11,29 +10,36 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gpt_common.commands import TrainCommand
-from gpt_common.config import RunConfig, differences, to_toml
+from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
+from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
+from gpt_common.machine.hardware import detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.sampling import encode_prompt
-from gpt_common.training.checkpoint import find_checkpoint, read_manifest
-from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
+from gpt_common.training.checkpoint import check_moments, find_checkpoint, read_manifest
+from gpt_common.training.folder import RUNS, RunFolder, claim_new, take_up
+from gpt_common.training.manifest import Manifest
+from gpt_common.training.room import check_room
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}
+# Nor the text that it learns, nor the optimiser, whose state would mean nothing to another.
+FIXED_ON_RESUME = {"data.dataset", "optim.optimizer"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What a run starts from. Nothing is on disk yet."""
+    """What a run starts from. Nothing is on disk yet but its folder, which is empty or the resumed run's."""
 
     config: RunConfig
     """With the vocabulary settled."""
     dataset: Dataset
     prompts: dict[str, list[int]]
     """Token ids by prompt."""
-    folder: Path
+    hold: RunFolder
+    """The run's folder, claimed: no other run writes into it."""
     resume_from: Path | None
     """Checkpoint to continue."""
     init_from: Path | None
@@ -47,9 +53,17 @@ class Opening:
     messages: list[str]
     """What the person should know of how the run was taken up."""
 
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.hold.path
 
-def open_run(command: TrainCommand) -> Opening:
-    """Check a parsed command line against data and checkpoints.
+
+def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
+    """Check a parsed command line against data, checkpoints and this machine's memory, and claim the run's folder.
+
+    Args:
+        twin: "mlx_gpt" or "torch_gpt", for the memory plan.
 
     Raises:
         UserError: anything about data, folder, checkpoint or configuration that the person must change.
@@ -58,25 +72,32 @@ def open_run(command: TrainCommand) -> Opening:
     init_from = find_checkpoint(command.init_from, prefer="best") if command.init_from else None
     data = command.run.data
     dataset = open_dataset(data.dataset, Path(data.data_dir), on_progress=lambda line: print(line, flush=True))
+    source = resume_from or init_from
+    manifest = read_manifest(source) if source else None
+    if source and manifest:
+        # Before the vocabulary is compared: another tokenizer is the reason, another number of entries a symptom.
+        _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
     config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
     prompts = _encoded_prompts(config, dataset)
+    if not command.force:
+        check_room(config, "mlx" if twin == "mlx_gpt" else "torch", detect().memory_bytes)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
-    if resume_from is not None:
-        manifest = read_manifest(resume_from)
+    if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
+        if manifest.step:
+            check_moments(resume_from, config)
         first_step, best_step, best_val_loss = manifest.step, manifest.best_step, manifest.best_val_loss
-    elif init_from is not None:
-        _check_tokenizer(init_from, read_manifest(init_from), dataset)
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:
         raise UserError(_nothing_to_do(first_step, command.stop_at, config.train.max_steps))
+    hold = take_up(_run_folder(resume_from)) if resume_from else _new_folder(command, config)
     return Opening(
         config=config,
         dataset=dataset,
         prompts=prompts,
-        folder=_run_folder(resume_from) if resume_from else _new_folder(command),
+        hold=hold,
         resume_from=resume_from,
         init_from=init_from,
         first_step=first_step,
@@ -100,7 +121,8 @@ def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, 
     """What differs from the checkpoint's configuration; raises UserError for what may not."""
     messages = []
     for name, (old, new) in differences(manifest.run_config, config).items():
-        if name == "data.dataset" or (name.startswith("model.") and name not in FREE_ON_RESUME):
+        fixed = name in FIXED_ON_RESUME or (name.startswith("model.") and name not in FREE_ON_RESUME)
+        if fixed:
             raise UserError(
                 f"cannot resume with another {name.replace('.', ' ')}: {old!r} in {checkpoint}, now {new!r}.\n"
                 "Leave the flag out, or start a new run (with --init-from to keep the weights)"
@@ -111,17 +133,18 @@ def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, 
             f"cannot resume: dataset '{dataset.name}' is not the one that {checkpoint} was trained on "
             f"(fingerprint {dataset.fingerprint[:12]}, then {manifest.dataset['fingerprint'][:12]})"
         )
-    _check_tokenizer(checkpoint, manifest, dataset)
     return messages
 
 
-def _check_tokenizer(checkpoint: Path, manifest: Manifest, dataset: Dataset) -> None:
+def _check_tokenizer(checkpoint: Path, manifest: Manifest, dataset: Dataset, data_dir: Path) -> None:
     theirs, ours = manifest.tokenizer, dataset.tokenizer
     if theirs and theirs["fingerprint"] != ours.fingerprint:
+        folder = "" if data_dir == Path("data") else f" --data-dir {data_dir}"
         raise UserError(
             f"dataset '{dataset.name}' was made with another tokenizer ({ours.kind}, {ours.vocab_size} entries) than "
-            f"{checkpoint} ({theirs['kind']}, {theirs['vocab_size']} entries): prepare it with that one's "
-            f"{TOKENIZER_FILE}"
+            f"{checkpoint} ({theirs['kind']}, {theirs['vocab_size']} entries). Prepare the text with that one:\n"
+            f"python -m gpt_common.data prepare --text FILE --name {dataset.name}-for-{_run_name(checkpoint)} "
+            f"--tokenizer {checkpoint}{folder}"
         )
 
 
@@ -140,21 +163,28 @@ def _run_folder(checkpoint: Path) -> Path:
     return checkpoint.parent.parent
 
 
-def _new_folder(command: TrainCommand) -> Path:
-    """The folder of a new run: as asked, or the first free one named after preset or configuration file."""
+def _new_folder(command: TrainCommand, config: RunConfig) -> RunFolder:
+    """The folder of a new run: as asked, or the first free one named after what makes the run."""
     if command.out is not None:
-        if (command.out / "run.json").exists() or (command.out / "checkpoints").exists():
-            raise UserError(
-                f"{command.out} already holds a run: continue it with --resume {command.out}, or name another --out"
-            )
-        return command.out
-    name = command.preset or (command.config.stem if command.config else "run")
-    folder = Path("runs") / name
-    number = 2
-    while os.path.lexists(folder):
-        folder = Path("runs") / f"{name}-{number}"
-        number += 1
-    return folder
+        return claim_new(command.out, or_next=False)
+    if command.name is not None:
+        return claim_new(RUNS / check_name(command.name), or_next=False)
+    if command.init_from is not None:
+        name = f"{_run_name(command.init_from)}-{config.data.dataset}"
+    elif command.config is not None:
+        name = command.config.stem
+    else:
+        name = command.preset or "run"
+        # Own text under a preset's settings: the text is what one will look for.
+        if command.preset and config.data.dataset != load_preset(command.preset).data.dataset:
+            name = config.data.dataset
+    return claim_new(RUNS / name, or_next=True)
+
+
+def _run_name(source: Path) -> str:
+    """The name of the run that a path means: its own, or that of the run in which a checkpoint lies."""
+    folder = source.resolve()
+    return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
 
 
 def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> None:

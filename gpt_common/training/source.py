@@ -10,11 +10,12 @@ from pathlib import Path
 from gpt_common.cli import parse
 from gpt_common.commands import SampleCommand
 from gpt_common.config import ModelConfig
-from gpt_common.data.tokenizers import TextStream, Tokenizer, load_tokenizer
+from gpt_common.data.tokenizers import TextStream, Tokenizer, default_prompt, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
-from gpt_common.sampling import encode_prompt
+from gpt_common.sampling import encode_prompt, until_end
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.folder import newest_run
 from gpt_common.training.manifest import TOKENIZER_FILE
 
 # (prompt ids, uniform numbers of one sample) -> new token ids, one at a time.
@@ -22,11 +23,14 @@ Generate = Callable[[Sequence[int], Iterator[float]], Iterator[int]]
 
 
 def parse_sampling(argv: Sequence[str], *, prog: str) -> tuple[Path, SampleCommand]:
-    """The sampling command line: the checkpoint or run folder, then flags."""
+    """The sampling command line: the checkpoint or run folder, if not the newest run is meant, then flags."""
     words = list(argv)
-    if not words or words[0].startswith("-"):
-        raise UserError(f"which run or checkpoint? {prog} runs/NAME --prompt TEXT")
-    return Path(words[0]), parse(SampleCommand, words[1:], prog=f"{prog} CKPT")
+    command = parse(SampleCommand, words[1:] if words and not words[0].startswith("-") else words, prog=f"{prog} CKPT")
+    if words and not words[0].startswith("-"):
+        return Path(words[0]), command
+    run = newest_run()
+    print(f"sampling from the newest run, {run}", file=sys.stderr)
+    return run, command
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def open_source(path: Path, *, latest: bool) -> Source:
     if not (checkpoint / TOKENIZER_FILE).exists():
         raise UserError(f"{checkpoint} has no {TOKENIZER_FILE}: copy in the one that the model was trained with")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE)
-    prompt = "\n" if manifest.prompt is None else manifest.prompt
+    prompt = default_prompt(tokenizer) if manifest.prompt is None else manifest.prompt
     return Source(checkpoint, manifest.run_config.model, tokenizer, prompt)
 
 
@@ -71,7 +75,7 @@ def print_samples(command: SampleCommand, source: Source, generate: Generate) ->
             print(f"--- sample {sample + 1} of {command.num_samples} (seed {command.seed})")
         stream = TextStream(source.tokenizer)
         sys.stdout.write(text)
-        for token in generate(prompt, draws(command.seed, sample)):
+        for token in until_end(generate(prompt, draws(command.seed, sample)), source.tokenizer):
             sys.stdout.write(stream.push(token))
             sys.stdout.flush()
         print(stream.finish())

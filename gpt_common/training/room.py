@@ -1,0 +1,66 @@
+"""Does a run fit this machine? Asked before anything is allocated, since a system that runs out of memory kills."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gpt_common.config import RunConfig
+from gpt_common.errors import UserError
+from gpt_common.network.memory import Twin, memory_plan
+from gpt_common.words import in_memory
+
+LAYERS_COUNTED = 64
+"""Beyond so many layers the plan is worked out for these and scaled: a mistyped depth gets its answer at once."""
+
+
+def planned_bytes(config: RunConfig, twin: Twin) -> int:
+    """Peak memory of a training step by the plan; for very deep models scaled from fewer layers."""
+    layers = config.model.n_layer
+    if layers <= LAYERS_COUNTED:
+        return memory_plan(config, twin).total
+    shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=LAYERS_COUNTED))
+    return memory_plan(shorter, twin).total * layers // LAYERS_COUNTED
+
+
+def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None) -> None:
+    """Refuse a run that needs more memory than the machine has.
+
+    Args:
+        config: with the vocabulary settled, and dtype as it will be computed in.
+        memory_bytes: the machine's memory; None where it is not known, and nothing is refused.
+
+    Raises:
+        UserError: says what the run needs, what there is, and what would fit.
+    """
+    if memory_bytes is None or (needed := planned_bytes(config, twin)) <= memory_bytes:
+        return
+    train = config.train
+    too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
+    batch = _largest_batch(config, twin, memory_bytes)
+    if batch:
+        steps = -(-train.batch_size * train.grad_accum_steps // batch)
+        remedy = f"--batch-size {batch} fits (--grad-accum-steps {steps} keeps the tokens per step)"
+    else:
+        layer = config.model.n_layer
+        while layer > 1 and not _fits(_with(config, batch=1, layers=layer), twin, memory_bytes):
+            layer //= 2
+        fits = _fits(_with(config, batch=1, layers=layer), twin, memory_bytes)
+        remedy = f"--n-layer {layer} --batch-size 1 fits" if fits else "make the model narrower"
+    raise UserError(f"{too_much}: {remedy}; --force tries all the same")
+
+
+def _with(config: RunConfig, *, batch: int, layers: int | None = None) -> RunConfig:
+    model = dataclasses.replace(config.model, n_layer=layers or config.model.n_layer)
+    return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, batch_size=batch))
+
+
+def _fits(config: RunConfig, twin: Twin, memory_bytes: int) -> bool:
+    return planned_bytes(config, twin) <= memory_bytes
+
+
+def _largest_batch(config: RunConfig, twin: Twin, memory_bytes: int) -> int:
+    """The largest power of two of a micro-batch that fits; 0 if not even one sequence does."""
+    batch = 1 << (max(config.train.batch_size, 1).bit_length() - 1)
+    while batch and not _fits(_with(config, batch=batch), twin, memory_bytes):
+        batch //= 2
+    return batch

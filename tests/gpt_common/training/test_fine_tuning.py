@@ -1,0 +1,53 @@
+"""What `--init-from` takes if nothing else is said: settings that do not undo what the base has learnt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt_common.training.command_line import parse_training
+from tests.twins import train
+
+
+@pytest.fixture(scope="module")
+def base(stories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.twins import tiny
+
+    run = tmp_path_factory.mktemp("base") / "run"
+    train("torch_gpt", *tiny(stories_dir, "--out", str(run), "--max-steps", "6", "--learning-rate", "1e-2"))
+    return run
+
+
+def parsed(*argv: str | Path) -> tuple[float, float, int]:
+    command, why = parse_training([str(word) for word in argv], prog="x", has_gpu=False)
+    assert why
+    optim = command.run.optim
+    return optim.learning_rate, optim.min_lr, optim.warmup_steps
+
+
+def test_the_rate_is_a_tenth_of_the_bases(base: Path) -> None:
+    rate, least, warmup = parsed("--init-from", base)
+    assert rate == pytest.approx(1e-3)
+    assert least <= 1e-4
+    assert warmup <= 10
+
+
+def test_a_preset_does_not_bring_its_pre_training_rate_back(base: Path) -> None:
+    assert parsed("--init-from", base, "--preset", "stories-cpu")[0] == pytest.approx(1e-3)
+    # A preset for pre-training at a lower rate than the base's is the more careful of the two.
+    assert parsed("--init-from", base, "--preset", "gpt2")[0] == pytest.approx(6e-5)
+
+
+def test_what_is_said_counts(base: Path, tmp_path: Path) -> None:
+    assert parsed("--init-from", base, "--learning-rate", "5e-3")[0] == 5e-3
+    (tmp_path / "mine.toml").write_text("[optim]\nlearning_rate = 4e-3\n")
+    assert parsed("--init-from", base, "--config", tmp_path / "mine.toml")[0] == 4e-3
+
+
+def test_the_rest_is_the_bases_and_this_machines(base: Path) -> None:
+    command, _ = parse_training(["--init-from", str(base), "--dropout", "0.1"], prog="x", has_gpu=True)
+    assert command.preset is None
+    assert (command.run.model.n_embd, command.run.train.batch_size, command.run.data.dataset) == (32, 4, "stories")
+    assert command.run.model.dropout == 0.1
+    assert command.run.train.device == "auto"
