@@ -156,6 +156,10 @@ def _draw(draw: Draw, size: Size, kind: str, **options: Any) -> bytes:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained", facecolor="none")
         draw(figure)
+        # Found here, the layout costs no drawing of the whole figure for nothing.
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+            figure.set_layout_engine("none")
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {}
         figure.savefig(buffer, format=kind, metadata=metadata, **options)
     return buffer.getvalue()
