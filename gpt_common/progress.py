@@ -19,9 +19,10 @@ class Progress:
         of_bytes: what is done is counted in bytes: the bar shows their rate, and plain lines come when time has
             passed; otherwise they come with every quarter of a phase.
         plain_lines: say something where there is no terminal too.
+        tells_left: the bar tells how long a phase will still take; without, its name may.
     """
 
-    def __init__(self, *, of_bytes: bool = False, plain_lines: bool = True) -> None:
+    def __init__(self, *, of_bytes: bool = False, plain_lines: bool = True, tells_left: bool = True) -> None:
         self._of_bytes, self._plain_lines = of_bytes, plain_lines
         self._phase, self._quarter, self._last_line = "", -1, time.monotonic() if of_bytes else 0.0
         self._bar = None
@@ -38,7 +39,8 @@ class Progress:
             from rich.progress import Progress as Bar
 
             figures = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (TaskProgressColumn(),)
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), *figures, TimeRemainingColumn())
+            left = (TimeRemainingColumn(),) if tells_left else ()
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), *figures, *left)
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Progress:

@@ -1,14 +1,16 @@
-"""Where a benchmark is and how long it will still take: one live line in a terminal, plain lines anywhere else."""
+"""Where a benchmark is and how long it will still take: a line for each finished task, a bar for the one under way."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import IO
 
+from gpt_common.progress import Progress
 from gpt_common.words import WIDTH, duration
+
+BAR_WIDTH = 48
+"""Columns that the bar and its share take."""
 
 
 @dataclass
@@ -30,46 +32,36 @@ class Display:
         clock: seconds, for tests.
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], file: IO[str] | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], clock: Callable[[], float] = time.monotonic) -> None:
         self._tasks = list(tasks)
-        self._file = file or sys.stdout
-        self._live = self._file.isatty()
         self._clock = clock
         self._at = -1
         self._began = clock()
-        self._drawn = False
+        self._bar: Progress | None = None
 
     def begin(self) -> None:
         """The next task starts."""
         self._at += 1
         self._began = self._clock()
-        self.progress("start", 0.0)
+        # One for each task: what is said between two of them goes to the standard output.
+        self._bar = Progress(plain_lines=False, tells_left=False).__enter__()
+
+    def progress(self, phase: str, share: float) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            left = f": {duration(self.left())} left"
+            text = f"{self._where()} {self._tasks[self._at].name}, {phase}"
+            self._bar(text[: WIDTH - BAR_WIDTH - len(left)] + left, round(100 * share), 100)
 
     def end(self, line: str) -> None:
         """The task is done; `line` says with what result."""
         self._tasks[self._at].spent = self._clock() - self._began
-        self.say(f"{self._where()} {line}")
+        self.close()
+        print(f"{self._where()} {line}", flush=True)
 
     def skip(self, name: str) -> None:
         """No more tasks of this name."""
         self._tasks = [task for i, task in enumerate(self._tasks) if i <= self._at or task.name != name]
-
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        self._clear()
-        print(line, file=self._file, flush=True)
-
-    def progress(self, phase: str, share: float) -> None:
-        """Redraw the live line."""
-        if not self._live:
-            return
-        self._clear()
-        text = f"{self._where()} {self._tasks[self._at].name}: {phase} {share:.0%}, {duration(self.left())} left"
-        self._file.write(text[: WIDTH - 1])
-        self._file.flush()
-        self._drawn = True
 
     def left(self) -> float:
         """Seconds until all tasks are done, from what tasks of the same name took."""
@@ -77,8 +69,10 @@ class Display:
         return now + sum(self._expected(task) for task in self._tasks[self._at + 1 :])
 
     def close(self) -> None:
-        """Leave a clean line."""
-        self._clear()
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
 
     def _expected(self, task: Task) -> float:
         took = [other.spent for other in self._tasks if other.name == task.name and other.spent is not None]
@@ -88,8 +82,3 @@ class Display:
     def _where(self) -> str:
         width = len(str(len(self._tasks)))
         return f"[{self._at + 1:>{width}}/{len(self._tasks)}]"
-
-    def _clear(self) -> None:
-        if self._drawn:
-            self._file.write("\r\x1b[K")
-            self._drawn = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -140,7 +139,7 @@ def make_session(
         rows.append(Row(first.backend.again(), verified=first.verified))
         name = ", ".join(f"{key}={value}" for key, value in changes.items()) or "base"
         cases.append(Case(name, changes, changed, rows))
-    display = Display(tasks([], cases, settings), file=io.StringIO())
+    display = Display(tasks([], cases, settings))
     return Session(cases, settings, HARDWARE, display, {}, worker=run or worker(), sleep=lambda _: None)
 
 

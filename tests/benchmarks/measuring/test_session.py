@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -275,7 +276,7 @@ class Terminal(io.StringIO):
 
 def test_time_left_follows_what_tasks_took() -> None:
     now = [0.0]
-    display = Display([Task("a", 10), Task("b", 20), Task("a", 10), Task("b", 20)], Terminal(), lambda: now[0])
+    display = Display([Task("a", 10), Task("b", 20), Task("a", 10), Task("b", 20)], lambda: now[0])
     display.begin()
     assert display.left() == 60
     now[0] = 4.0
@@ -289,24 +290,30 @@ def test_time_left_follows_what_tasks_took() -> None:
     assert display.left() == 4
 
 
-def test_the_live_line_fits_and_goes_away() -> None:
+def test_the_bar_fits_and_goes_away(monkeypatch: pytest.MonkeyPatch) -> None:
     file = Terminal()
-    display = Display([Task("x" * 100, 10)], file, lambda: 0.0)
+    monkeypatch.setattr("sys.stderr", file)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    display = Display([Task("x" * 100, 10)], lambda: 0.0)
     display.begin()
     display.progress("warm-up", 0.5)
     display.close()
-    lines = file.getvalue().split("\r\x1b[K")
-    assert all(len(line) < 80 for line in lines)
-    assert lines[-1] == ""
+    drawn = file.getvalue()
+    lines = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", drawn).replace("\r", "\n").splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    assert any("xxx: 0:10 left" in line and "50%" in line for line in lines)
+    # The last thing that is drawn clears the line, and the cursor is back.
+    assert drawn.rindex("\x1b[2K") > drawn.rindex("left")
+    assert drawn.rindex("\x1b[?25h") > drawn.rindex("\x1b[?25l")
 
 
-def test_pipes_get_plain_lines() -> None:
-    file = io.StringIO()
-    display = Display([Task("a", 10), Task("b", 10)], file)
+def test_pipes_get_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    display = Display([Task("a", 10), Task("b", 10)])
     display.begin()
     display.progress("warm-up", 0.5)
     display.end("a: 5 ms")
-    assert file.getvalue() == "[1/2] a: 5 ms\n"
+    assert capsys.readouterr() == ("[1/2] a: 5 ms\n", "")
 
 
 def test_estimates() -> None:
