@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from gpt_common.cli import parse
 from gpt_common.config import RunConfig, TrainConfig
 from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.files import write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.peaks import APPLE_GPUS
+from gpt_common.words import WIDTH, in_memory
 
 PROG = "python benchmarks/plan.py"
 NVIDIA_CHIPS = {
@@ -75,7 +77,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     command = parse(Plan, argv, prog=PROG)
 
-    from benchmarks.planning import make_plan, read_result
+    from benchmarks.planning import make_plan, measured_speeds
     from benchmarks.workload import base_config, resolve
 
     hardware = _hardware(command)
@@ -90,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
         tokens=None if command.tokens is None else parse_amount(command.tokens, "--tokens"),
         mfu=command.mfu,
         watts=command.watts,
-        measured=read_result(command.result) if command.result else None,
+        measured=measured_speeds(command.result) if command.result else None,
     )
     if command.json is not None:
         _write_json(plan, command.json)
@@ -154,18 +156,14 @@ def parse_amount(text: str, flag: str, unit: int = 1) -> int:
 def _write_json(plan: dict[str, Any], path: Path) -> None:
     """All figures, to a file or the standard output."""
     import json
-    import os
 
     text = json.dumps(plan, indent=2) + "\n"
     if path == Path("-"):
         sys.stdout.write(text)
         return
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}") from None
 
 
@@ -174,7 +172,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=80, highlight=False)
+    console = Console(width=WIDTH, highlight=False)
 
     def table(title: str, rows: Iterator[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
         grid = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 2, 0, 0))
@@ -188,9 +186,9 @@ def print_plan(plan: dict[str, Any]) -> None:
 
     machine = plan["machine"]
     cores = f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else ""
-    memory = f", {gigabytes(machine['memory_bytes'])}" if machine["memory_bytes"] else ", memory unknown: add --memory"
+    has = f", {memory(machine['memory_bytes'])}" if machine["memory_bytes"] else ", memory unknown: add --memory"
     console.print()
-    table(f"{plan['name']} on {machine['chip']}{cores}{memory}", _model_rows(plan))
+    table(f"{plan['name']} on {machine['chip']}{cores}{has}", _model_rows(plan))
     columns = ("memory of one step", *(f"{_twin_name(one)}" for one in plan["twins"]))
     table("", _memory_rows(plan), columns)
     table("", _time_rows(plan), (f"{amount(plan['tokens']['count'])} tokens", *columns[1:]))
@@ -220,11 +218,11 @@ def _model_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
 def _memory_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     twins, train = plan["twins"], plan["config"]["train"]
     for part in ("weights", "moments", "gradients", "activations", "logits", "temporary", "total"):
-        yield part, *(gigabytes(one["memory"][part]) for one in twins)
+        yield part, *(memory(one["memory"][part]) for one in twins)
     yield "is largest at", *(one["memory"]["moment"] for one in twins)
     usable = plan["machine"]["usable_bytes"]
     answers = {True: "yes", False: "no", None: "-"}
-    yield f"fits in {gigabytes(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
+    yield f"fits in {memory(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
     here, other = f" (here {train['batch_size']})", ""
     if train["gradient_checkpointing"]:
         here, other = other, here
@@ -271,14 +269,12 @@ def _notes(plan: dict[str, Any]) -> Iterator[str]:
     if not any(one["power"] for one in twins):
         notes.append("energy: no source for the power of this machine: add --watts or --result")
     for note in dict.fromkeys(notes):
-        yield textwrap.fill(note, 80, subsequent_indent="  ")
+        yield textwrap.fill(note, WIDTH, subsequent_indent="  ")
 
 
-def gigabytes(count: int | None) -> str:
-    """`512 MB`, `1.25 GB`, in powers of 1024."""
-    if count is None:
-        return "-"
-    return f"{count / 2**30:.2f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+def memory(count: int | None) -> str:
+    """`512 MiB`, `1.25 GiB`; `-` where unknown."""
+    return "-" if count is None else in_memory(count)
 
 
 def amount(count: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +31,7 @@ CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0
 who corrected the fit; nats per token of their corpus and their tokenizer of 32 000 entries."""
 
 USABLE = {
-    "apple": (0.74, "74 % of memory: what macOS lets a GPU hold (11.8 of 16, 17.8 of 24, 107.5 of 128 GB seen)"),
+    "apple": (0.74, "74 % of memory: what macOS lets a GPU hold (11.8 of 16, 17.8 of 24, 107.5 of 128 GiB seen)"),
     "cuda": (0.95, "95 % of the GPU's memory: the driver takes its share"),
     "cpu": (0.9, "90 % of memory: the rest is the system's"),
 }
@@ -65,7 +64,7 @@ def make_plan(
 
     Args:
         name: of the configuration.
-        config: `vocab_size` must be settled.
+        config: with the size of its vocabulary.
         hardware: the machine to plan for.
         tokens: how many to train on; the configuration's own steps if None.
         mfu: assumed share of the published peak; `ASSUMED_MFU` if None.
@@ -232,29 +231,25 @@ def compute_optimal(parameters: int) -> dict[str, Any]:
     }
 
 
-def read_result(path: Path) -> dict[Twin, Measured]:
+def measured_speeds(path: Path) -> dict[Twin, Measured]:
     """The fastest row of each twin in a result of `benchmarks/run.py`.
 
     Raises:
         UserError: no such file, not a result, or nothing was measured.
     """
     try:
-        cases = json.loads(path.read_text(encoding="utf-8"))["cases"]
-        found: dict[Twin, Measured] = {}
-        for case in cases:
-            for row in case["rows"]:
-                if row["summary"] is None or row["peer"] or row["control"]:
-                    continue
-                twin: Twin = "mlx" if row["framework"] == "mlx" else "torch"
-                rate = case["work"]["flops_per_step"] / row["summary"]["seconds_per_step"]
-                energy = row["summary"]["energy"]
-                if twin not in found or rate > found[twin].flops_per_second:
-                    source = f"{row['label']}, {case['name']} in {path.name}"
-                    found[twin] = Measured(rate, energy["watts"] if energy else None, source)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"--result {path}: not a result of benchmarks/run.py ({type(error).__name__}: {error})"
-        ) from None
+        from benchmarks.results import read_result
+    except ImportError:
+        raise UserError("--result needs pydantic: pip install '.[benchmarks]'") from None
+    found: dict[Twin, Measured] = {}
+    for case in read_result(path).cases:
+        for row in case.rows:
+            if row.summary is None or row.peer or row.control:
+                continue
+            rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
+            if row.framework not in found or rate > found[row.framework].flops_per_second:
+                source = f"{row.label}, {case.name} in {path.name}"
+                found[row.framework] = Measured(rate, energy.watts if energy else None, source)
     if not found:
         raise UserError(f"--result {path}: nothing was measured in it")
     return found

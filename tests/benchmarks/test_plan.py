@@ -14,21 +14,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.plan import amount, gigabytes, long_duration, main, named_chip, parse_amount
+from benchmarks.plan import amount, long_duration, main, memory, named_chip, parse_amount
 from benchmarks.planning import (
     Measured,
     compute_optimal,
     largest,
     largest_batch,
     make_plan,
-    read_result,
+    measured_speeds,
     usable_memory,
 )
+from benchmarks.results import Settings, to_json
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, load_preset, preset_names
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware
 from gpt_common.network.flops import flops_per_token_palm
 from gpt_common.network.memory import memory_plan
+from tests.benchmarks.recipes import make_result
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "plan.py"
 GPT2 = load_preset("gpt2")
@@ -198,23 +200,29 @@ def test_what_is_no_amount(text: str) -> None:
 
 def test_figures_for_people() -> None:
     assert [amount(x) for x in (950, 38_597_376, 2.49e9, 1.4e12)] == ["950", "38.6M", "2.49B", "1.4T"]
-    assert [gigabytes(x) for x in (None, 512 << 20, 5 << 28)] == ["-", "512 MB", "1.25 GB"]
+    assert [memory(x) for x in (None, 512 << 20, 5 << 28)] == ["-", "512 MiB", "1.25 GiB"]
     assert [long_duration(x) for x in (7.0, 720.0, 12_240.0, 483_840.0)] == ["7 s", "12 min", "3.4 h", "5.6 days"]
 
 
 def result_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A made-up result with these rows, of steps of 10^12 operations."""
+    result = json.loads(to_json(make_result(backends="mps", peers="", settings=Settings(rounds=1, cooldown=0.0))))
+    (case,) = result["cases"]
+    like = case["rows"][0]
+    energy = {"joules_per_token": 1.0, "net_joules_per_token": None, "source": "x", "scope": "x", "estimate": True}
+    case["name"], case["work"]["flops_per_step"], case["rows"] = "shakespeare-char", 1e12, []
+    for changes in rows:
+        watts, seconds = changes.pop("watts"), changes.pop("seconds")
+        summary = {**like["summary"], "seconds_per_step": seconds, "energy": watts and {**energy, "watts": watts}}
+        case["rows"].append({**like, **changes, "summary": None if seconds is None else summary})
     path = folder / "host.json"
-    case = {"name": "shakespeare-char", "work": {"flops_per_step": 1e12}, "rows": rows}
-    path.write_text(json.dumps({"cases": [case]}))
+    path.write_text(json.dumps(result))
     return path
 
 
 def row(label: str, seconds: float | None, watts: float | None = None, **changes: Any) -> dict[str, Any]:
-    summary = None
-    if seconds is not None:
-        summary = {"seconds_per_step": seconds, "energy": None if watts is None else {"watts": watts}}
     framework = "mlx" if label.startswith("mlx") else "torch"
-    return {"label": label, "framework": framework, "peer": None, "control": False, "summary": summary} | changes
+    return {"label": label, "framework": framework, "seconds": seconds, "watts": watts, **changes}
 
 
 def test_the_fastest_row_of_each_twin_is_read(tmp_path: Path) -> None:
@@ -226,20 +234,20 @@ def test_the_fastest_row_of_each_twin_is_read(tmp_path: Path) -> None:
         row("transformers", 0.01, peer="transformers"),
         row("cuda", None),
     ]
-    found = read_result(result_file(tmp_path, rows))
+    found = measured_speeds(result_file(tmp_path, rows))
     assert found["mlx"] == Measured(4e12, None, "mlx, shakespeare-char in host.json")
     assert found["torch"] == Measured(2e12, 30.0, "mps, shakespeare-char in host.json")
 
 
 def test_results_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was measured"):
-        read_result(result_file(tmp_path, [row("mlx", None)]))
+        measured_speeds(result_file(tmp_path, [row("mlx", None)]))
     for text in ("", "[]", "{}", '{"cases": [1]}', '{"cases": [{"rows": [{}]}]}'):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(UserError, match=r"not a result of benchmarks/run\.py"):
-            read_result(tmp_path / "bad.json")
-    with pytest.raises(UserError, match="not a result"):
-        read_result(tmp_path / "absent.json")
+        with pytest.raises(UserError, match="is not a benchmark result"):
+            measured_speeds(tmp_path / "bad.json")
+    with pytest.raises(UserError, match="is not a benchmark result"):
+        measured_speeds(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize("preset", preset_names())
