@@ -17,7 +17,14 @@ from convert.formats.tokenizer_files import given_tokenizer
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, discard_on_error, move_into_place, sweep_leftovers, temporary_beside
+from gpt_common.files import (
+    cannot_write,
+    discard_on_error,
+    is_system_file,
+    move_into_place,
+    sweep_leftovers,
+    temporary_beside,
+)
 from gpt_common.progress import Progress
 from gpt_common.words import in_bytes
 
@@ -183,6 +190,7 @@ def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -
         kind = "folder" if destination.is_dir() else "file"
         raise UserError(f"{destination} is a {kind}, which --to {to} cannot replace: choose another -o")
     if destination.is_dir():
-        others = sorted({path.name for path in destination.iterdir()}.difference(*(f.files for f in formats)))
+        names = {path.name for path in destination.iterdir() if not is_system_file(path)}
+        others = sorted(names.difference(*(f.files for f in formats)))
         if others:
             raise UserError(f"{destination} holds {others[0]}, which no conversion wrote: choose another -o")

@@ -6,7 +6,8 @@ equal text in both twins.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,11 @@ def choose(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: fl
         # The smallest set that reaches top_p (Holtzman et al. 2020): at least one token.
         cumulative = cumulative[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
     return int(order_V[min(int(np.searchsorted(cumulative, draw * cumulative[-1], side="right")), len(cumulative) - 1)])
+
+
+def until_end(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:
+    """Generated tokens up to the one that ends the document, which is no text; all where there is no such token."""
+    return takewhile(lambda token: token != tokenizer.end_of_text, tokens)
 
 
 def window(context: Sequence[int], block_size: int) -> list[int]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from gpt_common.data import encode
 from gpt_common.data.download import TINY_SHAKESPEARE, Text
+from gpt_common.data.tokenizers import gpt2
 
 # The characters that data/shakespeare_char/prepare.py of nanoGPT prints.
 SHAKESPEARE_CHARACTERS = "\n !$&',-.3:;?" + string.ascii_uppercase + string.ascii_lowercase
@@ -61,6 +62,7 @@ def provide_gpt2_vocabulary() -> None:
             mergeable_ranks=made_up_ranks(),
             special_tokens={"<|endoftext|>": 50256},
         )
+        gpt2.PUBLISHED = gpt2.Gpt2Tokenizer().fingerprint
 
 
 def made_up_ranks() -> dict[bytes, int]:

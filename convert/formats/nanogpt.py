@@ -29,7 +29,7 @@ from convert.storage.pickles import StoredTensor, shown, write_pickle
 from convert.storage.tensors import COPY_AGAIN, Tensor, from_array
 from convert.storage.torch_file import TorchFile, is_torch_file, plan, write_torch_file
 from gpt_common.config import ModelConfig, RunConfig, from_dict, to_dict
-from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer
+from gpt_common.data.tokenizers import END_OF_TEXT, CharTokenizer, Gpt2Tokenizer, Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
 
@@ -224,8 +224,11 @@ def _read_moments(
 def _find_tokenizer(folder: Path, config: RunConfig) -> FoundTokenizer:
     """nanoGPT's own rule: meta.pkl where there is one, else GPT-2's vocabulary."""
     for meta in (folder / META, Path("data") / config.data.dataset / META):
-        if meta.is_file() and len((tokenizer := read_meta(meta)).characters) == config.model.vocab_size:
-            return tokenizer, (f"tokenizer: the characters in {meta}",)
+        try:
+            if meta.is_file() and (tokenizer := read_meta(meta)).vocab_size == config.model.vocab_size:
+                return tokenizer, (f"tokenizer: the characters in {meta}",)
+        except UserError as error:
+            return None, (f"no tokenizer: {error}",)
     if config.model.vocab_size >= GPT2_VOCABULARY:
         try:
             return Gpt2Tokenizer(), ()
@@ -287,10 +290,11 @@ def _write_tokenizer(tokenizer: Tokenizer | None, path: Path, config: RunConfig)
         return notes
     if not isinstance(tokenizer, CharTokenizer) or path.suffix == ".pt":
         return (*notes, "no meta.pkl: without one nanoGPT's sample.py takes every model for one of GPT-2's tokens")
+    tokens = [*tokenizer.characters, *([END_OF_TEXT] if tokenizer.end_of_text is not None else [])]
     meta = {
         "vocab_size": tokenizer.vocab_size,
-        "itos": dict(enumerate(tokenizer.characters)),
-        "stoi": {c: i for i, c in enumerate(tokenizer.characters)},
+        "itos": dict(enumerate(tokens)),
+        "stoi": {token: i for i, token in enumerate(tokens)},
     }
     (path / META).write_bytes(write_pickle(meta))
     return (*notes, f"to sample, copy {META} to data/{config.data.dataset}/ in nanoGPT's folder")

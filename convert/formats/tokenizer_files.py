@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from convert.storage.pickles import Refused, read_pickle
-from gpt_common.data.tokenizers import BpeTokenizer, CharTokenizer, Gpt2Tokenizer, Tokenizer, load_tokenizer
+from gpt_common.data.tokenizers import (
+    BYTE_LETTERS,
+    END_OF_TEXT,
+    BpeTokenizer,
+    CharTokenizer,
+    Gpt2Tokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from gpt_common.errors import UserError
 
 PICKLE = b"\x80"
-END_OF_TEXT = "<|endoftext|>"
 PIPELINE: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
     "pre_tokenizer": None, "post_processor": None, "decoder": None,
@@ -45,9 +52,17 @@ def read_meta(path: Path) -> CharTokenizer:
         UserError: it is something else.
     """
     try:
-        itos = read_pickle(path.read_bytes())["itos"]
-        return CharTokenizer("".join(itos[i] for i in range(len(itos))))
-    except (OSError, Refused, KeyError, TypeError) as error:
+        meta = read_pickle(path.read_bytes())
+        tokens = [meta["itos"][i] for i in range(len(meta["itos"]))]
+        has_end = tokens[-1:] == [END_OF_TEXT]
+        characters = tokens[:-1] if has_end else tokens
+        for i, token in enumerate(characters):
+            if not isinstance(token, str) or len(token) != 1:
+                raise Refused(f"token {i} is {token!r}, no single character")
+            if "stoi" in meta and meta["stoi"].get(token) != i:
+                raise Refused(f"character {token!r} is {i} in itos and {meta['stoi'].get(token)} in stoi")
+        return CharTokenizer("".join(characters), end_of_text=has_end)
+    except (OSError, Refused, KeyError, TypeError, AttributeError, UserError) as error:
         raise UserError(
             f"{path} is not a meta.pkl of nanoGPT's character data sets ({error}): give another with --tokenizer FILE, "
             "or do without with --tokenizer none"
@@ -63,7 +78,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
         "model_max_length": block_size,
     }
     if tokenizer.end_of_text is not None:
-        settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "unk_token": END_OF_TEXT}
+        end = tokenizer.decode([tokenizer.end_of_text])
+        settings |= {"bos_token": end, "eos_token": end, "unk_token": end}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -84,12 +100,9 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
             definition = _byte_level_bpe(vocabulary, [line.split(" ") for line in lines if not line.startswith("#v")])
         else:
             return None, ("no tokenizer: the folder has no tokenizer.json",)
-        characters = _characters(definition)
-        if characters is not None:
-            return CharTokenizer(characters), ()
-        if _is_gpt2(definition):
-            return Gpt2Tokenizer(), ()
-        return BpeTokenizer(definition), ()
+        if "kind" in definition:
+            return load_tokenizer(path), ()
+        return _characters(definition) or _gpt2(definition) or BpeTokenizer(definition), ()
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
         raise UserError(
             f"{path} is not a tokenizer that can be read ({str(error)[:200]}): give another with --tokenizer FILE, "
@@ -104,7 +117,12 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
         vocabulary = {c: i for i, c in enumerate(tokenizer.characters)}
         # A name that is no character: anything outside the vocabulary is an error and never another character.
         model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<none>"}
-        return {**PIPELINE, "pre_tokenizer": splitter, "decoder": {"type": "Fuse"}, "model": model}
+        added = []
+        if tokenizer.end_of_text is not None:
+            vocabulary[END_OF_TEXT] = tokenizer.end_of_text
+            added = [_special(END_OF_TEXT, tokenizer.end_of_text)]
+        decoder = {"type": "Fuse"}
+        return {**PIPELINE, "added_tokens": added, "pre_tokenizer": splitter, "decoder": decoder, "model": model}
     if isinstance(tokenizer, Gpt2Tokenizer):
         return _gpt2_definition(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,22 +132,29 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
     return definition
 
 
-def _characters(definition: dict[str, Any]) -> str | None:
-    """The characters of a definition that `_definition` made; None if it is another."""
+def _special(name: str, number: int) -> dict[str, Any]:
+    """An entry of added_tokens."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": number, "content": name, **flags}
+
+
+def _characters(definition: dict[str, Any]) -> CharTokenizer | None:
+    """The vocabulary of a definition that `_definition` made; None if it is another."""
     model = definition["model"]
     if model.get("type") != "WordLevel" or (definition.get("decoder") or {}).get("type") != "Fuse":
         return None
-    characters = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    has_end = tokens[-1:] == [END_OF_TEXT]
+    characters = tokens[:-1] if has_end else tokens
     if [len(c) for c in characters] != [1] * len(characters):
         return None
-    return "".join(characters)
+    return CharTokenizer("".join(characters), end_of_text=has_end)
 
 
 def _byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
     """GPT-2's pipeline around a vocabulary."""
     splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    added = [{"id": vocabulary[END_OF_TEXT], "content": END_OF_TEXT, **flags}] if END_OF_TEXT in vocabulary else []
+    added = [_special(END_OF_TEXT, vocabulary[END_OF_TEXT])] if END_OF_TEXT in vocabulary else []
     return {
         **PIPELINE,
         "added_tokens": added,
@@ -140,16 +165,10 @@ def _byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict
     }
 
 
-def _gpt2_tokens(tokenizer: Gpt2Tokenizer) -> tuple[dict[bytes, int], dict[bytes, str]]:
-    """Ids and names of GPT-2's tokens, without the end of text."""
-    tokens = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.vocab_size) if i != tokenizer.end_of_text}
-    letters = _byte_names()
-    return tokens, {token: "".join([letters[byte] for byte in token]) for token in tokens}
-
-
 def _gpt2_definition(tokenizer: Gpt2Tokenizer) -> dict[str, Any]:
     """GPT-2's vocabulary with its merges, which follow from it: an id is the rank of the merge that made the token."""
-    tokens, names = _gpt2_tokens(tokenizer)
+    tokens = {tokenizer.decode_bytes([i]): i for i in range(tokenizer.vocab_size) if i != tokenizer.end_of_text}
+    names = {token: "".join([BYTE_LETTERS[byte] for byte in token]) for token in tokens}
     pairs = [_parts(token, rank, tokens) for token, rank in tokens.items() if len(token) > 1]
     merges = [[names[left], names[right]] for left, right in pairs]
     return _byte_level_bpe({names[token]: i for token, i in tokens.items()} | {END_OF_TEXT: len(tokens)}, merges)
@@ -165,21 +184,14 @@ def _parts(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
     return pieces
 
 
-def _byte_names() -> list[str]:
-    """The letter that stands for each byte in byte-level vocabularies."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-def _is_gpt2(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json holds GPT-2's vocabulary, every token under its id, and as many merges."""
+def _gpt2(definition: dict[str, Any]) -> Gpt2Tokenizer | None:
+    """GPT-2's vocabulary, if a tokenizer.json holds it, every token under its id, and as many merges."""
     model = definition["model"]
     vocabulary = model.get("vocab", {})
     if len(vocabulary) != 50257 or vocabulary.get(END_OF_TEXT) != 50256 or len(model.get("merges", ())) != 50000:
-        return False
+        return None
     try:
-        tokens, names = _gpt2_tokens(Gpt2Tokenizer())
+        found = Gpt2Tokenizer(sorted(vocabulary, key=vocabulary.__getitem__)[:-1])
     except UserError:
-        return False  # without the download the same vocabulary is read from the file
-    return all(vocabulary.get(names[token]) == i for token, i in tokens.items())
+        return None
+    return found if found.published else None

@@ -8,9 +8,17 @@ from gpt_common.data.tokenizers.characters import CharTokenizer
 from gpt_common.data.tokenizers.cutting import cut_pieces, last_cut_before_whitespace
 from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
 from gpt_common.data.tokenizers.saved import load_tokenizer
-from gpt_common.data.tokenizers.tokenizer import END_OF_TEXT, TextStream, Tokenizer, default_prompt, identity
+from gpt_common.data.tokenizers.tokenizer import (
+    BYTE_LETTERS,
+    END_OF_TEXT,
+    TextStream,
+    Tokenizer,
+    default_prompt,
+    identity,
+)
 
 __all__ = [
+    "BYTE_LETTERS",
     "END_OF_TEXT",
     "BpeTokenizer",
     "CharTokenizer",

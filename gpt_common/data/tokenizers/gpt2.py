@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 TOKENS = 50256
 """Without <|endoftext|>, which comes after them."""
+PUBLISHED = "dd065669062ad3e6a922c976e51c2b18b6cd6f6204ce75e1899401fd8595f8d6"
+"""Fingerprint of OpenAI's tokens."""
 
 # GPT-2's splitting rule, with possessive quantifiers where backtracking could not change what matches.
 _PIECES = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -52,6 +54,11 @@ class Gpt2Tokenizer(ByteTable):
         letters = ["".join([BYTE_LETTERS[byte] for byte in table[i]]) for i in range(TOKENS)]
         super().__init__(table, {"kind": self.kind, "tokens": letters})
         self.fingerprint = sha256_of({"kind": self.kind, "tokens": [token.hex() for token in table.values()]})
+
+    @property
+    def published(self) -> bool:
+        """Whether these are OpenAI's tokens, and no others of the same shape."""
+        return self.fingerprint == PUBLISHED
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
