@@ -44,6 +44,7 @@ from gpt_common.training.manifest import (
     read_header,
     tensor_hashes,
 )
+from gpt_common.training.pretrained import foreign, missing
 
 FULL_DISK_BYTES = 1 << 16
 
@@ -136,13 +137,16 @@ def find_checkpoint(path: Path, *, prefer: Literal["best", "latest"]) -> Path:
     """The checkpoint folder that `path` means: itself, or the best or latest one of a run folder.
 
     Raises:
-        UserError: there is no checkpoint; the message names the folder.
+        UserError: there is no checkpoint; the message names the folder, and the command that brings it in where it is
+            another program's.
     """
     if (path / STATE_FILE).exists() or (path.is_dir() and path.parent.name == "checkpoints"):
         return path
     folder = path / "checkpoints"
+    if not folder.is_dir() and (said := foreign(path)) is not None:
+        raise UserError(said)
     if not path.is_dir():
-        raise UserError(f"no such run or checkpoint: {path}")
+        raise UserError(f"{path} is no run or checkpoint, but a file" if path.exists() else missing(path))
     name = _pointed(folder, prefer) or _pointed(folder, "latest")
     if name and (folder / name).is_dir():
         return folder / name

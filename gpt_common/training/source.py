@@ -17,6 +17,7 @@ from gpt_common.sampling import encode_prompt, until_end
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.folder import newest_run
 from gpt_common.training.manifest import TOKENIZER_FILE
+from gpt_common.training.pretrained import local_run
 
 # (prompt ids, uniform numbers of one sample) -> new token ids, one at a time.
 Generate = Callable[[Sequence[int], Iterator[float]], Iterator[int]]
@@ -44,12 +45,12 @@ class Source:
 
 
 def open_source(path: Path, *, latest: bool) -> Source:
-    """The checkpoint that `path` means, with its shape and tokenizer.
+    """The checkpoint that `path` means, with its shape and tokenizer; `hf:OWNER/NAME` is brought in first.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one without a tokenizer.
     """
-    checkpoint = find_checkpoint(path, prefer="latest" if latest else "best")
+    checkpoint = find_checkpoint(local_run(path), prefer="latest" if latest else "best")
     manifest = read_manifest(checkpoint)
     if not (checkpoint / TOKENIZER_FILE).exists():
         raise UserError(f"{checkpoint} has no {TOKENIZER_FILE}: copy in the one that the model was trained with")
