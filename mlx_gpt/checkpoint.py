@@ -11,16 +11,16 @@ from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from mlx_gpt.model import GPT
-from mlx_gpt.optim import AdamW, load_optimizer_tensors, optimizer_tensors
+from mlx_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 
 
-def save_tensors(folder: Path, model: GPT, optimizer: AdamW) -> None:
+def save_tensors(folder: Path, model: GPT, optimizer: Optimizer) -> None:
     """Write both tensor files of a checkpoint into `folder`."""
     mx.save_safetensors(str(folder / MODEL_FILE), model.state_dict())
     mx.save_safetensors(str(folder / OPTIMIZER_FILE), optimizer_tensors(model, optimizer))
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: AdamW) -> Manifest:
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer) -> Manifest:
     """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
 
     Raises:

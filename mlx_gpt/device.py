@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
+import numpy.typing as npt
 
 import mlx_gpt
 from gpt_common.config import TrainConfig
+from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
+from gpt_common.machine.device import ComputeDevice
 
 
 def has_gpu() -> bool:
@@ -64,12 +68,6 @@ def peak_memory(device: mx.Device) -> int:  # noqa: ARG001 (its twin asks the de
     return mx.get_peak_memory()
 
 
-def waits(device: mx.Device) -> bool:  # noqa: ARG001 (its twin asks the device)
-    """Whether a step that returns has been waited for, so that its time can be taken."""
-    # TrainStep queues a step and waits for the one before.
-    return True
-
-
 def name_of(device: mx.Device) -> str:
     """One of "cpu", "gpu", "mps", "cuda"."""
     return "cpu" if device.type == mx.cpu else "gpu"
@@ -79,3 +77,27 @@ def describe(device: mx.Device) -> str:
     """The framework and device in a few words, for the console."""
     blas = f", BLAS from {Path(mlx_gpt.FAST_BLAS).name}" if mlx_gpt.FAST_BLAS and device.type == mx.cpu else ""
     return f"MLX {version('mlx')} on {name_of(device)}{blas}"
+
+
+def compute_device(device: mx.Device, dtype: mx.Dtype) -> ComputeDevice:
+    """The device as what surrounds the training step sees it."""
+    return ComputeDevice(
+        name=name_of(device),
+        description=describe(device),
+        dtype=str(dtype).rpartition(".")[2],
+        # TrainStep queues a step and waits for the one before: what it waits for takes as long.
+        synchronous=True,
+        synchronise=lambda: synchronise(device),
+        peak_memory=lambda: peak_memory(device),
+    )
+
+
+def tensor(values: npt.NDArray[Any], device: mx.Device) -> mx.array:  # noqa: ARG001 (its twin asks the device)
+    """An array of numpy's on the device, ids as they are."""
+    return mx.array(values)
+
+
+def to_device(batch: NumpyBatch, device: mx.Device) -> Batch[mx.array]:
+    """A batch as the model takes it."""
+    weights = None if batch.weights is None else tensor(batch.weights, device)
+    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights)

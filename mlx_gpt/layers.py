@@ -13,6 +13,8 @@ import math
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.rope import rotary_tables
@@ -169,6 +171,11 @@ def dropout(x: mx.array, rate: float, key: mx.array | None, site: int, rng: str)
     # MLX's own generator is threefry: `native` and `shared` masks are the same.
     keep = uniform(key, site, x.shape) < 1 - rate
     return mx.where(keep, x / (1 - rate), mx.zeros_like(x))
+
+
+def as_key(words: npt.NDArray[np.uint32], rng: str) -> mx.array:  # noqa: ARG001 (its twin seeds its own generator)
+    """The words of a dropout key (gpt_common/keyed.py) as the model takes them."""
+    return mx.array(words)
 
 
 def uniform(key: mx.array, site: int, shape: tuple[int, ...]) -> mx.array:

@@ -15,12 +15,16 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import ModelConfig
+from gpt_common.data.batches import Batch
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import buffer_shapes
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.experts import Routers
 from mlx_gpt.feed_forward import feed_forward
 from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
+
+LEAST_WEIGHT = 1e-9
+"""Where no position of a batch counts its loss is 0, and not 0 / 0."""
 
 
 class Block(nn.Module):
@@ -106,6 +110,11 @@ class GPT(nn.Module):
             return self.token_embedding.as_linear(x_BTD)
         return self.head(x_BTD)
 
+    @property
+    def device(self) -> mx.Device:
+        """Where MLX computes: all of it in one place, and the parameters in the memory of all."""
+        return mx.default_device()
+
     def new_caches(self) -> list[KVCache]:
         """Empty key-value caches for generation, one per block."""
         return [KVCache(self.config.block_size) for _ in self.blocks]
@@ -125,15 +134,17 @@ class GPT(nn.Module):
         self.update(tree_unflatten(weights))
 
 
-def loss(model: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None) -> mx.array:
-    """Mean cross entropy in nats per token, from logits in float32."""
-    logits_BTV = upcast(model(tokens_BT, key))
-    return nn.losses.cross_entropy(logits_BTV, labels_BT, reduction="mean")
+def loss(model: GPT, batch: Batch[mx.array], key: mx.array | None = None) -> mx.array:
+    """Mean cross entropy in nats per token, over the positions that count and by their weights."""
+    # In float32: the sum over a vocabulary of exponentials needs more than bfloat16's 8 bits.
+    logits_BTV = upcast(model(batch.tokens, key))
+    if batch.weights is None:
+        return nn.losses.cross_entropy(logits_BTV, batch.labels, reduction="mean")
+    nats_BT = nn.losses.cross_entropy(logits_BTV, batch.labels, reduction="none")
+    return (nats_BT * batch.weights).sum() / mx.maximum(batch.weights.sum(), LEAST_WEIGHT)
 
 
-def objective(
-    model: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None
-) -> tuple[mx.array, mx.array]:
+def objective(model: GPT, batch: Batch[mx.array], key: mx.array | None = None) -> tuple[mx.array, mx.array]:
     """What training minimises, and the loss in it: more is in it only where a penalty keeps experts busy."""
-    mean_loss = loss(model, tokens_BT, labels_BT, key)
+    mean_loss = loss(model, batch, key)
     return model.routers.counted(mean_loss), mean_loss

@@ -93,6 +93,9 @@ class Muon(AdamW):
         return parameter * self.state["decay"] - direction * (self.state["rate"] * scale)
 
 
+Optimizer = AdamW  # Muon is one too
+
+
 def orthogonal(x: mx.array) -> mx.array:
     """About U V^T for a matrix U S V^T, or a stack of them, by Newton-Schulz iteration in float32."""
     a, b, c = NEWTON_SCHULZ
@@ -105,14 +108,14 @@ def orthogonal(x: mx.array) -> mx.array:
     return y if wide else y.swapaxes(-2, -1)
 
 
-def build_optimizer(model: GPT, config: OptimConfig) -> AdamW:
+def build_optimizer(model: GPT, config: OptimConfig) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019), or Muon beside it, with zero moments; `set_step` gives it its learning rate."""
     optimizer = Muon(config) if config.optimizer == "muon" else AdamW(config)
     optimizer.init(model.trainable_parameters())
     return optimizer
 
 
-def set_step(optimizer: AdamW, step: int, learning_rate: float) -> None:
+def set_step(optimizer: Optimizer, step: int, learning_rate: float) -> None:
     """Prepare update number `step` (from 1)."""
     optimizer.set_step(step, learning_rate)
 
@@ -126,7 +129,7 @@ def clip_gradients(gradients: Any, largest: float) -> tuple[Any, mx.array]:
     return tree_map(lambda gradient: gradient * scale, gradients) if largest else gradients, norm
 
 
-def optimizer_tensors(model: GPT, optimizer: AdamW) -> dict[str, mx.array]:
+def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, mx.array]:
     """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     names = [name for name, _ in model.named_parameters()]
     state = dict(tree_flatten(optimizer.state))
@@ -138,7 +141,7 @@ def optimizer_tensors(model: GPT, optimizer: AdamW) -> dict[str, mx.array]:
     }
 
 
-def load_optimizer_tensors(model: GPT, optimizer: AdamW, tensors: Mapping[str, mx.array], step: int) -> None:
+def load_optimizer_tensors(model: GPT, optimizer: Optimizer, tensors: Mapping[str, mx.array], step: int) -> None:
     """Put back what `optimizer_tensors` gave after `step` updates."""
     state = dict(tree_flatten(optimizer.state))
     for moment, key in MOMENTS.items():

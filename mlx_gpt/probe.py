@@ -10,7 +10,8 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import NumpyBatch, Tokens
+from mlx_gpt.device import tensor, to_device
 from mlx_gpt.model import GPT, loss
 
 
@@ -21,20 +22,17 @@ class TrainingProbe:
         self.model = model
         self.vocab_size = model.config.vocab_size
 
-    def _tensor(self, ids: Tokens) -> mx.array:
-        return mx.array(ids)
-
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
+    def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
-        return float(loss(self.model, self._tensor(tokens), self._tensor(labels)))
+        return float(loss(self.model, to_device(batch, self.model.device)))
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""
-        return np.array(self.model(self._tensor(tokens)).astype(mx.float32))
+        return np.array(self.model(tensor(tokens, self.model.device)).astype(mx.float32))
 
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
         """Norm of each parameter's gradient by name."""
-        _, gradients = nn.value_and_grad(self.model, loss)(self.model, self._tensor(tokens), self._tensor(labels))
+        _, gradients = nn.value_and_grad(self.model, loss)(self.model, to_device(batch, self.model.device))
         norms = {name: mx.linalg.norm(gradient) for name, gradient in dict(tree_flatten(gradients)).items()}
         mx.eval(norms)
         return {name: float(norm) for name, norm in norms.items()}

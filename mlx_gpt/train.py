@@ -1,7 +1,7 @@
 """`python -m mlx_gpt.train`: train a GPT in MLX. The same text in PyTorch is torch_gpt/train.py.
 
 The loop is: learning rate -> micro-steps -> clip and step -> log -> evaluate -> sample -> save. What surrounds it
-(data, folder, clock, log, what is due when) is gpt_common/training/run.py.
+(data, folder, clock, log) is gpt_common/training/run.py; what is due when, due.py beside it.
 """
 
 from __future__ import annotations
@@ -13,34 +13,27 @@ from typing import Any
 from gpt_common.cli import answer_help
 from gpt_common.commands import TrainCommand
 from gpt_common.errors import run_main
+from gpt_common.machine.blas import load_fast_blas
 from gpt_common.training.command_line import parse_training
 
 if __name__ == "__main__":
     answer_help(TrainCommand, "python -m mlx_gpt.train")
+    load_fast_blas()  # before MLX is imported
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map
 
 from gpt_common.config import RunConfig
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import Batch, NumpyBatch, positions
 from gpt_common.keyed import dropout_key
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
-from mlx_gpt.device import (
-    compiles,
-    compute_dtype,
-    describe,
-    has_gpu,
-    name_of,
-    peak_memory,
-    select_device,
-    synchronise,
-    waits,
-)
+from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
+from mlx_gpt.layers import as_key
 from mlx_gpt.model import GPT, objective
-from mlx_gpt.optim import AdamW, build_optimizer, clip_gradients, set_step
+from mlx_gpt.optim import Optimizer, build_optimizer, clip_gradients, set_step
 from mlx_gpt.probe import TrainingProbe
 from mlx_gpt.sample import generate
 
@@ -55,49 +48,65 @@ class TrainStep:
         compiled: compile the loss and its gradient.
     """
 
-    def __init__(self, model: GPT, optimizer: AdamW, config: RunConfig, compiled: bool) -> None:
+    def __init__(self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.loss_and_gradients: Callable[..., Any] = partial(nn.value_and_grad(model, objective), model)
+        # A compiled function takes arrays, no object.
+        self.loss_and_gradients: Callable[..., Any] = nn.value_and_grad(
+            model, lambda tokens, labels, weights, key: objective(model, Batch(tokens, labels, weights), key)
+        )
         self.update: Callable[..., mx.array] = self.clip_and_update
+        self.gradients: Any = None
         self.previous: mx.array | None = None
         if compiled:
+            # Two functions, not one: gradients of micro-steps are added up and evaluated in between. What a function
+            # reads and replaces besides its arguments, weights and moments, is named as its state.
             state = [model.state, optimizer.state]
             self.loss_and_gradients = mx.compile(self.loss_and_gradients, inputs=state, outputs=state)
             self.update = mx.compile(self.clip_and_update, inputs=state, outputs=state)
 
-    def __call__(self, batches: Sequence[tuple[Tokens, Tokens]], step: int, rate: float) -> tuple[mx.array, mx.array]:
+    def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[mx.array, mx.array]:
         """Do step number `step` (from 0) at learning rate `rate`.
 
         Args:
-            batches: inputs and labels (B, T) of each micro-step; their mean gradient makes the step.
+            batches: one of each micro-step; the mean gradient over all of them makes the step.
 
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total, gradients = mx.zeros(()), None
-        for micro_step, (tokens, labels) in enumerate(batches):
-            (_, micro_loss), micro_gradients = self.loss_and_gradients(
-                self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
-            )
-            total = total + micro_loss / len(batches)
-            micro_gradients = tree_map(lambda gradient: gradient / len(batches), micro_gradients)
-            gradients = micro_gradients if gradients is None else tree_map(mx.add, gradients, micro_gradients)
-            # Before the update joins the graph: otherwise MLX recomputes all checkpointed blocks at once.
-            mx.async_eval(total, gradients, self.model.state)
+        mean_loss: Any = 0.0
+        counted = sum(positions(batch) for batch in batches)
+        for micro_step, batch in enumerate(batches):
+            # Their mean is what one large batch would give: each by their number, unless positions have weights.
+            parts = counted / positions(batch)
+            tensors, key = to_device(batch, self.model.device), self.key(step, micro_step)
+            mean_loss = mean_loss + self.accumulate(tensors, key, parts)
         set_step(self.optimizer, step + 1, rate)
-        norm = self.update(gradients)
-        del gradients, micro_gradients  # what Python still names, MLX cannot overwrite
-        mx.async_eval(total, norm, self.model.state, self.optimizer.state)
+        norm = self.update(self.gradients)
+        self.gradients = None  # what Python still names, MLX cannot overwrite
+        mx.async_eval(mean_loss, norm, self.model.state, self.optimizer.state)
         # Python prepares the next step while this one runs; waiting for the one before bounds memory.
         if self.previous is not None:
             mx.eval(self.previous)
-        self.previous = total
-        return total, norm
+        self.previous = mean_loss
+        return mean_loss, norm
+
+    def accumulate(self, batch: Batch[mx.array], key: mx.array | None, parts: float) -> mx.array:
+        """Forward and backward: add a micro-step's gradient, divided by `parts`, to the step's; returns its loss so."""
+        (_, loss), gradients = self.loss_and_gradients(batch.tokens, batch.labels, batch.weights, key)
+        gradients = tree_map(lambda gradient: gradient / parts, gradients)
+        self.gradients = gradients if self.gradients is None else tree_map(mx.add, self.gradients, gradients)
+        # MLX computes nothing before it is asked. Asked here, a micro-step's activations are gone before the next one's
+        # come; and the update has not joined the graph yet, with which MLX recomputes all checkpointed blocks at once.
+        loss = loss / parts
+        mx.async_eval(loss, self.gradients, self.model.state)
+        return loss
 
     def clip_and_update(self, gradients: Any) -> mx.array:
         """Clip and step; returns the gradient norm before clipping."""
+        # One bad batch must not throw the weights. The norm is that of the whole step and of all tensors together:
+        # clipped part by part, the step would point elsewhere.
         gradients, norm = clip_gradients(gradients, self.config.optim.grad_clip)
         self.optimizer.update(self.model, gradients)
         self.model.routers.balance()
@@ -108,11 +117,7 @@ class TrainStep:
         if self.config.model.dropout == 0:
             return None
         words = dropout_key(self.config.train.seed, step, micro_step)
-        return mx.array(words)
-
-    def tensor(self, ids: Tokens) -> mx.array:
-        """Token ids on the device."""
-        return mx.array(ids)
+        return as_key(words, self.config.model.dropout_rng)
 
 
 def train(run: Run) -> None:
@@ -129,41 +134,29 @@ def train(run: Run) -> None:
     else:
         model.initialise(config.train.seed)
     train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
-    probe = TrainingProbe(model)
-    start = partial(run.start, find_non_finite=probe.find_non_finite)
+    sampler = partial(generate, model)
 
-    with start(description=describe(device), device=name_of(device), dtype=str(dtype).removeprefix("mlx.core.")):
-        run.check_start(probe)
+    with run.start(compute_device(device, dtype), TrainingProbe(model)):
+        # Before the first step: can this model learn at all, and what does it know without having learnt anything?
+        run.check_start()
         if run.first_step == 0:
-            run.evaluated(0, run.evaluate(probe.loss))
-            run.sample(0, partial(generate, model))
-        before = probe.checksums()
-        run.timer.restart()
+            run.evaluate(0)
+            run.sample(0, sampler)
 
-        for step in range(run.first_step, run.stop_at):
+        for step in run.steps():
             rate = learning_rate(step, config.optim, config.train.max_steps)
-            mean_loss, norm = train_step(run.batches(step), step, rate)
-            done = step + 1
-            if run.anything_due(done):
-                synchronise(device)
-            run.stepped(done, waited=run.anything_due(done) or waits(device))
-            if run.log_due(done):
-                memory, loads = peak_memory(device), model.routers.take_loads()
-                run.record(
-                    done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
-                )
-            with run.timer.paused():
-                if step == run.first_step:
-                    run.check_first_update(before, probe.checksums(), rate)
-                if run.evaluation_due(done):
-                    run.evaluated(done, run.evaluate(probe.loss))
-                if run.sample_due(done):
-                    run.sample(done, partial(generate, model))
-                if run.save_due(done):
-                    run.save(done, lambda folder: save_tensors(folder, model, optimizer))
-            if run.interrupted is not None:
-                break
-        run.finish(done)
+            loss, norm = train_step(run.batches(step), step, rate)
+            due = run.after_step(step + 1)
+            if due.log:
+                # Only here is the loss fetched: a number that Python waits for at every step would keep a GPU idle.
+                loads = model.routers.take_loads()
+                run.record(due.step, loss=float(loss), lr=rate, grad_norm=float(norm), expert_loads=loads)
+            if due.evaluation:
+                run.evaluate(due.step)
+            if due.sample:
+                run.sample(due.step, sampler)
+            if due.save:
+                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer))
 
 
 def main(argv: Sequence[str]) -> None:

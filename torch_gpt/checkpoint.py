@@ -11,10 +11,10 @@ from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from torch_gpt.model import GPT
-from torch_gpt.optim import load_optimizer_tensors, optimizer_tensors
+from torch_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 
 
-def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+def save_tensors(folder: Path, model: GPT, optimizer: Optimizer) -> None:
     """Write both tensor files of a checkpoint into `folder`."""
     save_file({name: p.detach().contiguous() for name, p in model.state_dict().items()}, folder / MODEL_FILE)
     save_file(
@@ -22,7 +22,7 @@ def save_tensors(folder: Path, model: GPT, optimizer: torch.optim.Optimizer) -> 
     )
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: torch.optim.Optimizer) -> Manifest:
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer) -> Manifest:
     """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
 
     Raises:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import resource
 import sys
+from typing import Any
 
+import numpy.typing as npt
 import torch
 
 from gpt_common.config import TrainConfig
+from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
+from gpt_common.machine.device import ComputeDevice
 
 
 def has_gpu() -> bool:
@@ -68,12 +72,6 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def waits(device: torch.device) -> bool:
-    """Whether a step that returns has been waited for, so that its time can be taken."""
-    # A CPU is done when a step returns; a GPU works on a queue.
-    return device.type == "cpu"
-
-
 def name_of(device: torch.device) -> str:
     """One of "cpu", "gpu", "mps", "cuda"."""
     return device.type
@@ -83,3 +81,27 @@ def describe(device: torch.device) -> str:
     """The framework and device in a few words, for the console."""
     threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
     return f"PyTorch {torch.__version__} on {name_of(device)}{threads}"
+
+
+def compute_device(device: torch.device, dtype: torch.dtype) -> ComputeDevice:
+    """The device as what surrounds the training step sees it."""
+    return ComputeDevice(
+        name=name_of(device),
+        description=describe(device),
+        dtype=str(dtype).rpartition(".")[2],
+        # A CPU is done when a step returns; a GPU works on a queue.
+        synchronous=device.type == "cpu",
+        synchronise=lambda: synchronise(device),
+        peak_memory=lambda: peak_memory(device),
+    )
+
+
+def tensor(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array of numpy's on the device, ids as int64."""
+    return torch.from_numpy(values).to(device, torch.float32 if values.dtype.kind == "f" else torch.long)
+
+
+def to_device(batch: NumpyBatch, device: torch.device) -> Batch[torch.Tensor]:
+    """A batch as the model takes it."""
+    weights = None if batch.weights is None else tensor(batch.weights, device)
+    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights)

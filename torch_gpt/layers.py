@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -178,6 +179,13 @@ def dropout(x: Tensor, rate: float, key: Tensor | None, site: int, rng: str) -> 
         return F.dropout(x, rate)
     keep = uniform(key, site, x.shape).to(x.device) < 1 - rate
     return torch.where(keep, x / (1 - rate), torch.zeros_like(x))
+
+
+def as_key(words: npt.NDArray[np.uint32], rng: str) -> Tensor:
+    """The words of a dropout key (gpt_common/keyed.py) as the model takes them."""
+    if rng == "native":  # masks are PyTorch's own
+        torch.manual_seed(int(words[0]) << 32 | int(words[1]))
+    return torch.from_numpy(words)
 
 
 def uniform(key: Tensor, site: int, shape: torch.Size) -> Tensor:

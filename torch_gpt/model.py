@@ -14,11 +14,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_common.config import ModelConfig
+from gpt_common.data.batches import Batch
 from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
 from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
+
+LEAST_WEIGHT = 1e-9
+"""Where no position of a batch counts its loss is 0, and not 0 / 0."""
 
 
 class Block(nn.Module):
@@ -118,13 +122,17 @@ class GPT(nn.Module):
                 parameters[name].copy_(torch.from_numpy(value))
 
 
-def loss(model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None) -> Tensor:
-    """Mean cross entropy in nats per token, from logits in float32."""
-    logits_BTV = upcast(model(tokens_BT, key))
-    return F.cross_entropy(logits_BTV.flatten(0, 1), labels_BT.flatten())
+def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:
+    """Mean cross entropy in nats per token, over the positions that count and by their weights."""
+    # In float32: the sum over a vocabulary of exponentials needs more than bfloat16's 8 bits.
+    logits_BTV = upcast(model(batch.tokens, key))
+    if batch.weights is None:
+        return F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten())
+    nats_N = F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten(), reduction="none")
+    return (nats_N * batch.weights.flatten()).sum() / torch.clamp(batch.weights.sum(), min=LEAST_WEIGHT)
 
 
-def objective(model: GPT, tokens_BT: Tensor, labels_BT: Tensor, key: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def objective(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """What training minimises, and the loss in it: more is in it only where a penalty keeps experts busy."""
-    mean_loss = loss(model, tokens_BT, labels_BT, key)
+    mean_loss = loss(model, batch, key)
     return model.routers.counted(mean_loss), mean_loss

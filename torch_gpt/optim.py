@@ -16,11 +16,12 @@ from gpt_common.config import OptimConfig
 from gpt_common.network.parameters import is_block_matrix
 from torch_gpt.model import GPT
 
+Optimizer = torch.optim.Optimizer
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon": steepest at zero, and no more than 1.2 beyond
 NEWTON_SCHULZ_STEPS = 5
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     """Muon (Jordan et al. 2024) for matrices, and another optimiser for the rest.
 
     The momentum of a matrix is replaced by the nearest orthogonal one, scaled so that an entry moves as far as AdamW
@@ -65,7 +66,7 @@ def orthogonal(x: torch.Tensor) -> torch.Tensor:
     return y if wide else y.transpose(-2, -1)
 
 
-def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(model: GPT, config: OptimConfig) -> Optimizer:
     """AdamW (Loshchilov & Hutter 2019), or Muon beside it, with zero moments; `set_step` gives it its learning rate."""
     muon = config.optimizer == "muon"
     matrices = [p for name, p in model.named_parameters() if muon and is_block_matrix(name, p.ndim)]
@@ -79,7 +80,7 @@ def build_optimizer(model: GPT, config: OptimConfig) -> torch.optim.Optimizer:
     return Muon(matrices, adamw, config) if muon else adamw
 
 
-def set_step(optimizer: torch.optim.Optimizer, step: int, learning_rate: float) -> None:  # noqa: ARG001 (it counts)
+def set_step(optimizer: Optimizer, step: int, learning_rate: float) -> None:  # noqa: ARG001 (it counts)
     """Prepare update number `step` (from 1)."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
@@ -90,7 +91,7 @@ def clip_gradients(model: GPT, largest: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
 
 
-def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     tensors = {}
     for moment in ("exp_avg", "exp_avg_sq", "momentum"):
@@ -102,9 +103,7 @@ def optimizer_tensors(model: GPT, optimizer: torch.optim.Optimizer) -> dict[str,
     return tensors
 
 
-def load_optimizer_tensors(
-    model: GPT, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor], step: int
-) -> None:
+def load_optimizer_tensors(model: GPT, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], step: int) -> None:
     """Put back what `optimizer_tensors` gave after `step` updates."""
     for name, parameter in model.named_parameters():
         owner, moments = owner_of(optimizer, name, parameter)
@@ -114,9 +113,7 @@ def load_optimizer_tensors(
         }
 
 
-def owner_of(
-    optimizer: torch.optim.Optimizer, name: str, parameter: torch.Tensor
-) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+def owner_of(optimizer: Optimizer, name: str, parameter: torch.Tensor) -> tuple[Optimizer, tuple[str, ...]]:
     """Which optimiser updates a parameter, and what it remembers of it."""
     if not isinstance(optimizer, Muon):
         return optimizer, ("exp_avg", "exp_avg_sq")

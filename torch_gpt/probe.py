@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import NumpyBatch, Tokens
+from torch_gpt.device import tensor, to_device
 from torch_gpt.model import GPT, loss
 
 
@@ -19,22 +20,19 @@ class TrainingProbe:
         self.model = model
         self.vocab_size = model.config.vocab_size
 
-    def _tensor(self, ids: Tokens) -> torch.Tensor:
-        return torch.from_numpy(ids).to(self.model.device, torch.long)
-
     @torch.no_grad()
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
+    def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
-        return float(loss(self.model, self._tensor(tokens), self._tensor(labels)))
+        return float(loss(self.model, to_device(batch, self.model.device)))
 
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""
-        return np.asarray(self.model(self._tensor(tokens)).float().cpu().numpy())
+        return np.asarray(self.model(tensor(tokens, self.model.device)).float().cpu().numpy())
 
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
         """Norm of each parameter's gradient by name."""
-        loss(self.model, self._tensor(tokens), self._tensor(labels)).backward()
+        loss(self.model, to_device(batch, self.model.device)).backward()
         norms = {name: float(p.grad.norm()) for name, p in self.model.named_parameters() if p.grad is not None}
         self.model.zero_grad(set_to_none=True)
         return norms

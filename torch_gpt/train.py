@@ -1,13 +1,14 @@
 """`python -m torch_gpt.train`: train a GPT in PyTorch. The same text in MLX is mlx_gpt/train.py.
 
 The loop is: learning rate -> micro-steps -> clip and step -> log -> evaluate -> sample -> save. What surrounds it
-(data, folder, clock, log, what is due when) is gpt_common/training/run.py.
+(data, folder, clock, log) is gpt_common/training/run.py; what is due when, due.py beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from gpt_common.cli import answer_help
 from gpt_common.commands import TrainCommand
@@ -20,24 +21,15 @@ if __name__ == "__main__":
 import torch
 
 from gpt_common.config import RunConfig
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import Batch, NumpyBatch, positions
 from gpt_common.keyed import dropout_key
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from torch_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
-from torch_gpt.device import (
-    compiles,
-    compute_dtype,
-    describe,
-    has_gpu,
-    name_of,
-    peak_memory,
-    select_device,
-    synchronise,
-    waits,
-)
+from torch_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
+from torch_gpt.layers import as_key
 from torch_gpt.model import GPT, objective
-from torch_gpt.optim import build_optimizer, clip_gradients, set_step
+from torch_gpt.optim import Optimizer, build_optimizer, clip_gradients, set_step
 from torch_gpt.probe import TrainingProbe
 from torch_gpt.sample import generate
 
@@ -52,50 +44,54 @@ class TrainStep:
         compiled: compile the loss and its gradient.
     """
 
-    def __init__(self, model: GPT, optimizer: torch.optim.Optimizer, config: RunConfig, compiled: bool) -> None:
+    def __init__(self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
-        self.device = model.device
         self.objective = torch.compile(objective) if compiled else objective
 
-    def __call__(
-        self, batches: Sequence[tuple[Tokens, Tokens]], step: int, rate: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Do step number `step` (from 0) at learning rate `rate`.
 
         Args:
-            batches: inputs and labels (B, T) of each micro-step; their mean gradient makes the step.
+            batches: one of each micro-step; the mean gradient over all of them makes the step.
 
         Returns:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
-        total = torch.zeros((), device=self.device)
-        for micro_step, (tokens, labels) in enumerate(batches):
-            value, micro_loss = self.objective(
-                self.model, self.tensor(tokens), self.tensor(labels), self.key(step, micro_step)
-            )
-            (value / len(batches)).backward()
-            total = total + micro_loss.detach() / len(batches)
-        norm = clip_gradients(self.model, self.config.optim.grad_clip)
+        mean_loss: Any = 0.0
+        counted = sum(positions(batch) for batch in batches)
+        for micro_step, batch in enumerate(batches):
+            # Their mean is what one large batch would give: each by their number, unless positions have weights.
+            parts = counted / positions(batch)
+            tensors, key = to_device(batch, self.model.device), self.key(step, micro_step)
+            mean_loss = mean_loss + self.accumulate(tensors, key, parts)
         set_step(self.optimizer, step + 1, rate)
+        norm = self.clip_and_update()
+        return mean_loss, norm
+
+    def accumulate(self, batch: Batch[torch.Tensor], key: torch.Tensor | None, parts: float) -> torch.Tensor:
+        """Forward and backward: add a micro-step's gradient, divided by `parts`, to the step's; returns its loss so."""
+        value, loss = self.objective(self.model, batch, key)
+        (value / parts).backward()
+        return loss.detach() / parts
+
+    def clip_and_update(self) -> torch.Tensor:
+        """Clip and step; returns the gradient norm before clipping."""
+        # One bad batch must not throw the weights. The norm is that of the whole step and of all tensors together:
+        # clipped part by part, the step would point elsewhere.
+        norm = clip_gradients(self.model, self.config.optim.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)  # not to zeros: memory for the next step's activations
         self.model.routers.balance()
-        return total, norm
+        return norm
 
     def key(self, step: int, micro_step: int) -> torch.Tensor | None:
         """Dropout key of a micro-step; None without dropout."""
         if self.config.model.dropout == 0:
             return None
         words = dropout_key(self.config.train.seed, step, micro_step)
-        if self.config.model.dropout_rng == "native":
-            torch.manual_seed(int(words[0]) << 32 | int(words[1]))
-        return torch.from_numpy(words)
-
-    def tensor(self, ids: Tokens) -> torch.Tensor:
-        """Token ids on the device."""
-        return torch.from_numpy(ids).to(self.device, torch.long)
+        return as_key(words, self.config.model.dropout_rng)
 
 
 def train(run: Run) -> None:
@@ -112,41 +108,29 @@ def train(run: Run) -> None:
     else:
         model.initialise(config.train.seed)
     train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
-    probe = TrainingProbe(model)
-    start = partial(run.start, find_non_finite=probe.find_non_finite)
+    sampler = partial(generate, model)
 
-    with start(description=describe(device), device=name_of(device), dtype=str(dtype).removeprefix("torch.")):
-        run.check_start(probe)
+    with run.start(compute_device(device, dtype), TrainingProbe(model)):
+        # Before the first step: can this model learn at all, and what does it know without having learnt anything?
+        run.check_start()
         if run.first_step == 0:
-            run.evaluated(0, run.evaluate(probe.loss))
-            run.sample(0, partial(generate, model))
-        before = probe.checksums()
-        run.timer.restart()
+            run.evaluate(0)
+            run.sample(0, sampler)
 
-        for step in range(run.first_step, run.stop_at):
+        for step in run.steps():
             rate = learning_rate(step, config.optim, config.train.max_steps)
-            mean_loss, norm = train_step(run.batches(step), step, rate)
-            done = step + 1
-            if run.anything_due(done):
-                synchronise(device)
-            run.stepped(done, waited=run.anything_due(done) or waits(device))
-            if run.log_due(done):
-                memory, loads = peak_memory(device), model.routers.take_loads()
-                run.record(
-                    done, loss=float(mean_loss), lr=rate, grad_norm=float(norm), memory=memory, expert_loads=loads
-                )
-            with run.timer.paused():
-                if step == run.first_step:
-                    run.check_first_update(before, probe.checksums(), rate)
-                if run.evaluation_due(done):
-                    run.evaluated(done, run.evaluate(probe.loss))
-                if run.sample_due(done):
-                    run.sample(done, partial(generate, model))
-                if run.save_due(done):
-                    run.save(done, lambda folder: save_tensors(folder, model, optimizer))
-            if run.interrupted is not None:
-                break
-        run.finish(done)
+            loss, norm = train_step(run.batches(step), step, rate)
+            due = run.after_step(step + 1)
+            if due.log:
+                # Only here is the loss fetched: a number that Python waits for at every step would keep a GPU idle.
+                loads = model.routers.take_loads()
+                run.record(due.step, loss=float(loss), lr=rate, grad_norm=float(norm), expert_loads=loads)
+            if due.evaluation:
+                run.evaluate(due.step)
+            if due.sample:
+                run.sample(due.step, sampler)
+            if due.save:
+                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer))
 
 
 def main(argv: Sequence[str]) -> None:

@@ -169,8 +169,8 @@ class MlxLmWork(MlxWork):
 
     def step(self, batches: Batches, step: int, rate: float) -> None:
         previous, total, gradients = self._loss, mx.zeros(()), None
-        for tokens, labels in batches:
-            loss, new = self._compute(mx.array(tokens), mx.array(labels))
+        for batch in batches:
+            loss, new = self._compute(mx.array(batch.tokens), mx.array(batch.labels))
             total = total + loss / len(batches)
             new = tree_map(lambda gradient: gradient / len(batches), new)
             gradients = new if gradients is None else tree_map(mx.add, gradients, new)

@@ -29,11 +29,12 @@ from benchmarks.readings import Overhead
 from benchmarks.report.pairs import paired_ratio
 from gpt_common.commands import TrainCommand
 from gpt_common.config import DataConfig, RunConfig
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import NumpyBatch
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import write_dataset
 from gpt_common.errors import UserError
 from gpt_common.keyed import keyed_generator
+from gpt_common.training.due import Due
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 
@@ -74,7 +75,7 @@ class TimedRun(Run):
         self.parts: dict[str, list[float]] = {"batches": [], "stepped": [], "record": []}
         """Seconds of every call of what the loop does besides the step."""
 
-    def batches(self, step: int) -> list[tuple[Tokens, Tokens]]:
+    def batches(self, step: int) -> list[NumpyBatch]:
         """See Run. At the first step of a block the step before it was logged, and so waited for."""
         if step % BLOCK == 0:
             mine = None if self._resumed is None else time.perf_counter() - self._resumed
@@ -88,10 +89,10 @@ class TimedRun(Run):
         with self._timed("batches"):
             return super().batches(step)
 
-    def stepped(self, step: int, *, waited: bool) -> None:
+    def after_step(self, step: int) -> Due:
         """See Run."""
         with self._timed("stepped"):
-            super().stepped(step, waited=waited)
+            return super().after_step(step)
 
     def record(self, step: int, **figures: Any) -> None:
         """See Run."""

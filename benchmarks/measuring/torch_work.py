@@ -17,7 +17,7 @@ from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.init import initial_weights
-from torch_gpt.device import compute_dtype, describe, select_device, synchronise
+from torch_gpt.device import compute_dtype, describe, select_device, synchronise, to_device
 from torch_gpt.model import GPT
 from torch_gpt.optim import build_optimizer
 from torch_gpt.sample import generate
@@ -145,11 +145,12 @@ class TransformersWork(TorchWork):
     def step(self, batches: Batches, step: int, rate: float) -> None:  # noqa: ARG002 (no keyed dropout)
         total = torch.zeros((), device=self._device)
         bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
-        for tokens, labels in batches:
-            ids, targets = (torch.from_numpy(x).to(self._device, torch.long) for x in (tokens, labels))
+        for batch in batches:
+            there = to_device(batch, self._device)
             with bf16:
-                logits = self._model(ids, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten()) / len(batches)
+                logits = self._model(there.tokens, use_cache=False).logits
+            logits_NV, labels_N = logits.float().flatten(0, 1), there.labels.flatten()
+            loss = torch.nn.functional.cross_entropy(logits_NV, labels_N) / len(batches)
             loss.backward()
             total = total + loss.detach()
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.grad_clip or float("inf"))

@@ -9,10 +9,10 @@ import numpy as np
 
 from benchmarks.readings import Compilation
 from gpt_common.config import RunConfig
-from gpt_common.data.batches import Tokens, training_batch
+from gpt_common.data.batches import NumpyBatch, training_batch
 from gpt_common.keyed import keyed_generator
 
-Batches = list[tuple[Tokens, Tokens]]
+Batches = list[NumpyBatch]
 CORPUS_TOKENS = 1_000_000
 
 
@@ -67,7 +67,7 @@ class Batcher:
         self.next_step = 0
 
     def take(self, steps: int) -> list[tuple[int, Batches]]:
-        """The next `steps` steps: their numbers, and inputs and labels of every micro-step."""
+        """The next `steps` steps: their numbers, and the batch of every micro-step."""
         numbers = range(self.next_step, self.next_step + steps)
         self.next_step += steps
         return [(step, self._batches(step)) for step in numbers]

@@ -23,7 +23,7 @@ import numpy as np
 
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
-from gpt_common.data.batches import Tokens
+from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import WorkFailed, run_main
 from gpt_common.network.memory import Twin, memory_plan
 
@@ -122,10 +122,10 @@ def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def _batches(config: RunConfig) -> list[tuple[Tokens, Tokens]]:
+def _batches(config: RunConfig) -> list[NumpyBatch]:
     shape = (config.train.batch_size, config.model.block_size)
     ids = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
-    return [(ids, ids)] * config.train.grad_accum_steps
+    return [Batch(ids, ids)] * config.train.grad_accum_steps
 
 
 def _measure_torch(config: RunConfig) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convert.parity import material
 from convert.parity.climb import ORACLE, Climb
-from convert.parity.compare import Array, Arrays, Measurement, Tokens, distances, key_bias_is_idle, relative
+from convert.parity.compare import Array, Arrays, Measurement, distances, key_bias_is_idle, relative
 from convert.parity.ladder import Report, Result
 from convert.parity.rungs.passes import OUTPUT, dropout_keys, layers
 from gpt_common.config import RunConfig, differences
@@ -106,23 +106,19 @@ def _search_state(climb: Climb, name: str, state: str, weights: Arrays, key: Arr
 
 def _first_tensor(climb: Climb, name: str, key: Array | None) -> str | None:
     """The first tensor of a whole pass outside its gate: activations forward, then gradients from the last layer."""
-    tokens, labels = _batch(climb)
-    found = climb.twins()[name].trace(tokens, labels, key).taps
-    exact = climb.oracle().trace(tokens, labels, key).taps
+    batch = material.batches(climb.config, 0)[0]
+    found = climb.twins()[name].trace(batch, key).taps
+    exact = climb.oracle().trace(batch, key).taps
     for (tap, value), (_, wanted) in zip(found, exact, strict=True):
         if relative(value, wanted) > climb.gate("L3"):
             return tap
-    gradients = climb.twins()[name].gradients(tokens, labels, key)[1]
-    wanted_gradients = climb.oracle().gradients(tokens, labels, key)[1]
+    gradients = climb.twins()[name].gradients(batch, key)[1]
+    wanted_gradients = climb.oracle().gradients(batch, key)[1]
     late_first = {tensor: wanted_gradients[tensor] for tensor in reversed(list(wanted_gradients))}
     for tensor, error in distances(gradients, late_first, split_bias=key_bias_is_idle(climb.config.model)):
         if error > climb.gate("L5"):
             return f"gradient of {tensor}"
     return None
-
-
-def _batch(climb: Climb) -> tuple[Tokens, Tokens]:
-    return material.batches(climb.config, 0)[0]
 
 
 def paragraph(report: Report, command: str) -> str:

@@ -158,7 +158,7 @@ def token_stream(vocab_size: int, seed: int) -> Tokens:
 
 
 def batches(config: RunConfig, step: int) -> Batches:
-    """Inputs and labels of every micro-step, as the trainer takes them from a corpus."""
+    """The batch of every micro-step, as the trainer takes them from a corpus."""
     return [
         training_batch(
             token_stream(config.model.vocab_size, config.train.seed),
@@ -175,8 +175,3 @@ def batches(config: RunConfig, step: int) -> Batches:
 def with_dropout(config: RunConfig, rate: float) -> RunConfig:
     """The same with dropout by shared masks."""
     return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=rate, dropout_rng="shared"))
-
-
-def without_dropout(config: RunConfig) -> RunConfig:
-    """The same with dropout 0."""
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.0))

@@ -17,9 +17,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt_common.data.batches import Batch, NumpyBatch, Tokens
 from gpt_common.errors import WorkFailed
-
-Tokens = NDArray[np.int32]
 
 # What the gates may cost: forward passes over at most so many tokens and so many logits.
 PROBE_TOKENS = 1024
@@ -45,26 +44,35 @@ class Probe(Protocol):
 
     vocab_size: int
 
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        """Mean cross entropy in nats per token of labels (B, T) given tokens (B, T), without dropout."""
+    def loss(self, batch: NumpyBatch) -> float:
+        """Mean cross entropy in nats per token, without dropout."""
 
     def logits(self, tokens: Tokens) -> NDArray[np.float32]:
         """Logits (B, T, V) of tokens (B, T), without dropout."""
 
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
         """Norm of the loss's gradient by parameter name; a parameter without gradient is absent or 0."""
 
     def parameter_names(self) -> list[str]:
         """Names of all parameters that training should move."""
 
 
-def check_start(probe: Probe, tokens: Tokens, labels: Tokens, *, fresh: bool = True) -> list[str]:
+class TrainedProbe(Probe, Protocol):
+    """What a run asks besides of the model that it trains."""
+
+    def checksums(self) -> dict[str, int]:
+        """A checksum of every parameter's bytes by name: tells whether an update moved it."""
+
+    def find_non_finite(self) -> str | None:
+        """Name of the first parameter with NaN or infinity, if any."""
+
+
+def check_start(probe: Probe, batch: NumpyBatch, *, fresh: bool = True) -> list[str]:
     """Prove before the first step that learning is possible.
 
     Args:
         probe: the model.
-        tokens: the first training batch (B, T).
-        labels: its labels (B, T).
+        batch: the first training batch, (B, T).
         fresh: the weights are newly initialised, not from a checkpoint.
 
     Returns:
@@ -73,16 +81,17 @@ def check_start(probe: Probe, tokens: Tokens, labels: Tokens, *, fresh: bool = T
     Raises:
         GateFailed: names the gate, what it found and what that usually means.
     """
-    batch, length = tokens.shape
-    rows = min(batch, max(1, PROBE_TOKENS // length), max(1, PROBE_LOGITS // (length * probe.vocab_size)))
-    _check_labels(tokens, labels, probe.vocab_size)
-    tokens, labels = tokens[:rows], labels[:rows]
+    length = batch.tokens.shape[1]
+    rows = min(len(batch.tokens), max(1, PROBE_TOKENS // length), max(1, PROBE_LOGITS // (length * probe.vocab_size)))
+    _check_labels(batch.tokens, batch.labels, probe.vocab_size)
+    tokens, labels = batch.tokens[:rows], batch.labels[:rows]
+    batch = Batch(tokens, labels, None if batch.weights is None else batch.weights[:rows])
     logits = probe.logits(tokens)
     lines = ["health: the labels are the tokens shifted by one"]
-    lines.append(_check_loss(probe, tokens, labels, logits))
+    lines.append(_check_loss(probe, batch, logits))
     if fresh:
         lines.append(_check_initial_loss(token_losses(logits, labels), probe.vocab_size))
-    lines.append(_check_gradients(probe, tokens, labels))
+    lines.append(_check_gradients(probe, batch))
     lines.append(_check_causality(probe, tokens, logits))
     return lines
 
@@ -139,18 +148,19 @@ def _check_labels(tokens: Tokens, labels: Tokens, vocab_size: int) -> None:
         raise GateFailed("labels", found, meaning)
 
 
-def _check_loss(probe: Probe, tokens: Tokens, labels: Tokens, logits: NDArray[np.float32]) -> str:
+def _check_loss(probe: Probe, batch: NumpyBatch, logits: NDArray[np.float32]) -> str:
     # Before training all labels are about equally unlikely, so a loss over the wrong ones looks right. Labels that the
     # model finds likeliest, and least likely, tell a loss that shifts, ignores or masks them.
-    likeliest = logits.argmax(-1).astype(labels.dtype)
-    unlikeliest = logits.argmin(-1).astype(labels.dtype)
+    likeliest = logits.argmax(-1).astype(batch.labels.dtype)
+    unlikeliest = logits.argmin(-1).astype(batch.labels.dtype)
+    weights = None if batch.weights is None else batch.weights.reshape(-1)
     # Rounding in bfloat16 is 4e-3 of a logit and averages out over the tokens; wrong labels cost 0.1 or more, or, where
     # a model begins with logits close to nothing, about the distance between its logits.
     spread = float((logits.max(-1) - logits.min(-1)).mean())
     tolerance = min(2e-3, 0.02 * spread + 1e-5)
-    for chosen in (labels, likeliest, unlikeliest):
-        expected = float(token_losses(logits, chosen).mean())
-        found = probe.loss(tokens, chosen)
+    for chosen in (batch.labels, likeliest, unlikeliest):
+        expected = float(np.average(token_losses(logits, chosen), weights=weights))
+        found = probe.loss(Batch(batch.tokens, chosen, batch.weights))
         if not abs(found - expected) <= tolerance * max(1.0, expected):
             raise GateFailed(
                 "loss",
@@ -174,8 +184,8 @@ def _check_initial_loss(losses: NDArray[np.float64], vocab_size: int) -> str:
     return f"health: the initial loss {loss:.4f} is that of a blind guess, ln({vocab_size}) = {uniform:.4f}"
 
 
-def _check_gradients(probe: Probe, tokens: Tokens, labels: Tokens) -> str:
-    names, norms = probe.parameter_names(), probe.gradient_norms(tokens, labels)
+def _check_gradients(probe: Probe, batch: NumpyBatch) -> str:
+    names, norms = probe.parameter_names(), probe.gradient_norms(batch)
     strange = [name for name in names if not math.isfinite(norms.get(name, 0.0))]
     if strange:
         raise GateFailed(

@@ -17,18 +17,22 @@ import numpy as np
 
 from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import ModelConfig, to_dict
-from gpt_common.data.batches import Tokens, evaluation_batches, training_batch
+from gpt_common.data.batches import NumpyBatch, evaluation_batches, training_batch
 from gpt_common.data.tokenizers import identity
-from gpt_common.errors import Stopped
+from gpt_common.errors import Stopped, WorkFailed
 from gpt_common.keyed import draws
+from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import detect, published_peak
 from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count
+from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import write_checkpoint
-from gpt_common.training.health import Alarms, Probe, check_first_update, check_start
+from gpt_common.training.due import Due
+from gpt_common.training.health import Alarms, TrainedProbe, check_first_update, check_start
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.opening import open_run, write_run_files
 from gpt_common.training.record import StepRecord
+from gpt_common.training.report.ending import report_at_end
 from gpt_common.training.runlog import RunLog
 from gpt_common.training.timing import StepTimer
 from gpt_common.words import parameters_in_words
@@ -47,6 +51,7 @@ class Run:
     """
 
     def __init__(self, command: TrainCommand, *, twin: str, why_preset: str | None = None) -> None:
+        self._began = time.monotonic()
         self.twin = twin
         self.why_preset = why_preset
         self.opening = opening = open_run(command)
@@ -56,26 +61,23 @@ class Run:
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
         self.interrupted: int | None = None
+        self.step = self.saved_step = self.first_step
         self.expert_shares: list[list[float]] = []
         self.peak_memory = 0
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
-    def start(
-        self, *, description: str, device: str, dtype: str, find_non_finite: Callable[[], str | None]
-    ) -> AbstractContextManager[Run]:
-        """Make or take up the folder, open the log, watch for signals; closes all of it at the end.
+    def start(self, device: ComputeDevice, probe: TrainedProbe) -> AbstractContextManager[Run]:
+        """Make or take up the folder, open the log, watch for signals; sums up and closes all of it at the end.
 
-        Args:
-            description: framework and device in a few words.
-            device: "cpu", "gpu", "mps" or "cuda", for the published peak.
-            dtype: compute dtype, "float32" or "bfloat16".
-            find_non_finite: names a parameter that holds NaN or infinity, or None; asked when a loss does.
+        Raises:
+            Stopped: at the end, if a signal ended the run.
         """
+        self.device, self.probe = device, probe
         hardware = detect()
-        peak = published_peak(hardware, device, dtype)
+        peak = published_peak(hardware, device.name, device.dtype)
         self.peak = peak.flops if peak else None
-        write_run_files(self.opening, twin=self.twin, device=description, chip=hardware.chip)
+        write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
         self.timer = StepTimer()
         self.alarms = Alarms(
             vocab_size=self.config.model.vocab_size,
@@ -84,7 +86,7 @@ class Run:
             floor_error=self.dataset.floor_error or 0.0,
             warmup_steps=self.config.optim.warmup_steps,
             max_steps=self.config.train.max_steps,
-            find_non_finite=find_non_finite,
+            find_non_finite=probe.find_non_finite,
         )
         self.log = RunLog(
             self.folder,
@@ -95,7 +97,7 @@ class Run:
             run_name=self.folder.name,
         )
         self._data_seconds, self._data_steps = 0.0, 0
-        self._announce(f"{description}, {dtype}", hardware.chip)
+        self._announce(f"{device.description}, {device.dtype}", hardware.chip)
         return self._opened()
 
     @contextmanager
@@ -109,7 +111,13 @@ class Run:
         before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             with self.log:
-                yield self
+                try:
+                    yield self
+                except WorkFailed:
+                    if self.config.train.report and self.step > self.first_step:
+                        report_at_end(self.folder, self.log.encoding)
+                    raise
+                self._finish()
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -130,8 +138,19 @@ class Run:
 
     # ---- what the loop asks --------------------------------------------------------------------------------------
 
-    def batches(self, step: int) -> list[tuple[Tokens, Tokens]]:
-        """Inputs and labels of every micro-step, (B, T) int32 each; a pure function of seed and step."""
+    def steps(self) -> Iterator[int]:
+        """The steps to do, from 0; after a signal no more than the one that was begun."""
+        if self.config.train.health_gates:
+            self._checksums = self.probe.checksums()
+        self.timer.restart()
+        self._start_up = time.monotonic() - self._began
+        for step in range(self.first_step, self.stop_at):
+            yield step
+            if self.interrupted is not None and self.saved_step == self.step:
+                return
+
+    def batches(self, step: int) -> list[NumpyBatch]:
+        """The batch of every micro-step; a pure function of seed and step."""
         began = time.perf_counter()
         train, model = self.config.train, self.config.model
         batches = [
@@ -149,82 +168,44 @@ class Run:
         self._data_steps += 1
         return batches
 
-    def evaluate(self, loss_of_batch: Callable[[Tokens, Tokens], float]) -> float:
-        """Mean loss over the fixed validation batches, nats per token."""
-        train = self.config.train
-        batches = evaluation_batches(
-            self.dataset.val,
-            block_size=self.config.model.block_size,
-            batch_size=train.batch_size,
-            batches=train.eval_batches,
-        )
-        return float(np.mean([loss_of_batch(tokens, labels) for tokens, labels in batches]))
-
-    def check_start(self, probe: Probe) -> None:
+    def check_start(self) -> None:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
         if self.config.train.health_gates:
-            tokens, labels = self.batches(self.first_step)[0]
             fresh = self.resume_from is None and self.init_from is None
-            for line in check_start(probe, tokens, labels, fresh=fresh):
+            for line in check_start(self.probe, self.batches(self.first_step)[0], fresh=fresh):
                 self.log.note(line)
 
-    def check_first_update(self, before: dict[str, int], after: dict[str, int], rate: float) -> None:
-        """Gate after the first step: did every parameter move? Raises GateFailed."""
-        if self.config.train.health_gates:
-            check_first_update(before, after, rate)
-
-    def anything_due(self, step: int) -> bool:
-        """Whether the loop needs the results of this step now, or leaves it to do something else."""
-        checks = (self.log_due, self.evaluation_due, self.sample_due, self.save_due)
-        return any(due(step) for due in checks)
-
-    def stepped(self, step: int, *, waited: bool) -> None:
-        """After every step: stops its clock if its results are there, and moves the progress bar."""
-        for alarm in self.timer.lap(step, waited=waited):
+    def after_step(self, step: int) -> Due:
+        """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
+        self.step = step
+        due = Due(step, self.config.train, self.first_step, self.stop_at, self._save_out_of_turn)
+        if due.anything:
+            self.device.synchronise()
+        for alarm in self.timer.lap(step, waited=self.device.synchronous or due.anything):
             self.log.warn(alarm)
+        if step == self.first_step + 1 and self.timer.first_seconds is not None:
+            self.log.started(step, start_up=self._start_up, first_step_seconds=self.timer.first_seconds)
         self.log.tick(step)
+        return due
 
-    def log_due(self, step: int) -> bool:
-        """Whether the loss of this step is wanted: the first, every log_interval, and the last."""
-        return step in (self.first_step + 1, self.stop_at) or step % self.config.train.log_interval == 0
-
-    def evaluation_due(self, step: int) -> bool:
-        """Whether to evaluate now."""
-        interval = self.config.train.eval_interval
-        return step == self.config.train.max_steps or (interval > 0 and step % interval == 0)
-
-    def sample_due(self, step: int) -> bool:
-        """Whether to continue the prompts now: before, after, and every sample_interval."""
-        interval = self.config.train.sample_interval
-        return step in (0, self.config.train.max_steps) or (interval > 0 and step % interval == 0)
-
-    def save_due(self, step: int) -> bool:
-        """Whether to save now: at the interval, at the end, after a signal, and when this is the best model yet."""
-        interval = self.config.train.checkpoint_interval
-        return (
-            step == self.stop_at
-            or self.interrupted is not None
-            or self.best_step == step
-            or (interval > 0 and step % interval == 0)
-        )
+    def _save_out_of_turn(self) -> bool:
+        return self.interrupted is not None or self.best_step == self.step
 
     # ---- what the loop reports -----------------------------------------------------------------------------------
 
     def record(
-        self,
-        step: int,
-        *,
-        loss: float,
-        lr: float,
-        grad_norm: float,
-        memory: int,
-        expert_loads: Sequence[Sequence[int]] = (),
+        self, step: int, *, loss: float, lr: float, grad_norm: float, expert_loads: Sequence[Sequence[int]] = ()
     ) -> None:
-        """Log a step; raises Diverged if its loss or gradient is not finite.
+        """Log a step.
 
         Args:
             expert_loads: tokens that each expert got since the last record, for every router.
+
+        Raises:
+            Diverged: the loss or the gradient is not finite.
+            GateFailed: the first update left a parameter where it was.
         """
+        memory = self.device.peak_memory()
         dt, _ = self.timer.window()
         self.peak_memory = max(self.peak_memory, memory)
         train, block_size = self.config.train, self.config.model.block_size
@@ -248,6 +229,9 @@ class Run:
         self._data_seconds, self._data_steps = 0.0, 0
         for alarm in self.alarms.on_step(step, loss, grad_norm):
             self.log.warn(alarm)
+        if self.config.train.health_gates and step == self.first_step + 1:
+            with self.timer.paused():
+                check_first_update(self._checksums, self.probe.checksums(), lr)
 
     def _shares(self, expert_loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
         """Loads as multiples of the fair share, 1 if all experts of a router are equally busy; None without experts."""
@@ -256,15 +240,24 @@ class Run:
         self.expert_shares = [[len(loads) * load / sum(loads) for load in loads] for loads in expert_loads]
         return [[round(share, 4) for share in shares] for shares in self.expert_shares]
 
-    def evaluated(self, step: int, val_loss: float) -> None:
-        """Log an evaluation and remember the best."""
-        best = self.best_val_loss is None or val_loss < self.best_val_loss
-        if best:
-            self.best_step, self.best_val_loss = step, val_loss
-        self.val_loss = val_loss
-        self.log.evaluation(step, train_loss=None, val_loss=val_loss, floor=self.dataset.floor, best=best)
-        for alarm in self.alarms.on_evaluation(step, val_loss):
-            self.log.warn(alarm)
+    def evaluate(self, step: int) -> None:
+        """Take and log the mean loss over the fixed validation batches, and remember the best."""
+        train = self.config.train
+        batches = evaluation_batches(
+            self.dataset.val,
+            block_size=self.config.model.block_size,
+            batch_size=train.batch_size,
+            batches=train.eval_batches,
+        )
+        with self.timer.paused():
+            val_loss = float(np.mean([self.probe.loss(batch) for batch in batches]))
+            best = self.best_val_loss is None or val_loss < self.best_val_loss
+            if best:
+                self.best_step, self.best_val_loss = step, val_loss
+            self.val_loss = val_loss
+            self.log.evaluation(step, train_loss=None, val_loss=val_loss, floor=self.dataset.floor, best=best)
+            for alarm in self.alarms.on_evaluation(step, val_loss):
+                self.log.warn(alarm)
 
     def sample(
         self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float]], Iterator[int]]
@@ -274,37 +267,40 @@ class Run:
         if not train.sample_tokens:
             return
         settings = SampleSettings(max_new_tokens=train.sample_tokens, temperature=train.sample_temperature)
-        for number, (prompt, ids) in enumerate(self.opening.prompts.items()):
-            new = list(generate(ids, settings, draws(train.seed, number)))
-            self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
+        with self.timer.paused():
+            for number, (prompt, ids) in enumerate(self.opening.prompts.items()):
+                new = list(until_end(generate(ids, settings, draws(train.seed, number)), self.dataset.tokenizer))
+                self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
 
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
         """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
-        self.alarms.on_save(step)
-        tokenizer = self.dataset.tokenizer
-        batch = self.config.train.batch_size * self.config.train.grad_accum_steps
-        manifest = Manifest(
-            step=step,
-            config=to_dict(self.config),
-            tokens=step * batch * self.config.model.block_size,
-            val_loss=self.val_loss,
-            best_step=self.best_step,
-            best_val_loss=self.best_val_loss,
-            dataset={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
-            tokenizer=identity(tokenizer),
-            prompt=self.dataset.prompt,
-            written_by={"program": self.twin, "versions": versions()},
-        )
+        with self.timer.paused():
+            self.alarms.on_save(step)
+            tokenizer = self.dataset.tokenizer
+            batch = self.config.train.batch_size * self.config.train.grad_accum_steps
+            manifest = Manifest(
+                step=step,
+                config=to_dict(self.config),
+                tokens=step * batch * self.config.model.block_size,
+                val_loss=self.val_loss,
+                best_step=self.best_step,
+                best_val_loss=self.best_val_loss,
+                dataset={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+                tokenizer=identity(tokenizer),
+                prompt=self.dataset.prompt,
+                written_by={"program": self.twin, "versions": versions()},
+            )
 
-        def write_files(folder: Path) -> None:
-            save_tensors(folder)
-            tokenizer.save(folder / TOKENIZER_FILE)
+            def write_files(folder: Path) -> None:
+                save_tensors(folder)
+                tokenizer.save(folder / TOKENIZER_FILE)
 
-        best, keep = self.best_step == step, self.config.train.keep_checkpoints
-        write_checkpoint(self.folder, manifest, write_files=write_files, best=best, keep=keep)
+            best, keep = self.best_step == step, self.config.train.keep_checkpoints
+            write_checkpoint(self.folder, manifest, write_files=write_files, best=best, keep=keep)
+            self.saved_step = step
 
-    def finish(self, step: int) -> None:
-        """The closing summary; raises Stopped if a signal ended the run."""
+    def _finish(self) -> None:
+        step = self.step
         rows = [("steps", f"{step} of {self.config.train.max_steps}")]
         if self.best_val_loss is not None:
             rows.append(("best validation loss", f"{self.best_val_loss:.4f} nats/token at step {self.best_step}"))
@@ -324,6 +320,10 @@ class Run:
             )
         if self.timer.skipped:
             rows.append(("left out of averages", f"{self.timer.skipped} slow steps (machine asleep or throttled)"))
+        found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)
+        rows += found
+        if problem:
+            self.log.note(problem)
         rows.append(("files", str(self.folder)))
         if step < self.config.train.max_steps:
             hint, title = f"python -m {self.twin}.train --resume {self.folder}", "stopped"

@@ -47,13 +47,13 @@ def test_the_same_backend_twice_is_a_control() -> None:
 
 
 def test_the_default_shape_depends_on_the_machine() -> None:
-    assert base_config(None, None, has_gpu=True)[0] == "shakespeare-char"
-    assert base_config(None, None, has_gpu=False)[0] == "shakespeare-char-cpu"
+    assert base_config([], has_gpu=True)[0] == "shakespeare-char"
+    assert base_config([], has_gpu=False)[0] == "shakespeare-char-cpu"
 
 
 def test_every_preset_can_be_measured_without_its_data() -> None:
     for name in preset_names():
-        config = resolve(base_config(name, None, has_gpu=False)[1])
+        config = resolve(base_config(["--preset", name], has_gpu=False)[1])
         assert config.model.vocab_size > 0
         assert config.train.dtype == "float32"
 
@@ -101,9 +101,9 @@ def test_batches_are_the_same_for_everybody() -> None:
     first, second = one.take(3), two.take(1) + two.take(2)
     assert [step for step, _ in first] == [step for step, _ in second] == [0, 1, 2]
     for (_, a), (_, b) in zip(first, second, strict=True):
-        np.testing.assert_array_equal(a[0][0], b[0][0])
-        np.testing.assert_array_equal(a[0][0][:, 1:], a[0][1][:, :-1])
-    assert not np.array_equal(first[0][1][0][0], first[1][1][0][0])
+        np.testing.assert_array_equal(a[0].tokens, b[0].tokens)
+        np.testing.assert_array_equal(a[0].tokens[:, 1:], a[0].labels[:, :-1])
+    assert not np.array_equal(first[0][1][0].tokens, first[1][1][0].tokens)
 
 
 # --- parity before timing

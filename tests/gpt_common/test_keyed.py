@@ -62,11 +62,12 @@ TOKENS = np.arange(1000, dtype=np.uint16)
 def test_batches_are_a_function_of_their_key(seed: int, step: int, micro_step: int, rank: int) -> None:
     def draw(**other: int) -> np.ndarray:
         key = {"seed": seed, "step": step, "micro_step": micro_step, "rank": rank, **other}
-        return training_batch(TOKENS, block_size=8, batch_size=4, **key)[0]
+        return training_batch(TOKENS, block_size=8, batch_size=4, **key).tokens
 
-    tokens, labels = training_batch(
+    batch = training_batch(
         TOKENS, block_size=8, batch_size=4, seed=seed, step=step, micro_step=micro_step, rank=rank
     )
+    tokens, labels = batch.tokens, batch.labels
     assert tokens.shape == labels.shape == (4, 8)
     assert tokens.dtype == labels.dtype == np.int32
     assert (labels == tokens + 1).all()  # the corpus counts upwards
@@ -77,7 +78,7 @@ def test_batches_are_a_function_of_their_key(seed: int, step: int, micro_step: i
 
 def test_batches_reach_both_ends_of_the_corpus() -> None:
     tokens = np.arange(10)
-    drawn = [training_batch(tokens, block_size=4, batch_size=64, seed=0, step=step)[1] for step in range(20)]
+    drawn = [training_batch(tokens, block_size=4, batch_size=64, seed=0, step=step).labels for step in range(20)]
     assert min(batch.min() for batch in drawn) == 1
     assert max(batch.max() for batch in drawn) == 9
 
@@ -86,11 +87,11 @@ def test_evaluation_batches_are_the_same_each_time_and_spread_over_the_split() -
     settings = {"block_size": 8, "batch_size": 4, "batches": 5}
     once, twice = list(evaluation_batches(TOKENS, **settings)), list(evaluation_batches(TOKENS, **settings))
     assert len(once) == 5
-    assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(once, twice, strict=True))
-    seen = np.concatenate([tokens for tokens, _ in once])
+    assert all((a.tokens == b.tokens).all() and (a.labels == b.labels).all() for a, b in zip(once, twice, strict=True))
+    seen = np.concatenate([batch.tokens for batch in once])
     assert seen.min() == 0
-    assert max(labels.max() for _, labels in once) == 999
-    assert all((labels == tokens + 1).all() for tokens, labels in once)
+    assert max(batch.labels.max() for batch in once) == 999
+    assert all((batch.labels == batch.tokens + 1).all() for batch in once)
 
 
 @pytest.mark.parametrize(

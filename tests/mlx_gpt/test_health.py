@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 import gpt_common.training.run
-from gpt_common.data.batches import training_batch
+from gpt_common.data.batches import Batch, NumpyBatch, training_batch
 from gpt_common.training.runlog import read_metrics
 from mlx_gpt import attention, layers, model, optim, probe, train
 from mlx_gpt.model import GPT
@@ -76,19 +76,20 @@ def sees_only_itself(patch: Patch) -> None:
 
 
 def leaves_labels_unshifted(patch: Patch) -> None:
-    def unshifted(*data: Any, **what: Any) -> tuple[Any, Any]:
-        return (training_batch(*data, **what)[0],) * 2
+    def unshifted(*data: Any, **what: Any) -> NumpyBatch:
+        tokens = training_batch(*data, **what).tokens
+        return Batch(tokens, tokens)
 
     patch.setattr(gpt_common.training.run, "training_batch", unshifted)
 
 
 def compares_with_its_input(patch: Patch) -> None:
-    with_loss(patch, lambda gpt, tokens_BT, _, key=None: right_loss(gpt, tokens_BT, tokens_BT, key))
+    with_loss(patch, lambda gpt, batch, key=None: right_loss(gpt, Batch(batch.tokens, batch.tokens), key))
 
 
 def shifts_labels_again(patch: Patch) -> None:
-    def loss(gpt: GPT, tokens_BT: mx.array, labels_BT: mx.array, key: mx.array | None = None) -> mx.array:
-        return right_loss(gpt, tokens_BT[:, :-1], labels_BT[:, 1:], key)
+    def loss(gpt: GPT, batch: Batch[Any], key: mx.array | None = None) -> mx.array:
+        return right_loss(gpt, Batch(batch.tokens[:, :-1], batch.labels[:, 1:]), key)
 
     with_loss(patch, loss)
 

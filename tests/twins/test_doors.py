@@ -14,6 +14,7 @@ import pytest
 
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
+from gpt_common.data.batches import Batch
 from tests.twins import ROOT, TWINS
 
 BASE: dict[str, Any] = {"vocab_size": 30, "block_size": 12, "n_layer": 2, "n_head": 4, "n_embd": 16}
@@ -95,7 +96,7 @@ def test_what_stands_in_the_place_of_a_layer_is_used_everywhere(family: str, twi
     assert len(paths) == len(set(paths)) > 8
 
     tokens = np.arange(24, dtype=np.int32).reshape(2, 12) % 30
-    batch = (tokens, (tokens + 1) % 30)
+    batch = Batch(tokens, (tokens + 1) % 30)
     losses = []
     for one in (plain, model):
         optimizer = import_module(f"{twin}.optim").build_optimizer(one, config.optim)

@@ -24,6 +24,7 @@ from convert.parity.mutants.climb import PEAK, Change, Mutant, wrap
 from convert.parity.mutants.families import FAMILY_MUTANTS
 from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
+from gpt_common.data.batches import Batch
 from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
 
@@ -209,15 +210,15 @@ MUTANTS = (
     Mutant(
         "labels not shifted",
         "L4",
-        lambda: _loss(lambda f: lambda network, tokens, _, key=None: f(network, tokens, tokens, key)),
+        lambda: _loss(lambda f: lambda network, batch, key=None: f(network, Batch(batch.tokens, batch.tokens), key)),
     ),
     Mutant(
         "last position left out of the loss",
         "L4",
         lambda: _loss(
             lambda _: (
-                lambda network, tokens, labels, key=None: nn.losses.cross_entropy(
-                    network(tokens, key)[:, :-1], labels[:, :-1], reduction="mean"
+                lambda network, batch, key=None: nn.losses.cross_entropy(
+                    network(batch.tokens, key)[:, :-1], batch.labels[:, :-1], reduction="mean"
                 )
             )
         ),

@@ -25,7 +25,7 @@ SAMPLINGS = {
 def rung_generation(climb: Climb) -> Iterator[Measurement]:
     """Logits from the cache equal the full pass's; greedy texts are equal, sampled ones but for draws on an edge."""
     config = climb.config
-    tokens = material.batches(config, 1)[0][0]
+    tokens = material.batches(config, 1)[0].tokens
     gate = climb.gate("L3")
     twins = climb.twins()
     for state, weights in climb.states().items():

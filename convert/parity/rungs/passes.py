@@ -33,9 +33,9 @@ def rung_layers(climb: Climb) -> Iterator[Measurement]:
 
 def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iterator[Measurement]:
     """The modules in execution order, parents before their children, with these weights."""
-    tokens, labels = material.batches(climb.config, 0)[0]
+    batch = material.batches(climb.config, 0)[0]
     twins = climb.loaded(weights)
-    traced = climb.oracle().trace(tokens, labels, key)
+    traced = climb.oracle().trace(batch, key)
     for done, (path, inputs) in enumerate(traced.inputs.items()):
         climb.progress(f"layers, {state}", done, len(traced.inputs))
         # Rounded first, so that all start from the same numbers.
@@ -54,7 +54,7 @@ def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iter
 
 def rung_logits(climb: Climb) -> Iterator[Measurement]:
     """Logits of a whole forward pass; the likeliest token agrees wherever it leads clearly."""
-    tokens, _ = material.batches(climb.config, 0)[0]
+    tokens = material.batches(climb.config, 0)[0].tokens
     gate = climb.gate("L3")
     for state, weights in climb.states().items():
         logits, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.logits(tokens))
@@ -92,11 +92,11 @@ def rung_gradients(climb: Climb) -> Iterator[Measurement]:
 
 def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict[str, Choices]]]:
     """Loss, gradients and choices of every backend and the oracle, in every state, with and without dropout."""
-    tokens, labels = material.batches(climb.config, 0)[0]
+    batch = material.batches(climb.config, 0)[0]
     for state, weights in climb.states().items():
         for dropped, key in dropout_keys(climb).items():
             twins = climb.loaded(weights)
-            passes, own = climb.routed_alike(twins, lambda twin: twin.gradients(tokens, labels, key))  # noqa: B023
+            passes, own = climb.routed_alike(twins, lambda twin: twin.gradients(batch, key))  # noqa: B023
             found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
             exact = found.pop(ORACLE)
             yield state + dropped, found, exact, own

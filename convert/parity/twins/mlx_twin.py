@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,13 @@ from convert.parity.twins.replaced import replaced
 from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.manifest import Manifest
 from mlx_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
+from mlx_gpt.device import to_device
 
 
 class MlxTwin:
@@ -50,7 +51,10 @@ class MlxTwin:
     def _after_loading(self) -> None:
         """A compiled step holds on to the state that it was made with."""
         self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
-        self.objective: Callable[..., Any] = partial(nn.value_and_grad(self.network, model.objective), self.network)
+        self.objective: Callable[..., Any] = nn.value_and_grad(
+            self.network,
+            lambda ids, labels, weights, key: model.objective(self.network, Batch(ids, labels, weights), key),
+        )
         if self.compiled:
             state = [self.network.state]
             self.objective = mx.compile(self.objective, inputs=state, outputs=state)
@@ -120,10 +124,10 @@ class MlxTwin:
             caches = self.network.new_caches()
             return np.concatenate([_numpy(self.network(mx.array(part), caches=caches)) for part in parts], axis=1)
 
-    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+    def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
         with self._here():
-            (_, loss), gradients = self.objective(mx.array(tokens), mx.array(labels), _key(key))
+            (_, loss), gradients = self.objective(*self._batch(batch), _key(key))
             self.network.routers.take_loads()  # of no training step
             return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
 
@@ -168,7 +172,7 @@ class MlxTwin:
             outputs, gradients = mx.vjp(lambda *x: compute(*x, *more), list(values.values()), [cotangent])
             return LayerPass(_numpy(outputs[0]), {n: _numpy(g) for n, g in zip(values, gradients, strict=True)})
 
-    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+    def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
         """A forward pass with a tap at every module."""
         traced = Traced([], {}, {})
         paths = {id(module): path for path, module in self.network.named_modules() if path}
@@ -189,7 +193,7 @@ class MlxTwin:
             for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
                 stack.enter_context(replaced(kind, "__call__", watched(kind.__call__)))
             stack.enter_context(replaced(self.network, "gradient_checkpointing", False))
-            mx.eval(model.loss(self.network, mx.array(tokens), mx.array(labels), _key(key)))
+            mx.eval(model.loss(self.network, to_device(batch, self.device), _key(key)))
         return traced
 
     # ---- training ------------------------------------------------------------------------------------------------
@@ -247,6 +251,10 @@ class MlxTwin:
 
     def _array(self, values: Array) -> mx.array:
         return mx.array(values.astype(np.float32)).astype(self.dtype)
+
+    def _batch(self, batch: NumpyBatch) -> tuple[mx.array, mx.array, mx.array | None]:
+        there = to_device(batch, self.device)
+        return there.tokens, there.labels, there.weights
 
     def _angles(self, inputs: Array) -> Any:
         rotary = self.network.rotary

@@ -20,11 +20,13 @@ from convert.parity.twins.replaced import replaced
 from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.data.batches import NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.manifest import Manifest
 from torch_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
+from torch_gpt.device import to_device
 
 
 class TorchTwin:
@@ -112,9 +114,9 @@ class TorchTwin:
         parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
         return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
 
-    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+    def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
-        value, loss = self.objective(self.network, self._ids(tokens), self._ids(labels), self._key(key))
+        value, loss = self.objective(self.network, to_device(batch, self.device), self._key(key))
         value.backward()
         self.network.routers.take_loads()  # of no training step
         gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
@@ -161,7 +163,7 @@ class TorchTwin:
         output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
         return LayerPass(_numpy(output), {name: _numpy(value.grad) for name, value in values.items()})
 
-    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+    def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
         """A whole pass with hooks at every module."""
         traced = Traced([], {}, {})
         hooks = []
@@ -184,7 +186,7 @@ class TorchTwin:
             if path and not isinstance(module, nn.ModuleList):
                 watch(path, module)
         try:
-            model.loss(self.network, self._ids(tokens), self._ids(labels), self._key(key)).backward()
+            model.loss(self.network, to_device(batch, self.device), self._key(key)).backward()
         finally:
             for hook in hooks:
                 hook.remove()

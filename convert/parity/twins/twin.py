@@ -11,9 +11,10 @@ from typing import Literal, Protocol
 from convert.parity.compare import Array, Arrays, Tokens
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.data.batches import NumpyBatch
 
 ComputeDtype = Literal["float32", "float64", "bfloat16"]
-Batches = Sequence[tuple[Tokens, Tokens]]
+Batches = Sequence[NumpyBatch]
 Choices = list[Array]
 """What routers prefer, (N, E) per call: scores with what balancing adds, before groups and the best are taken."""
 
@@ -103,7 +104,7 @@ class Twin(Protocol):
     def cached_logits(self, tokens: Tokens) -> Array:
         """The same through the key-value cache: half of the tokens at once, then one at a time."""
 
-    def gradients(self, tokens: Tokens, labels: Tokens, key: Array | None = None) -> tuple[float, Arrays]:
+    def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
 
     def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
@@ -112,7 +113,7 @@ class Twin(Protocol):
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:
         """One building block on its own; gradients are named "input 0", "parameter 0", ..."""
 
-    def trace(self, tokens: Tokens, labels: Tokens, key: Array | None) -> Traced:
+    def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
         """A whole pass with a tap at every module; MLX gives no upstream gradients."""
 
     def update(self, gradients: Arrays, step: int, rate: float) -> float:

@@ -125,13 +125,13 @@ def test_the_oracle_computes_in_float64() -> None:
     config = mutant_config()
     oracle = open_twin(BACKENDS["cpu"], config, "float64")
     weights = material.widened(config)
-    tokens, labels = material.batches(config, 0)[0]
+    batch = material.batches(config, 0)[0]
     key = np.array([1, 2], np.uint32)
     results = []
     for shift in (0.0, 1e-12):
         oracle.set_weights({n: v.astype(np.float64) + shift for n, v in weights.items()})
-        loss, gradients = oracle.gradients(tokens, labels, key)
-        results.append((loss, gradients["position_embedding.weight"], oracle.logits(tokens)))
+        loss, gradients = oracle.gradients(batch, key)
+        results.append((loss, gradients["position_embedding.weight"], oracle.logits(batch.tokens)))
     (loss, gradient, logits), (other_loss, other_gradient, other_logits) = results
     assert gradient.dtype == logits.dtype == np.float64
     assert 0 < abs(loss - other_loss) < 1e-9

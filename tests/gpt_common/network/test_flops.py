@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_common.config import ModelConfig, load_preset
+from gpt_common.data.batches import Batch
 from gpt_common.network.flops import (
     A100_BF16_PEAK,
     active_parameter_count,
@@ -176,7 +177,7 @@ def test_the_exact_count_is_what_pytorch_counts(tied_head: bool, checkpointing: 
     tokens = torch.zeros(2, 64, dtype=torch.long)
     # PyTorch's counter does not know the fused attention of CPUs; the plain one multiplies all pairs.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        loss(model, tokens, tokens).backward()
+        loss(model, Batch(tokens, tokens)).backward()
     exact = flops_per_step_exact(shape, 2, causal=False, gradient_checkpointing=checkpointing)
     assert counter.get_total_flops() == exact
     # What would be missed: the head, the recomputation, half of attention.
@@ -210,7 +211,7 @@ def test_the_exact_count_of_every_family_is_what_pytorch_counts(
     # PyTorch's counter has no formula for grouped products: ours is what every row costs, whoever its expert is.
     formulas = {torch.ops.aten._grouped_mm: grouped_flops}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        loss(model, tokens, tokens, key).backward()
+        loss(model, Batch(tokens, tokens), key).backward()
     exact = flops_per_step_exact(shape, 2, causal=False, gradient_checkpointing=checkpointing)
     assert counter.get_total_flops() == exact
     # What would be missed: an expert more, wider values, another key head.

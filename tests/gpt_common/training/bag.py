@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt_common.training.health import Tokens, token_losses
+from gpt_common.data.batches import Batch, NumpyBatch, Tokens
+from gpt_common.training.health import token_losses
 
 WIDTH = 16
 
@@ -35,10 +36,11 @@ class Bag:
     def logits(self, tokens: Tokens) -> NDArray[np.float32]:
         return self.hidden(tokens) @ self.parameters["head"].T
 
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        return float(np.float32(cross_entropy(self.logits(tokens), labels)))
+    def loss(self, batch: NumpyBatch) -> float:
+        return float(np.float32(cross_entropy(self.logits(batch.tokens), batch.labels)))
 
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
+        tokens, labels = batch.tokens, batch.labels
         logits, hidden = self.logits(tokens).astype(np.float64), self.hidden(tokens)
         errors = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) - np.eye(self.vocab_size)[labels]
         back = errors @ self.parameters["head"] / labels.size
@@ -49,6 +51,6 @@ class Bag:
         return {name: float(np.linalg.norm(gradient)) for name, gradient in gradients.items()}
 
 
-def batch(vocab_size: int = 65, rows: int = 4, length: int = 12, seed: int = 1) -> tuple[Tokens, Tokens]:
+def batch(vocab_size: int = 65, rows: int = 4, length: int = 12, seed: int = 1) -> NumpyBatch:
     ids = np.random.default_rng(seed).integers(0, vocab_size, (rows, length + 1), dtype=np.int32)
-    return ids[:, :-1].copy(), ids[:, 1:].copy()
+    return Batch(ids[:, :-1].copy(), ids[:, 1:].copy())

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from gpt_common.data.batches import Batch, NumpyBatch, Tokens
 from gpt_common.errors import WorkFailed
 from gpt_common.training import health
-from gpt_common.training.health import GateFailed, Tokens, check_start, token_losses
+from gpt_common.training.health import GateFailed, check_start, token_losses
 from tests.gpt_common.training.bag import Bag, batch, cross_entropy
 
 # ---- what a healthy model does ------------------------------------------------------------------------------------
@@ -25,7 +26,7 @@ from tests.gpt_common.training.bag import Bag, batch, cross_entropy
 @pytest.mark.parametrize(("vocab_size", "length"), [(2, 12), (3, 2), (65, 1), (65, 12), (2000, 31)])
 def test_a_healthy_model_passes(vocab_size: int, length: int, seed: int) -> None:
     probe = Bag(vocab_size, length, seed)
-    lines = check_start(probe, *batch(vocab_size, length=length, seed=seed))
+    lines = check_start(probe, batch(vocab_size, length=length, seed=seed))
     assert len(lines) == 5
     assert all(line.startswith("health: ") and len(line) <= 80 for line in lines)
 
@@ -34,8 +35,8 @@ def test_trained_weights_are_not_held_to_the_initial_loss() -> None:
     probe = Bag()
     probe.parameters["head"] *= 30
     with pytest.raises(GateFailed, match="initial loss"):
-        check_start(probe, *batch())
-    assert len(check_start(probe, *batch(), fresh=False)) == 4
+        check_start(probe, batch())
+    assert len(check_start(probe, batch(), fresh=False)) == 4
 
 
 def test_the_gates_look_at_a_large_batch_only_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,11 +47,11 @@ def test_the_gates_look_at_a_large_batch_only_in_part(monkeypatch: pytest.Monkey
             seen.append(tokens.size)
             return super().logits(tokens)
 
-    check_start(Counting(length=64), *batch(rows=200, length=64))
+    check_start(Counting(length=64), batch(rows=200, length=64))
     assert max(seen) == 1024
     seen.clear()
     monkeypatch.setattr(health, "PROBE_LOGITS", 3 * 64 * 65)
-    check_start(Counting(length=64), *batch(rows=200, length=64))
+    check_start(Counting(length=64), batch(rows=200, length=64))
     assert max(seen) == 3 * 64, "a large vocabulary counts too"
 
 
@@ -59,7 +60,7 @@ def test_a_key_bias_of_its_own_needs_no_gradient() -> None:
         def parameter_names(self) -> list[str]:
             return [*super().parameter_names(), "blocks.0.attention.k_proj.bias"]
 
-    assert len(check_start(WithKeyBias(), *batch())) == 5
+    assert len(check_start(WithKeyBias(), batch())) == 5
 
 
 def test_losses_are_what_they_should_be() -> None:
@@ -92,23 +93,23 @@ class RoundsAnew(Bag):
 
 def test_rounding_that_differs_from_pass_to_pass_is_neither_a_leak_nor_dropout() -> None:
     probe = RoundsAnew()
-    check_start(probe, *batch(), fresh=False)
+    check_start(probe, batch(), fresh=False)
     probe.mixing[3, 6] = 1e-3
     with pytest.raises(GateFailed, match="causality: changing the tokens from 6 on changes the logits at 3"):
-        check_start(probe, *batch(), fresh=False)
+        check_start(probe, batch(), fresh=False)
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0015, True), (0.9985, True), (1.004, False), (0.996, False)])
 def test_the_loss_may_differ_by_rounding_only(factor: float, passes: bool) -> None:
     class Inexact(Bag):
-        def loss(self, tokens: Tokens, labels: Tokens) -> float:
-            return factor * super().loss(tokens, labels)
+        def loss(self, batch: NumpyBatch) -> float:
+            return factor * super().loss(batch)
 
     if passes:
-        check_start(Inexact(), *batch())
+        check_start(Inexact(), batch())
     else:
         with pytest.raises(GateFailed, match="loss: the model says"):
-            check_start(Inexact(), *batch())
+            check_start(Inexact(), batch())
 
 
 # ---- one fault each ----------------------------------------------------------------------------------------------
@@ -118,25 +119,25 @@ class SkipsItsMemory(Bag):
     def hidden(self, tokens: Tokens) -> NDArray[np.float32]:
         return self.parameters["here"][tokens]
 
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
-        return super().gradient_norms(tokens, labels) | {"past": 0.0}
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
+        return super().gradient_norms(batch) | {"past": 0.0}
 
 
 class Frozen(Bag):
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
-        norms = super().gradient_norms(tokens, labels)
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
+        norms = super().gradient_norms(batch)
         del norms["here"]
         return norms
 
 
 class NeverGoesBackward(Bag):
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:  # noqa: ARG002
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:  # noqa: ARG002
         return {}
 
 
 class OverflowsBackward(Bag):
-    def gradient_norms(self, tokens: Tokens, labels: Tokens) -> dict[str, float]:
-        return super().gradient_norms(tokens, labels) | {"past": math.inf}
+    def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
+        return super().gradient_norms(batch) | {"past": math.inf}
 
 
 class NoMask(Bag):
@@ -207,32 +208,32 @@ class LeavesDropoutOnUnseen(LeavesDropoutOn):
         self.first = logits if self.first is None else self.first
         return logits
 
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        return cross_entropy(self.logits(tokens) if self.first is None else self.first, labels)
+    def loss(self, batch: NumpyBatch) -> float:
+        return cross_entropy(self.logits(batch.tokens) if self.first is None else self.first, batch.labels)
 
 
 class ShiftsLabelsAgain(Bag):
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        return cross_entropy(self.logits(tokens)[:, :-1], labels[:, 1:])
+    def loss(self, batch: NumpyBatch) -> float:
+        return cross_entropy(self.logits(batch.tokens)[:, :-1], batch.labels[:, 1:])
 
 
 class ComparesWithItsInput(Bag):
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:  # noqa: ARG002
-        return cross_entropy(self.logits(tokens), tokens)
+    def loss(self, batch: NumpyBatch) -> float:
+        return cross_entropy(self.logits(batch.tokens), batch.tokens)
 
 
 class SumsTheLoss(Bag):
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        return super().loss(tokens, labels) * labels.size
+    def loss(self, batch: NumpyBatch) -> float:
+        return super().loss(batch) * batch.labels.size
 
 
 class LooksAtHalfTheLabels(Bag):
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:
-        return cross_entropy(self.logits(tokens)[::2], labels[::2])
+    def loss(self, batch: NumpyBatch) -> float:
+        return cross_entropy(self.logits(batch.tokens)[::2], batch.labels[::2])
 
 
 class LossIsNaN(Bag):
-    def loss(self, tokens: Tokens, labels: Tokens) -> float:  # noqa: ARG002
+    def loss(self, batch: NumpyBatch) -> float:  # noqa: ARG002
         return math.nan
 
 
@@ -268,7 +269,7 @@ class TooLarge(Bag):
 )
 def test_every_fault_is_caught_by_its_gate(broken: Callable[[], Bag], gate: str, found: str) -> None:
     with pytest.raises(GateFailed, match=f"^health: {gate}: .*{found}") as failure:
-        check_start(broken(), *batch())
+        check_start(broken(), batch())
     assert failure.value.gate == gate
     assert failure.value.exit_code == 1
     assert isinstance(failure.value, WorkFailed)
@@ -296,18 +297,19 @@ def test_wrong_data_are_caught_before_the_model_sees_them(
         def logits(self, tokens: Tokens) -> NDArray[np.float32]:  # noqa: ARG002
             raise AssertionError("an id out of range must never reach a framework")
 
+    sound = batch()
     with pytest.raises(GateFailed, match=f"^health: {found}"):
-        check_start(Untouched(), *change(*batch()))
+        check_start(Untouched(), Batch(*change(sound.tokens, sound.labels)))
 
 
 def test_one_wrong_label_in_the_last_sequence_is_found() -> None:
-    tokens, labels = batch(rows=300)
-    labels[299, 7] = (labels[299, 7] + 1) % 65
+    wrong = batch(rows=300)
+    wrong.labels[299, 7] = (wrong.labels[299, 7] + 1) % 65
     with pytest.raises(GateFailed, match="labels: label 7 of sequence 299"):
-        check_start(Bag(), tokens, labels)
+        check_start(Bag(), wrong)
 
 
 def test_a_vocabulary_of_one_has_nothing_to_predict() -> None:
     tokens = np.zeros((2, 5), dtype=np.int32)
     with pytest.raises(GateFailed, match="tokens: a vocabulary of 1"):
-        check_start(Bag(1, 5), tokens, tokens)
+        check_start(Bag(1, 5), Batch(tokens, tokens))
