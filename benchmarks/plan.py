@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gpt_common.cli import parse
+from gpt_common.cli import in_our_words, parse
 from gpt_common.config import RunConfig, TrainConfig
 from gpt_common.errors import UserError, nearest, run_main
 from gpt_common.files import write_atomically
@@ -75,13 +75,16 @@ class Plan:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
+    from benchmarks.workload import answer_help, base_config, resolve
+
+    answer_help(Plan, argv, PROG)
+    argv = in_our_words(Plan, argv)
     command = parse(Plan, argv, prog=PROG)
 
     from benchmarks.planning import make_plan, measured_speeds
-    from benchmarks.workload import base_config, resolve
 
     hardware = _hardware(command)
-    name, base = base_config(command.preset, command.config, has_gpu=hardware.kind != "cpu")
+    name, base = base_config(argv, has_gpu=hardware.kind != "cpu")
     command = parse(Plan, argv, prog=PROG, default=replace(command, run=base))
     # Only the vocabulary is wanted: where and in which dtype is decided for each twin.
     model = resolve(replace(command.run, train=TrainConfig())).model

@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.command import Benchmark
-from gpt_common.cli import parse
+from gpt_common.cli import in_our_words, parse
 from gpt_common.errors import Stopped, UserError, WorkFailed, run_main
 
 PROG = "python benchmarks/run.py"
@@ -23,6 +23,10 @@ PROG = "python benchmarks/run.py"
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
+    from benchmarks.workload import answer_help, base_config, resolve
+
+    answer_help(Benchmark, argv, PROG)
+    argv = in_our_words(Benchmark, argv)
     command = parse(Benchmark, argv, prog=PROG)
     _check_packages()
     if command.compare is not None:
@@ -35,12 +39,11 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from benchmarks.benchmark import measure
-    from benchmarks.workload import base_config, resolve
     from gpt_common.machine.hardware import detect
 
     hardware = detect()
     has_gpu = hardware.kind == "cuda" or hardware.kind == "apple"
-    name, base = base_config(command.preset, command.config, has_gpu=has_gpu)
+    name, base = base_config(argv, has_gpu=has_gpu)
     command = parse(Benchmark, argv, prog=PROG, default=replace(command, run=base))
     outcome = measure(replace(command, run=resolve(command.run)), name, hardware)
     if outcome.interrupted:
@@ -57,7 +60,7 @@ def _check_packages() -> None:
 
     missing = [name for name in ("jinja2", "matplotlib", "psutil", "pydantic") if find_spec(name) is None]
     if missing:
-        raise UserError(f"benchmarks need {', '.join(missing)}: pip install 'mlx-torch-gpt[benchmarks]'")
+        raise UserError(f"benchmarks need {', '.join(missing)}: pip install '.[benchmarks]'")
 
 
 if __name__ == "__main__":

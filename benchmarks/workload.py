@@ -5,24 +5,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from gpt_common.cli import parse, peek
 from gpt_common.config import RunConfig, from_dict, load_preset, load_toml
-from gpt_common.data.dataset import read_meta
 from gpt_common.errors import UserError, nearest
+from gpt_common.machine.hardware import probably_has_gpu
+from gpt_common.manual import asked
+from gpt_common.width import scaled
 
 VOCABULARIES = {"stories": 54, "shakespeare_char": 65, "shakespeare": 50257, "tinystories": 10000}
 """Entries of the tokenizers of named corpora, so that nothing must be downloaded to measure speed."""
 SWEEPABLE = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "grad_accum_steps", "vocab_size")
 
 
-def base_config(preset: str | None, path: Path | None, *, has_gpu: bool) -> tuple[str, RunConfig]:
-    """The configuration before flags, and its name: `shakespeare-char` on a GPU, its small sister on a CPU."""
-    name = preset or (None if path else "shakespeare-char" if has_gpu else "shakespeare-char-cpu")
-    config = load_preset(name) if name else RunConfig()
-    if path is not None:
-        return path.stem, load_toml(path, config)
-    assert name is not None
-    return name, config
+def base_config(argv: Sequence[str], *, has_gpu: bool) -> tuple[str, RunConfig]:
+    """The configuration before flags, and its name: `shakespeare-char` on a GPU, its small sister on a CPU.
+
+    Args:
+        argv: the command line, of which --preset and --config matter, and for some presets --n-embd.
+    """
+    given = peek(argv, ("preset", "config", "n_embd", "n_head", "learning_rate"))
+    name = given.get("preset", "shakespeare-char" if has_gpu else "shakespeare-char-cpu")
+    if "config" not in given:
+        return name, scaled(name, load_preset(name), given)
+    path = Path(given["config"])
+    return path.stem, load_toml(path, load_preset(name) if "preset" in given else RunConfig())
+
+
+def answer_help(kind: type[Any], argv: Sequence[str], prog: str) -> None:
+    """Print the help with the values of the configuration that would be taken, and end, if `argv` asks for it."""
+    if asked(argv):
+        name, base = base_config(argv, has_gpu=probably_has_gpu())
+        parse(kind, argv, prog=prog, default=kind(run=base), values_from=name)
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -46,6 +61,8 @@ def _vocabulary(config: RunConfig) -> int:
     name = config.data.dataset
     if name in VOCABULARIES:
         return VOCABULARIES[name]
+    from gpt_common.data.dataset import read_meta  # with numpy, which help does without
+
     try:
         return int(read_meta(Path(config.data.data_dir) / name)["tokenizer"]["vocab_size"])
     except (UserError, KeyError):

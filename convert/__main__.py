@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from gpt_common.cli import parse
 from gpt_common.errors import Stopped, UserError, nearest, run_main
+from gpt_common.manual import HELP_WORDS
 
 COMMANDS = {
     "torch2mlx": "a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder into a run of this project",
@@ -20,7 +21,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str]) -> None:
     """Run one command; each loads only what it needs."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or argv[0] in HELP_WORDS:
         lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
         print("\n".join(["usage: python -m convert COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
         if not argv:

@@ -8,45 +8,86 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
-from gpt_common.config import RunConfig
-from gpt_common.errors import UserError, nearest
+from gpt_common import foreign, manual
+from gpt_common.config import RunConfig, preset_names
+from gpt_common.errors import UserError, nearest, run_main
 
 T = TypeVar("T")
 
 
-def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = None) -> T:
-    """`argv` as an instance of a dataclass (or a union of dataclasses: subcommands); fields are flags, with - or _.
+def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = None, values_from: str = "") -> T:
+    """`argv` as an instance of a dataclass; fields are flags, with - or _, and so are other trainers' names for them.
 
     Args:
         kind: the dataclass; its docstring is the description, its fields' docstrings the help.
         default: values of the flags that are not given.
+        values_from: whose values these are, for the help.
 
     Raises:
         UserError: unknown flag, wrong type, value that is no choice; one line.
-        SystemExit: 0 after `--help`.
+        SystemExit: 0 after `--help`, `--help-all` or `--presets`.
     """
+    words = list(argv)
+    if manual.asked(words):
+        manual.answer(kind, words, prog, default, values_from)
+        raise SystemExit(0)
+
     import tyro
 
+    words = in_our_words(kind, words)
     with _one_line_errors(kind):
         flat = tyro.conf.OmitArgPrefixes[Annotated[kind, tyro.conf.arg(name="")]]  # type: ignore[valid-type]
         extra: dict[str, Any] = {} if default is None else {"default": default}
-        return tyro.cli(flat, args=list(argv), prog=prog, console_outputs=True, compact_help=False, **extra)  # type: ignore[no-any-return]
+        return tyro.cli(flat, args=words, prog=prog, console_outputs=True, **extra)  # type: ignore[no-any-return]
+
+
+def in_our_words(kind: type[Any], argv: Sequence[str]) -> list[str]:
+    """`argv` with the names that other trainers have for the flags of `kind` put into ours; says what was read so.
+
+    Raises:
+        UserError: a foreign name for which there is no flag; the message says what to do.
+    """
+    if manual.asked(argv):
+        return list(argv)
+    flags, switches = ([flag.removeprefix("--") for flag in flag_names(kind, of)] for of in (None, bool))
+    words, notes = foreign.translated(argv, flags, switches)
+    if notes:
+        print(f"note: read {'; '.join(notes)}", file=sys.stderr)
+    return words
+
+
+def peek(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Values of flags that must be known before the others are parsed: the last of each, by field name.
+
+    Raises:
+        UserError: one of them without a value.
+    """
+    found: dict[str, str] = {}
+    for i, word in enumerate(argv):
+        flag, equals, value = word.partition("=")
+        key = flag.removeprefix("--").replace("-", "_")
+        if flag.startswith("--") and key in names:
+            if not equals and (i + 1 == len(argv) or argv[i + 1].startswith("--")):
+                choices = f": {', '.join(preset_names())}" if key == "preset" else ""
+                raise UserError(f"{flag} needs a value{choices}")
+            found[key] = value if equals else argv[i + 1]
+    return found
 
 
 def answer_help(kind: type[Any], prog: str) -> None:
     """Print the help and end if the command line asks for it; called before a framework is imported (< 0.5 s)."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        parse(kind, ["--help"], prog=prog)
+    if manual.asked(sys.argv[1:]):
+        run_main(lambda argv: manual.answer(kind, argv, prog))
 
 
-def flag_names(kind: type[Any]) -> list[str]:
-    """Every `--flag` of a dataclass, nested dataclasses flattened."""
+def flag_names(kind: type[Any], of: type[Any] | None = None) -> list[str]:
+    """Every `--flag` of a dataclass, nested dataclasses flattened; with `of`, those of that type alone."""
     names = []
     for field in dataclasses.fields(kind):
         if field.default_factory is RunConfig:
             for section in dataclasses.fields(RunConfig):
-                names += flag_names(section.default_factory)  # type: ignore[arg-type]
-        else:
+                names += flag_names(section.default_factory, of)  # type: ignore[arg-type]
+        elif of is None or field.type in (of, of.__name__):
             names.append("--" + field.name.replace("_", "-"))
     return names
 
@@ -59,14 +100,7 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         name = type(event).__name__
         flag = "" if getattr(event, "argument", None) is None else str(event.argument.lowered.name_or_flags[-1])
         if name == "UnrecognizedArgs":
-            word = event.tokens[0]
-            known = flag_names(kind) if dataclasses.is_dataclass(kind) else []
-            hint = (
-                nearest(word.partition("=")[0].replace("_", "-"), known)
-                if known and word.startswith("-")
-                else "see --help"
-            )
-            raise UserError(f"unknown argument '{word}': {hint if len(hint) < 200 else 'see --help'}")
+            raise UserError(f"unknown argument '{event.tokens[0]}': {_hint(kind, event.tokens[0])}")
         if name == "InvalidChoice":
             raise UserError(f"{flag} '{event.value}' is not a choice: {nearest(event.value, event.choices)}")
         if name == "BadValue":
@@ -89,3 +123,13 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         return
     with on_parse_error(reject):
         yield
+
+
+def _hint(kind: type[Any], word: str) -> str:
+    """What to do about an argument that is none."""
+    if word.endswith(".py"):
+        return "a configuration is a TOML file: --config FILE.toml; or take a --preset NAME"
+    if not word.startswith("-"):
+        return "see --help"
+    hint = nearest("--" + word.partition("=")[0].lstrip("-").replace("_", "-"), flag_names(kind))
+    return hint if len(hint) < 200 else "see --help"

@@ -231,7 +231,7 @@ class OptimConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     min_lr: float = 1e-4
-    """Learning rate at the end of a cosine or warmup-stable-decay schedule."""
+    """Learning rate at the end of the schedule (cosine or warmup-stable-decay)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """cosine as in nanoGPT, warmup-stable-decay, or constant after warm-up."""
     warmup_steps: int = 100
@@ -272,7 +272,7 @@ class DataConfig:
     """Which corpus, and where prepared corpora lie."""
 
     dataset: str = "stories"
-    """Built-in `stories`, or the name of a corpus that `python -m gpt_common.data prepare` made."""
+    """Name of a prepared corpus; `stories` is built in, and `python -m gpt_common.data prepare` makes others."""
     data_dir: str = "data"
     """Folder of prepared corpora."""
 
@@ -288,7 +288,7 @@ class TrainConfig:
     grad_accum_steps: int = 1
     """Micro-steps whose mean gradient makes one step."""
     seed: int = 1337
-    """Key of initial weights, batch order, dropout and samples."""
+    """Key of everything random (initial weights, batch order, dropout, samples)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype; master weights are float32. auto: bfloat16 on MLX GPU and CUDA, float32 on MPS and CPU."""
     device: Literal["auto", "cpu", "gpu", "mps", "cuda"] = "auto"
@@ -308,7 +308,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """How many of the newest checkpoints stay on disk; the best one always does."""
     prompts: tuple[str, ...] = ()
-    """Texts that are continued before, during and after training; none given: the dataset's own prompt."""
+    """Texts to continue before, during and after training; none given: the dataset's own prompt."""
     sample_interval: int = 0
     """Steps between two samplings of the prompts; 0 samples before and after training only."""
     sample_tokens: int = 200

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-import difflib
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -37,10 +37,40 @@ class Stopped(Exception):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the closest choice, or the list of choices if none is close."""
+    """`did you mean 'x'?` for the choice of which `word` is a slip of the pen, or the list of choices if there is none.
+
+    A slip is the beginning of a choice, or one wrong letter, two from 6 letters on, three from 10. What is further away
+    is another word, and to suggest it would mislead.
+    """
     choices = sorted(choices)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    letters = word.lstrip("-")
+    by_distance = sorted((_edits(letters, choice.lstrip("-")), choice) for choice in choices)
+    begun = [choice for choice in choices if len(letters) >= 4 and choice.lstrip("-").startswith(letters)]
+    allowed = 3 if len(letters) >= 10 else 2 if len(letters) >= 6 else 1 if len(letters) >= 3 else 0
+    close = [choice for edits, choice in by_distance if edits <= allowed] or begun
     return f"did you mean '{close[0]}'?" if close else "choose from: " + ", ".join(choices)
+
+
+def _edits(one: str, other: str) -> int:
+    """Letters to insert, delete, change or swap with their neighbour that make `one` the `other`."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, a in enumerate(one):
+        before, last, row = row, before, [i + 1]
+        for j, b in enumerate(other):
+            row.append(min(before[j + 1] + 1, row[j] + 1, before[j] + (a != b)))
+            if i and j and a == other[j - 1] and one[i - 1] == b:
+                row[-1] = min(row[-1], last[j - 1] + 1)
+    return row[-1]
+
+
+def quiet_pipe() -> None:
+    """Write out what was printed; a reader that has gone (`... | head`) is not an error and is not mentioned."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python tries again when it ends, and would complain then.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
@@ -57,7 +87,10 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
     if debug:
         args.remove("--debug")
     try:
-        main(args)
+        try:
+            main(args)
+        finally:
+            quiet_pipe()
     except (UserError, WorkFailed) as error:
         if debug:
             traceback.print_exc()
@@ -72,6 +105,6 @@ def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None =
         sys.exit(130)
     except BrokenPipeError:
         # `... | head` closed our output: nothing is wrong, and nothing more can be said.
-        sys.stderr.close()
+        quiet_pipe()
         sys.exit(0)
     sys.exit(0)

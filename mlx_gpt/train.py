@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from gpt_common.cli import answer_help
-from gpt_common.commands import TrainCommand
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import load_fast_blas
-from gpt_common.training.command_line import parse_training
+from gpt_common.training.command_line import answer_help, parse_training
 
 if __name__ == "__main__":
-    answer_help(TrainCommand, "python -m mlx_gpt.train")
+    answer_help("python -m mlx_gpt.train")
     load_fast_blas()  # before MLX is imported
 
 import mlx.core as mx

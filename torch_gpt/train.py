@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from gpt_common.cli import answer_help
-from gpt_common.commands import TrainCommand
 from gpt_common.errors import run_main
-from gpt_common.training.command_line import parse_training
+from gpt_common.training.command_line import answer_help, parse_training
 
 if __name__ == "__main__":
-    answer_help(TrainCommand, "python -m torch_gpt.train")
+    answer_help("python -m torch_gpt.train")
 
 import torch
 

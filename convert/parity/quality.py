@@ -59,7 +59,7 @@ def equivalence(one: Sequence[float], other: Sequence[float], margin: float = MA
     try:
         from scipy.stats import t
     except ImportError:
-        raise UserError("L9 needs scipy: pip install 'mlx-torch-gpt[benchmarks]'") from None
+        raise UserError("L9 needs scipy: pip install '.[benchmarks]'") from None
     differences = np.array(one, np.float64) - np.array(other, np.float64)
     n = len(differences)
     if n < 2:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import tyro
 
@@ -26,12 +26,17 @@ def _plain(metavar: str) -> Any:
 class Prepare:
     """Turn text into token ids.
 
-    Tiny Shakespeare: prepare shakespeare_char, or prepare shakespeare.
-    A text of your own: prepare --text FILE... --name NAME --tokenizer char|gpt2|bpe|PATH.
+    A corpus that has a name is downloaded; files of your own are given a name and a tokenizer.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "shakespeare_char",
+        "--text FILE... --name NAME --tokenizer bpe",
+        "--text FILE --name NAME --tokenizer runs/X",
+    )
     corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
-    """shakespeare_char (characters) or shakespeare (GPT-2's vocabulary): Tiny Shakespeare, downloaded and checked."""
+    """shakespeare_char, shakespeare or tinystories; downloaded and checked. Tiny Shakespeare by characters, the same
+    with GPT-2's vocabulary, and TinyStories (2.3 GB) with a vocabulary of 10 000 trained on it."""
     text: Annotated[tuple[Path, ...], _plain("FILE...")] = ()
     """UTF-8 files of your own, taken as one text in this order."""
     name: Annotated[str | None, _plain("NAME")] = None
@@ -49,7 +54,7 @@ class Prepare:
     val_fraction: Annotated[float | None, _plain("SHARE")] = None
     """Share of the text, at its end, that is kept for validation; 0.1 if not given."""
     from_file: Annotated[Path | None, _plain("FILE")] = None
-    """Take Tiny Shakespeare from this file instead of downloading it."""
+    """Take CORPUS from this file instead of downloading it; TinyStories with its validation text beside it."""
     data_dir: Path = Path("data")
     """Folder of prepared corpora."""
     overwrite: bool = False
@@ -66,6 +71,9 @@ class List:
     """Folder of prepared corpora."""
 
 
+COMMANDS = {"prepare": Prepare, "list": List}
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     match argv:
@@ -78,18 +86,16 @@ def main(argv: Sequence[str]) -> None:
             from gpt_common.data.listing import print_corpora
 
             print_corpora(folder)
-        case [] | ["-h" | "--help", *_]:
-            both: Any = (
-                Annotated[Prepare, tyro.conf.subcommand("prepare")] | Annotated[List, tyro.conf.subcommand("list")]
-            )
-            parse(both, ["--help"], prog=PROG)
+        case [] | ["-h" | "--help" | "--help-all", *_]:
+            lines = [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+            print("\n".join([f"usage: {PROG} COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
         case _:
-            raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], ('prepare', 'list'))}")
+            raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")
 
 
 def prepare(command: Prepare) -> None:
     """Run `prepare` and say what came of it."""
-    from gpt_common.data.dataset import PREPARABLE
+    from gpt_common.data.dataset import PREPARABLE, SHAKESPEARE
     from gpt_common.data.listing import summary
     from gpt_common.data.prepare import prepare_named, prepare_texts
     from gpt_common.progress import Progress
@@ -111,10 +117,10 @@ def prepare(command: Prepare) -> None:
             )
         else:
             if command.from_file:
-                raise UserError("--from-file is for Tiny Shakespeare: leave it out, --text names the files")
+                raise UserError("--from-file is for corpora that have a name: leave it out, --text names the files")
             if not command.name or not command.tokenizer:
                 raise UserError("--text needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
-            if command.name in PREPARABLE:
+            if command.name in SHAKESPEARE:
                 raise UserError(f"the name '{command.name}' belongs to Tiny Shakespeare: take another --name")
             dataset = prepare_texts(
                 command.text,

@@ -31,7 +31,8 @@ from gpt_common.errors import UserError
 from gpt_common.files import write_atomically
 
 BUILT_IN = "stories"
-PREPARABLE = ("shakespeare", "shakespeare_char")
+SHAKESPEARE = ("shakespeare", "shakespeare_char")
+PREPARABLE = (*SHAKESPEARE, "tinystories")
 HASH_ALWAYS_BYTES = 256 << 20
 CHUNK_TOKENS = 1 << 22
 

@@ -36,6 +36,22 @@ TINY_SHAKESPEARE = Text(
     size=1_115_394,
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
+# Sizes and digests as many repositories publish them for this revision: the files were not downloaded here.
+_TINY_STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+TINY_STORIES = Text(
+    title="TinyStories",
+    url=f"{_TINY_STORIES}/TinyStoriesV2-GPT4-train.txt",
+    file_name="TinyStoriesV2-GPT4-train.txt",
+    size=2_227_753_162,
+    sha256="6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443",
+)
+TINY_STORIES_VALIDATION = Text(
+    title="TinyStories' validation text",
+    url=f"{_TINY_STORIES}/TinyStoriesV2-GPT4-valid.txt",
+    file_name="TinyStoriesV2-GPT4-valid.txt",
+    size=22_502_601,
+    sha256="6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+)
 
 
 def fetch(text: Text, folder: Path, on_progress: Progress, *, timeout: float = TIMEOUT_SECONDS) -> Path:

@@ -8,9 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gpt_common.data.catalogue import open_dataset
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, check_name
+from gpt_common.data.dataset import BUILT_IN, PREPARABLE, SHAKESPEARE, Dataset, check_name
 from gpt_common.data.documents import cut_at_document, separator_of, split_documents
-from gpt_common.data.download import TINY_SHAKESPEARE, Progress, Text, check_local, fetch
+from gpt_common.data.download import (
+    TINY_SHAKESPEARE,
+    TINY_STORIES,
+    TINY_STORIES_VALIDATION,
+    Progress,
+    Text,
+    check_local,
+    fetch,
+)
 from gpt_common.data.encode import PIECE_CHARACTERS, Ids, Span, encoder, jobs
 from gpt_common.data.reading import Reading, Source, read_files, refuse_changed
 from gpt_common.data.tokenizers import (
@@ -27,8 +35,9 @@ from gpt_common.data.tokenizers import (
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError, nearest
 
-TOKENIZERS = {"shakespeare": "gpt2", "shakespeare_char": "char"}
-"""The corpora that have names, as in nanoGPT's `data/`, and their tokenizers."""
+TOKENIZERS = {"shakespeare": "gpt2", "shakespeare_char": "char", "tinystories": "bpe"}
+"""The corpora that have names, two of them as in nanoGPT's `data/`, and their tokenizers."""
+TINY_STORIES_VOCABULARY = 10_000
 
 PIECES_PER_WORKER = 16
 """A process of its own pays off from about this much text."""
@@ -44,27 +53,50 @@ def prepare_named(
     overwrite: bool = False,
     workers: int = 0,
     on_progress: Progress,
-    text: Text = TINY_SHAKESPEARE,
+    text: Text | None = None,
+    validation: Text = TINY_STORIES_VALIDATION,
 ) -> Dataset:
-    """Prepare Tiny Shakespeare as nanoGPT does, 90 % for training: by characters, or with GPT-2's vocabulary.
+    """Prepare a corpus that has a name.
+
+    Tiny Shakespeare as nanoGPT does, 90 % for training: by characters, or with GPT-2's vocabulary. TinyStories as its
+    paper does: a vocabulary of 10 000 trained on it, and its own validation text.
 
     Args:
-        name: `shakespeare_char` or `shakespeare`.
-        from_file: the text, instead of a download to `data_dir/downloads`.
+        name: `shakespeare_char`, `shakespeare` or `tinystories`.
+        from_file: the text, instead of a download to `data_dir/downloads`; for TinyStories with the validation text
+            beside it, or one of the two texts alone, whose last tenth is then for validation.
         text: where it comes from and what it must be.
+        validation: the same for TinyStories' second text.
 
     Raises:
-        UserError: unknown name, existing dataset, no network, or not the text that nanoGPT uses.
+        UserError: unknown name, existing dataset, no network, or not the text that the name stands for.
     """
     if name not in PREPARABLE:
         hint = f"for a text of your own: --text {name if Path(name).exists() else 'FILE'} --name NAME --tokenizer char"
         raise UserError(f"no corpus '{name}' ({nearest(name, PREPARABLE)}); {hint}")
     refuse_existing(data_dir / name, overwrite=overwrite)
-    if from_file is not None:
-        check_local(text, from_file)
-    source = from_file or fetch(text, data_dir / "downloads", on_progress)
+    is_shakespeare = name in SHAKESPEARE
+    text = text or (TINY_SHAKESPEARE if is_shakespeare else TINY_STORIES)
+    texts = (text,) if is_shakespeare else (text, validation)
+    if from_file is None:
+        files = [fetch(one, data_dir / "downloads", on_progress) for one in texts]
+    else:
+        alone = validation if not is_shakespeare and from_file.name == validation.file_name else text
+        check_local(alone, from_file)
+        files, beside = [from_file], from_file.with_name(validation.file_name)
+        if alone is text and not is_shakespeare and beside.exists():
+            check_local(validation, beside)
+            files.append(beside)
     return prepare_texts(
-        [source], name, data_dir, TOKENIZERS[name], overwrite=overwrite, workers=workers, on_progress=on_progress
+        files,
+        name,
+        data_dir,
+        TOKENIZERS[name],
+        bpe_vocab_size=None if is_shakespeare else TINY_STORIES_VOCABULARY,
+        training_files=1 if len(files) > 1 else None,
+        overwrite=overwrite,
+        workers=workers,
+        on_progress=on_progress,
     )
 
 
@@ -78,6 +110,7 @@ def prepare_texts(
     separator: str | None = None,
     unknown: str | None = None,
     val_fraction: float = 0.1,
+    training_files: int | None = None,
     overwrite: bool = False,
     workers: int = 0,
     piece_characters: int = PIECE_CHARACTERS,
@@ -94,6 +127,8 @@ def prepare_texts(
         separator: the text between two documents, for which the end-of-text token stands; None: <|endoftext|> where
             the text has it; `none`: one document.
         unknown: what to write for characters outside a given vocabulary of characters; `drop` leaves them out.
+        training_files: how many of the files, from the first, are for training and the others for validation; None:
+            `val_fraction` decides.
         workers: processes; 0 means one per core. Their number does not change the result.
         piece_characters: how much is encoded at once; it does not change the result.
 
@@ -128,7 +163,9 @@ def prepare_texts(
         raise UserError(_outside(reading, len(vocabulary or ""), tokenizer))
     sources, total = reading.sources, sum(source.characters for source in reading.sources)
     cut = int(total * (1 - val_fraction))  # to the character, as nanoGPT
-    if between is not None:
+    if training_files is not None:
+        cut = sum(source.characters for source in sources[:training_files])
+    elif between is not None:
         start = max(0, cut - len(between) - 3)
         parts = (
             part
@@ -141,7 +178,7 @@ def prepare_texts(
         size = bpe_vocab_size or default_bpe_vocab_size(cut)
         maker: Tokenizer = _trained_bpe(spans["train"], between, size, on_progress)
     else:
-        maker = known or CharTokenizer("".join(sorted(reading.characters)), end_of_text=name not in PREPARABLE)
+        maker = known or CharTokenizer("".join(sorted(reading.characters)), end_of_text=name not in SHAKESPEARE)
     replacements = dict.fromkeys(map(ord, reading.outside), None if unknown == "drop" else unknown)
 
     if workers != 1:

@@ -74,6 +74,12 @@ def detect() -> Hardware:
     return Hardware(chip=platform.processor() or "unknown", cpu=platform.processor() or "unknown", os=system)
 
 
+def probably_has_gpu() -> bool:
+    """Whether a framework would find a GPU, as far as can be seen in an instant: Apple silicon, or NVIDIA's driver."""
+    apple = platform.system() == "Darwin" and platform.machine() == "arm64"
+    return apple or Path("/dev/nvidiactl").exists()
+
+
 def published_peak(hardware: Hardware, device: str, dtype: str) -> Peak | None:
     """The peak published for what computes, or None if unknown: there is no default.
 

@@ -19,6 +19,8 @@ from gpt_common.width import rate_for, scaled, width_of, with_rate
 
 FINE_TUNING_SHARE = 0.1
 """Of the base's peak learning rate; and of that, where the schedule ends."""
+VALUES_FROM = {"resume": "the run", "init_from": "fine-tuning", "config": "the file", "preset": "preset"}
+"""Where the values of flags that are left out come from: the first of these that is given."""
 
 
 def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[TrainCommand, str | None]:
@@ -36,7 +38,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
     argv, why = _with_newest_run(in_our_words(TrainCommand, argv))
     start = _starting_point(argv)
     values_from = next(
-        (f"{name} {value}" for name in ("resume", "init_from", "config", "preset") if (value := getattr(start, name))),
+        (f"{what} {value}" for name, what in VALUES_FROM.items() if (value := getattr(start, name))),
         f"preset {'stories' if has_gpu else 'stories-cpu'}, which this machine would take; --preset NAME --help shows "
         "another's",
     )
@@ -53,7 +55,8 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
         if not start.preset and not start.config:
             start = dataclasses.replace(start, preset="stories" if has_gpu else "stories-cpu")
             why = f"preset {start.preset}, because there is {'a' if has_gpu else 'no'} GPU (--preset chooses another)"
-        base, rate = _by_width(start, _preset_and_file(start), peek(argv, ("n_embd", "n_head", "learning_rate", "dataset")))
+        given = peek(argv, ("n_embd", "n_head", "learning_rate", "dataset"))
+        base, rate = _by_width(start, _preset_and_file(start), given)
         why = "; ".join(sentence for sentence in (why, rate) if sentence) or None
     default = dataclasses.replace(start, run=base)
     return parse(TrainCommand, argv, prog=prog, default=default, values_from=values_from), why

@@ -62,7 +62,7 @@ FLAGS = documented_flags()
 def test_every_flag_that_a_document_shows_exists(command: str) -> None:
     assert {"-m mlx_gpt.train", "-m convert parity", "-m gpt_common.data prepare", "benchmarks/run.py"} <= FLAGS.keys()
     done = subprocess.run(
-        [sys.executable, *command.split(), "--help"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, *command.split(), "--help-all"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     offered = set(re.findall(r"--[\w-]+", done.stdout))

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import re
 import signal
 import subprocess
@@ -138,6 +139,54 @@ def test_a_local_file_must_be_the_text(tmp_path: Path) -> None:
         prepare_named("shakespeare", tmp_path, from_file=tmp_path / "absent", on_progress=silent)
 
 
+def stories(folder: Path, count: int, name: str, first: int = 0) -> download.Text:
+    """A file of small stories, each with the separator behind it, as a text that is known to the last byte."""
+    lines = [f"Story {i}. Once there was a cat.\n<|endoftext|>\n" for i in range(first, first + count)]
+    body = "".join(lines).encode()
+    (folder / name).write_bytes(body)
+    return download.Text(name, f"http://127.0.0.1:9/{name}", name, len(body), hashlib.sha256(body).hexdigest())
+
+
+def test_tinystories_takes_its_own_validation_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpt_common.data.prepare.TINY_STORIES_VOCABULARY", 300)
+    texts = {"text": stories(tmp_path, 300, "train.txt"), "validation": stories(tmp_path, 40, "valid.txt", 5000)}
+    local = {"from_file": tmp_path / "train.txt", "on_progress": silent, "workers": 1}
+    data = prepare_named("tinystories", tmp_path / "data", **texts, **local)  # type: ignore[arg-type]
+    train, val = (data.tokenizer.decode(split.tolist()) for split in (data.train, data.val))
+    assert "Story 0." in train
+    assert "Story 299." in train
+    assert "Story 5000" not in train
+    assert val.startswith("Story 5000")
+    assert "Story 299." not in val
+    assert data.tokenizer.vocab_size == 300
+    meta = json.loads((tmp_path / "data" / "tinystories" / "meta.json").read_text())
+    assert meta["separator"] == "<|endoftext|>"
+    # Without the second file the last tenth of the first is for validation, from where a story begins.
+    (tmp_path / "valid.txt").unlink()
+    data = prepare_named("tinystories", tmp_path / "data", overwrite=True, **texts, **local)  # type: ignore[arg-type]
+    assert data.tokenizer.decode(data.val.tolist()).lstrip().startswith("Story 2")
+    # And a text of another kind is refused by name, wherever it lies.
+    (tmp_path / "valid.txt").write_text("other")
+    with fails(r"valid.txt is not valid.txt .*--text FILE"):
+        prepare_named("tinystories", tmp_path / "data", overwrite=True, **texts, **local)  # type: ignore[arg-type]
+
+
+def test_tinystories_is_downloaded_from_a_fixed_revision() -> None:
+    for text, size, digest in (
+        (download.TINY_STORIES, 2_227_753_162, "6418d412de72888f52b5142c761ac21a582f7d1166f0bfbdb5f03ccfdec90443"),
+        (
+            download.TINY_STORIES_VALIDATION,
+            22_502_601,
+            "6874bae9a4c1a4e7edcf0e53b86c17817e9cf881fc75ff2368da457b80c0585d",
+        ),
+    ):
+        assert (text.size, text.sha256) == (size, digest)
+        assert re.fullmatch(
+            r"https://huggingface\.co/datasets/roneneldan/TinyStories/resolve/[0-9a-f]{40}/TinyStoriesV2-GPT4-\w+\.txt",
+            text.url,
+        )
+
+
 # --- the command
 
 
@@ -169,7 +218,7 @@ def test_prepare_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     assert err.splitlines()[-1] == "encoding: 100 %"
     code, out, _ = run(f"list {data}", capsys)
     assert code == 0
-    assert re.search(r"^mine +12,000 +3,000 +char 8 +0\.0 MB +prepared", out, re.MULTILINE)
+    assert re.search(r"^mine +12,000 +3,000 +char 9 +0\.0 MB +prepared", out, re.MULTILINE)
     assert re.search(r"^stories +made at first use", out, re.MULTILINE)
     assert f"\npython -m gpt_common.data prepare shakespeare_char --data-dir {tmp_path}/data\n" in out
     (tmp_path / "data" / "mine" / "meta.json").write_text("{")
@@ -180,7 +229,7 @@ def test_prepare_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
     ("arguments", "message"),
     [
         ("prepar", "unknown command 'prepar': did you mean 'prepare'?"),
-        ("prepare", "say which corpus (shakespeare, shakespeare_char)"),
+        ("prepare", "say which corpus (shakespeare, shakespeare_char, tinystories)"),
         ("prepare shakespear", "no corpus 'shakespear' (did you mean 'shakespeare'?)"),
         ("prepare pyproject.toml", "--text pyproject.toml --name NAME"),
         ("prepare shakespeare --text a", "say which corpus"),
@@ -188,7 +237,7 @@ def test_prepare_and_list(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
         ("prepare --tokeniser char", "did you mean '--tokenizer'?"),
         ("prepare --text a --tokenizer char", "--text needs --name NAME"),
         ("prepare --text a --name shakespeare --tokenizer char", "belongs to Tiny Shakespeare"),
-        ("prepare --text a --name b --tokenizer char --from-file c", "--from-file is for Tiny Shakespeare"),
+        ("prepare --text a --name b --tokenizer char --from-file c", "--from-file is for corpora that have a name"),
         ("prepare shakespeare --workers many", "--workers"),
         ("list --data", "did you mean '--data-dir'?"),
     ],
