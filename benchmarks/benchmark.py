@@ -25,7 +25,7 @@ from benchmarks.results import VERSION, EnergySource, Environment, ParityCheck, 
 from benchmarks.workload import parse_sweep, smallest
 from gpt_common.config import RunConfig, preset_names, to_dict
 from gpt_common.machine.hardware import Hardware
-from gpt_common.machine.power import Reader, find_reader
+from gpt_common.machine.power import find_reader
 from gpt_common.machine.provenance import git_state, versions
 
 PRESENCE_SECONDS, PARITY_SECONDS = 15.0, 90.0
@@ -68,7 +68,8 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> Outcome:
         if reader is not None:
             reader.measure_idle(IDLE_SECONDS)
         cases, verdict = prepare(command, name, backends, sweep, environment)
-        session = run_session(cases, settings, hardware, environment, reader)
+        session = Session(cases, settings, hardware, Display(tasks(cases, settings)), environment, reader)
+        session.run()
     if reader is not None:
         reader.close()
     about = describe_environment(hardware, environment, idle, reader.source if reader else None, no_energy)
@@ -122,7 +123,7 @@ def describe_environment(
         host=platform.node(),
         versions=versions(),
         git=git_state(),
-        variables=speed_variables({**os.environ, **variables}),
+        variables={k: v for k, v in sorted({**os.environ, **variables}.items()) if k.startswith(VARIABLES)},
         before=before,
         energy=EnergySource(source=energy_source, without=list(no_energy)),
     )
@@ -196,20 +197,6 @@ def prove(rows: dict[str, Row], config: str, dtype: str, environment: Mapping[st
     return verdict
 
 
-def run_session(
-    cases: list[Case],
-    settings: Settings,
-    hardware: Hardware,
-    environment: Mapping[str, str],
-    reader: Reader | None,
-) -> Session:
-    """Measure all cases."""
-    display = Display(tasks([], cases, settings))
-    session = Session(cases, settings, hardware, display, environment, reader)
-    session.run()
-    return session
-
-
 def worker_environment(scratch: Path) -> dict[str, str]:
     """Variables of every worker.
 
@@ -223,8 +210,3 @@ def worker_environment(scratch: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-
-
-def speed_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Environment variables that decide about speed."""
-    return {key: value for key, value in sorted(environment.items()) if key.startswith(VARIABLES)}

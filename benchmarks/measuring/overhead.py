@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.measure import BLOCK
 from benchmarks.measuring.samples import median_of
-from benchmarks.measuring.work import Absent, Batcher
+from benchmarks.measuring.work import Batcher, OpenWork, Work
 from benchmarks.readings import Overhead
 from benchmarks.report.pairs import paired_ratio
 from gpt_common.commands import TrainCommand
@@ -32,7 +32,6 @@ from gpt_common.config import DataConfig, RunConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import write_dataset
-from gpt_common.errors import UserError
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.due import Due
 from gpt_common.training.run import Run
@@ -106,22 +105,22 @@ class TimedRun(Run):
         self.parts[part].append(time.perf_counter() - began)
 
 
-def measure_overhead(backend: Backend, config: RunConfig, report: Callable[[str, float], None]) -> Overhead:
+def measure_overhead(
+    open_work: OpenWork, backend: Backend, config: RunConfig, report: Callable[[str, float], None]
+) -> Overhead:
     """The ratio of the loop's time to the bare step's.
 
     Raises:
         Absent: the backend is not here.
     """
-    package = f"{backend.framework}_gpt"
-    try:
-        twin = {name: import_module(f"{package}.{name}") for name in ("device", "model", "optim", "train")}
-        device = twin["device"].select_device(backend.device)
-    except (ImportError, UserError) as error:
-        raise Absent(str(error)) from None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = loop_only(config, backend, twin["device"].name_of(device), folder)
-        bare = bare_blocks(twin, device, config)
+        config = loop_only(config, backend, folder)
+        work = open_work(backend, config)
+        # The loop on the device that was found.
+        train = dataclasses.replace(config.train, device=work.device)  # type: ignore[arg-type] # a str to mypy
+        config = dataclasses.replace(config, train=train)
+        bare = bare_blocks(work, config)
         began, done = time.perf_counter(), 0
 
         def between() -> float | None:
@@ -132,10 +131,11 @@ def measure_overhead(backend: Backend, config: RunConfig, report: Callable[[str,
             done += 1
             return None if enough else bare()
 
+        twin = f"{backend.framework}_gpt"
         with contextlib.redirect_stdout(Screen()):
-            run = TimedRun(TrainCommand(out=folder / "run", run=config), twin=package, between=between)
+            run = TimedRun(TrainCommand(out=folder / "run", run=config), twin=twin, between=between)
             with contextlib.suppress(Enough):
-                twin["train"].train(run)
+                import_module(f"{twin}.train").train(run)
     return overhead_of(run.blocks[WARM_BLOCKS:], run.parts)
 
 
@@ -162,11 +162,10 @@ def overhead_of(blocks: Sequence[tuple[float, float]], parts: Mapping[str, Seque
     )
 
 
-def loop_only(config: RunConfig, backend: Backend, device: str, folder: Path) -> RunConfig:
+def loop_only(config: RunConfig, backend: Backend, folder: Path) -> RunConfig:
     """The configuration without anything in the loop that is work of its own, on a corpus of random characters."""
     train = dataclasses.replace(
         config.train,
-        device=device,  # type: ignore[arg-type]
         compile=backend.compiled,
         log_interval=BLOCK,
         eval_interval=0,
@@ -184,24 +183,16 @@ def loop_only(config: RunConfig, backend: Backend, device: str, folder: Path) ->
     return dataclasses.replace(config, train=train, model=model, data=DataConfig(dataset="noise", data_dir=str(folder)))
 
 
-def bare_blocks(twin: dict[str, Any], device: Any, config: RunConfig) -> Callable[[], float]:
-    """A function that runs the next block of bare steps on a model of its own, and returns its seconds."""
-    train = config.train
-    dtype = twin["device"].compute_dtype(train, device)
-    model = twin["model"].GPT(config.model, dtype, train.gradient_checkpointing)
-    if hasattr(model, "to"):
-        model = model.to(device)
-    model.initialise(train.seed)
-    optimizer = twin["optim"].build_optimizer(model, config.optim)
-    train_step = twin["train"].TrainStep(model, optimizer, config, twin["device"].compiles(train, device))
+def bare_blocks(work: Work, config: RunConfig) -> Callable[[], float]:
+    """A function that runs the next block of bare steps, and returns its seconds."""
     batcher = Batcher(config)
 
     def block() -> float:
         steps = batcher.take(BLOCK)
         began = time.perf_counter()
         for number, batches in steps:
-            train_step(batches, number, learning_rate(number, config.optim, train.max_steps))
-        twin["device"].synchronise(device)
+            work.step(batches, number, learning_rate(number, config.optim, config.train.max_steps))
+        work.wait()
         return time.perf_counter() - began
 
     return block

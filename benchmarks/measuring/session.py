@@ -224,9 +224,9 @@ def describe_job(job: Job, settings: Settings) -> dict[str, Any]:
     }
 
 
-def tasks(first: Sequence[Task], cases: Sequence[Case], settings: Settings) -> list[Task]:
-    """What the display counts: `first`, then every job."""
-    return [*first, *(Task(job.name, estimate(job, settings)) for job in jobs(cases, settings))]
+def tasks(cases: Sequence[Case], settings: Settings) -> list[Task]:
+    """Every job, for the display."""
+    return [Task(job.name, estimate(job, settings)) for job in jobs(cases, settings)]
 
 
 class _EnergyMeter:

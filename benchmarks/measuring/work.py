@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from benchmarks.measuring.backends import Backend
 from benchmarks.readings import Compilation
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, training_batch
@@ -55,6 +56,10 @@ class Work(Protocol):
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
         """Greedy continuation, one token at a time, with a key-value cache."""
+
+
+OpenWork = Callable[[Backend, RunConfig], Work]
+"""`worker.open_work`."""
 
 
 class Batcher:

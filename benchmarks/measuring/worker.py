@@ -22,6 +22,7 @@ from benchmarks.measuring.thermal import open_watch
 from benchmarks.measuring.work import Absent, Work
 from benchmarks.readings import About, Generation, Measured, Plan
 from gpt_common.config import RunConfig, from_dict
+from gpt_common.machine.blas import load_fast_blas
 from gpt_common.machine.provenance import versions
 
 EVENTS_PER_SECOND = 5
@@ -62,7 +63,8 @@ def main() -> None:
         if job["task"] == "overhead":
             from benchmarks.measuring.overhead import measure_overhead
 
-            events.send("result", about=None, **measure_overhead(backend, config, events.progress).model_dump())
+            cost = measure_overhead(open_work, backend, config, events.progress)
+            events.send("result", about=None, **cost.model_dump())
             return
         work = open_work(backend, config)
         found = _do(job, work, config, events, lambda: bool(stopped))
@@ -79,8 +81,7 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
     """
     if backend.framework == "mlx":
         try:
-            # First of all: it chooses the BLAS that MLX binds when it is imported.
-            import mlx_gpt  # noqa: F401
+            load_fast_blas()  # before MLX is imported
             from benchmarks.measuring.mlx_work import MlxLmWork, MlxWork
         except ImportError as error:
             raise Absent(f"MLX cannot be imported: {error}") from None

@@ -20,7 +20,7 @@ from benchmarks.report.findings import (
     size,
     times,
 )
-from benchmarks.report.published import published_rows, same_work
+from benchmarks.report.published import RUNS, same_work
 from benchmarks.results import CaseResult, Result
 from gpt_common.drawing import Draw, css, page_colour, svg
 from gpt_common.words import milliseconds, rate, share
@@ -50,7 +50,7 @@ def render_page(result: Result) -> str:
         warnings=machine_doubts(result.environment),
         growth=found,
         growth_picture=found and _panels(found, "growth", figures.sweep_colours(result.cases)),
-        published=published_rows(),
+        published=RUNS,
         same_work=any(same_work(case.run_config) for case in result.cases),
     )
 

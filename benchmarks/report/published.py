@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.machine.peaks import apple_peak
-from gpt_common.network.flops import A100_BF16_PEAK, flops_per_token_palm
+from gpt_common.network.flops import A100_BF16_PEAK, flops_per_token_palm, mfu
 
 SHAKESPEARE_CHAR = ModelConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384, dropout=0.2)
 """Shape of nanoGPT's config/train_shakespeare_char.py."""
@@ -25,6 +24,26 @@ class Published:
     """For the chip's peak; None for a run on the processor."""
     source: str
 
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput."""
+        return BATCH * SHAKESPEARE_CHAR.block_size / self.seconds_per_step
+
+    @property
+    def mfu_published(self) -> float | None:
+        """Against the chip's published peak, by our formulas."""
+        peak = apple_peak(self.chip, self.gpu_cores, "float32") if self.gpu_cores else None
+        return mfu(self._rate, peak.flops if peak else None)
+
+    @property
+    def mfu_a100(self) -> float:
+        """Against an A100's, as nanoGPT logs it."""
+        return self._rate / A100_BF16_PEAK
+
+    @property
+    def _rate(self) -> float:
+        return self.tokens_per_second * flops_per_token_palm(SHAKESPEARE_CHAR)
+
 
 M3_MAX = (
     "blog post 'State of PyTorch Metal support' (2025-09-02): nanoGPT, config/train_shakespeare_char.py, iterations 10 "
@@ -35,24 +54,6 @@ RUNS = (
     Published("nanoGPT on MPS, compiled", 0.306, "Apple M3 Max", 40, M3_MAX),
     Published("nanoGPT on the CPU", 1.986, "Apple M3 Max", None, M3_MAX),
 )
-
-
-def published_rows() -> list[dict[str, Any]]:
-    """The runs with throughput and both MFUs by our formulas."""
-    rows = []
-    for run in RUNS:
-        tokens = BATCH * SHAKESPEARE_CHAR.block_size / run.seconds_per_step
-        rate = tokens * flops_per_token_palm(SHAKESPEARE_CHAR)
-        peak = apple_peak(run.chip, run.gpu_cores, "float32") if run.gpu_cores else None
-        rows.append(
-            {
-                **asdict(run),
-                "tokens_per_second": tokens,
-                "mfu_published": rate / peak.flops if peak else None,
-                "mfu_a100": rate / A100_BF16_PEAK,
-            }
-        )
-    return rows
 
 
 def same_work(config: RunConfig) -> bool:

@@ -23,6 +23,7 @@ from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, load_preset
 from gpt_common.errors import UserError, run_main
+from gpt_common.machine.blas import load_fast_blas
 from gpt_common.sampling import choose
 
 PROG = "python benchmarks/studies/cache.py"
@@ -50,6 +51,8 @@ class CacheStudy:
 
 def generation(twin: Twin, config: ModelConfig, tokens: int, *, cached: bool) -> Callable[[], list[int]]:
     """A function that generates tokens after one, with the cache or with a whole pass for each; gives them all."""
+    if twin == "mlx":
+        load_fast_blas()  # before MLX is imported
     part = {name: import_module(f"{twin}_gpt.{name}") for name in ("device", "model", "sample")}
     part["device"].select_device("cpu")
     model = part["model"].GPT(config)

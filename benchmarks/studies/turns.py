@@ -7,9 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib import import_module
 
+from benchmarks.measuring.backends import BACKENDS
 from benchmarks.measuring.work import Batcher
+from benchmarks.measuring.worker import open_work
 from gpt_common.config import RunConfig
 from gpt_common.errors import WorkFailed
 
@@ -63,16 +64,11 @@ def work_on_request(work: Callable[[], object]) -> None:
 
 def twin_step(twin: str, config: RunConfig) -> Callable[[], None]:
     """A training step of one twin on the CPU, waited for."""
-    part = {name: import_module(f"{twin}_gpt.{name}") for name in ("device", "model", "optim", "train")}
-    device = part["device"].select_device("cpu")
-    model = part["model"].GPT(config.model)
-    model.initialise(0)
-    optimizer = part["optim"].build_optimizer(model, config.optim)
-    step = part["train"].TrainStep(model, optimizer, config, False)
+    work = open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config)
     batches, number = Batcher(config).take(1)[0][1], itertools.count()
 
-    def work() -> None:
-        step(batches, next(number), 1e-3)
-        part["device"].synchronise(device)
+    def step() -> None:
+        work.step(batches, next(number), 1e-3)
+        work.wait()
 
-    return work
+    return step

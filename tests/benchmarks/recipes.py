@@ -139,7 +139,7 @@ def make_session(
         rows.append(Row(first.backend.again(), verified=first.verified))
         name = ", ".join(f"{key}={value}" for key, value in changes.items()) or "base"
         cases.append(Case(name, changes, changed, rows))
-    display = Display(tasks([], cases, settings))
+    display = Display(tasks(cases, settings))
     return Session(cases, settings, HARDWARE, display, {}, worker=run or worker(), sleep=lambda _: None)
 
 

@@ -158,7 +158,7 @@ def test_compilation_is_counted() -> None:
 def test_the_trainers_loop_is_set_beside_bare_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "SECONDS", 0.0)
     before = dict(os.environ)
-    found: Overhead = overhead.measure_overhead(BACKENDS[name], CONFIG, lambda *_: None)
+    found: Overhead = overhead.measure_overhead(open_work, BACKENDS[name], CONFIG, lambda *_: None)
     assert len(found.loop_seconds) == len(found.bare_seconds) == overhead.GROUPS
     assert all(seconds > 0 for seconds in found.loop_seconds + found.bare_seconds)
     assert set(found.parts_seconds) == {"batches", "stepped", "record"}
