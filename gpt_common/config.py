@@ -317,6 +317,8 @@ class TrainConfig:
     """Temperature of the sampled continuations."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Optional trackers to log to, besides metrics.jsonl."""
+    report: bool = True
+    """Write report.html, the page of the run, when it ends."""
     health_gates: bool = True
     """Check before step 1 that learning is possible."""
 

@@ -10,6 +10,7 @@ import html
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +127,7 @@ def _draw(draw: Draw, size: Size, kind: str, **options: Any) -> bytes:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("figures need matplotlib: pip install 'mlx-torch-gpt[benchmarks]'") from None
+        raise UserError("figures need matplotlib: pip install matplotlib") from None
     style: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "mlx-torch-gpt",
@@ -140,6 +141,7 @@ def _draw(draw: Draw, size: Size, kind: str, **options: Any) -> bytes:
         "axes.facecolor": "none",
         "figure.constrained_layout.hspace": 0.06,
         "legend.frameon": False,
+        "text.parse_math": False,  # labels are names, and a name may have a $ in it
         "text.color": INK,
         "axes.titlecolor": INK,
         "axes.labelcolor": SOFT,
@@ -153,7 +155,9 @@ def _draw(draw: Draw, size: Size, kind: str, **options: Any) -> bytes:
         "ytick.minor.size": 0,
     }
     buffer = io.BytesIO()
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        # Letters that its font lacks (a page has fonts of its own), labels too long: it draws all the same.
+        warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), dpi=72, layout="constrained", facecolor="none")
         draw(figure)
         # Found here, the layout costs no drawing of the whole figure for nothing.

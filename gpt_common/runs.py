@@ -55,8 +55,8 @@ class Compare:
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _plain("RUN RUN...")] = ()
     """Folders of runs of either twin, or their names in runs/."""
-    out: Annotated[Path, _plain("FILE")] = Path("compare.html")
-    """The page."""
+    out: Annotated[Path | None, _plain("FILE")] = None
+    """The page; compare.html in the folder of runs if not given."""
     png: Annotated[Path | None, _plain("FILE")] = None
     """Write one picture, by steps, instead of the page."""
     runs_dir: Path = Path("runs")

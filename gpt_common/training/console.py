@@ -61,6 +61,11 @@ class RunConsole(ABC):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
+    @property
+    @abstractmethod
+    def encoding(self) -> str:
+        """Of what is printed."""
+
     @abstractmethod
     def _print(self, line: str, style: str = "") -> None:
         """Print a line as it is."""
@@ -131,9 +136,13 @@ class PlainConsole(RunConsole):
         self._last_row = (-1.0, -math.inf)
         self._needs_header = True
 
+    @property
+    def encoding(self) -> str:
+        """Of the file."""
+        return getattr(self._file, "encoding", None) or "utf-8"
+
     def _print(self, line: str, style: str = "") -> None:  # noqa: ARG002
-        encoding = getattr(self._file, "encoding", None) or "utf-8"
-        print(line.encode(encoding, "replace").decode(encoding), file=self._file, flush=True)
+        print(line.encode(self.encoding, "replace").decode(self.encoding), file=self._file, flush=True)
 
     def tick(self, step: int) -> None:
         """Plain output shows logged steps only."""
@@ -181,6 +190,11 @@ class LiveConsole(RunConsole):
         self._live = Live(
             get_renderable=self._bar, console=console, auto_refresh=False, transient=True, redirect_stderr=errors_here
         )
+
+    @property
+    def encoding(self) -> str:
+        """Of the terminal."""
+        return self._console.encoding
 
     def _print(self, line: str, style: str = "") -> None:
         self._console.print(line, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)

@@ -50,6 +50,8 @@ class Opening:
     """Step after which to save and end."""
     best_step: int | None
     best_val_loss: float | None
+    preset: str | None
+    """Name of the one that its settings began with."""
     messages: list[str]
     """What the person should know of how the run was taken up."""
 
@@ -104,6 +106,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         stop_at=stop_at,
         best_step=best_step,
         best_val_loss=best_val_loss,
+        preset=command.preset,
         messages=messages,
     )
 
@@ -197,6 +200,7 @@ def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> N
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([f"python -m {twin}.train", *sys.argv[1:]]),
         "first_step": opening.first_step,
+        "preset": opening.preset,
         "device": device,
         "chip": chip,
         "os": platform.platform(),

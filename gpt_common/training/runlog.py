@@ -2,7 +2,8 @@
 
 A row is one line, written whole and at once, so a crash leaves at most one torn line, and re-opening repairs it.
 Rows of metrics.jsonl are of four kinds, told apart by their keys: a logged step ("loss"), an evaluation ("val_loss"),
-an alarm ("alarm") and an event ("event"; "resume" says that the rows after its step are run again).
+an alarm ("alarm") and an event ("event"; "resume" says that the rows after its step are run again, "start" how long it
+took to begin). Each says how long its session had been going ("time").
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +41,7 @@ class RunLog:
         config: the resolved configuration, for the trackers.
         run_name: the run's name, for the trackers.
         console: for tests; None takes stdout.
+        clock: seconds; for tests.
 
     Raises:
         UserError: the folder cannot be written to, or a tracker is unknown, missing or refuses to start.
@@ -54,8 +57,10 @@ class RunLog:
         config: dict[str, Any],
         run_name: str,
         console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._step = first_step
+        self._clock, self._opened = clock, clock()
         self._alarms: list[str] = []
         with ExitStack() as files:
             self._metrics = files.enter_context(closing(_JsonLines(folder / "metrics.jsonl")))
@@ -67,7 +72,7 @@ class RunLog:
             self._files = files.pop_all()
         self._console = open_console(Progress(max_steps, first_step), console)
         if self._metrics.had_rows or first_step > 0:
-            self._metrics.append({"event": "resume", "step": first_step})
+            self._write({"event": "resume", "step": first_step})
 
     def note(self, text: str) -> None:
         """One line on the console, above the progress bar."""
@@ -76,8 +81,13 @@ class RunLog:
     def warn(self, text: str) -> None:
         """An alarm: on the console, in metrics.jsonl, and again in the summary."""
         self._alarms.append(text)
-        self._metrics.append({"step": self._step, "alarm": text})
+        self._write({"step": self._step, "alarm": text})
         self._console.warn(text)
+
+    def started(self, step: int, *, start_up: float, first_step_seconds: float) -> None:
+        """Write down how long it took to begin, and how long the first step took; when that is done."""
+        row = {"start_up": round(start_up, 3), "first_step_seconds": round(first_step_seconds, 6)}
+        self._write({"event": "start", "step": step, **row})
 
     def tick(self, step: int) -> None:
         """Tell the progress bar that `step` steps are done. Call it every step: it is cheap."""
@@ -91,7 +101,7 @@ class RunLog:
         row |= {key: None for key in MEASUREMENTS if row[key] is not None and math.isnan(row[key])}
         if record.expert_load is None:
             del row["expert_load"]
-        self._metrics.append(row)
+        self._write(row)
         self._track(row)
         self._console.step(record)
 
@@ -109,7 +119,7 @@ class RunLog:
         """
         self._step = step
         row = {"step": step, "train_loss": train_loss, "val_loss": val_loss, "floor": floor, "best": best}
-        self._metrics.append(row)
+        self._write(row)
         self._track(row)
         self._console.evaluation(step, train_loss=train_loss, val_loss=val_loss, floor=floor, best=best)
 
@@ -140,6 +150,14 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def encoding(self) -> str:
+        """Of what the console prints."""
+        return self._console.encoding
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._metrics.append({**row, "time": round(self._clock() - self._opened, 3)})
 
     def _track(self, row: Mapping[str, Any]) -> None:
         """Hand the numbers of a row to every tracker; one that fails is dropped: it must not cost the run."""

@@ -37,6 +37,8 @@ class StepTimer:
         self._window_seconds, self._window_steps, self._window_skipped = 0.0, 0, 0
         self.total_seconds, self.total_steps = 0.0, 0
         """All that was timed, over the whole run."""
+        self.first_seconds: float | None = None
+        """Of the first block: one step, with compilation, where the first step is waited for."""
         self.skipped = 0
         """Steps left out so far because the machine slept or was throttled."""
 
@@ -51,6 +53,7 @@ class StepTimer:
         self._block_start, self._block_steps = now, 0
         if self._first:
             self._first = False
+            self.first_seconds = seconds
             return []
         # Ten times the median for a single step; a block of many must also be three times as long as usual.
         usual = median(self._durations) if len(self._durations) >= 5 else math.inf

@@ -71,7 +71,9 @@ def test_the_fields_of_metrics(runs: dict[str, Path], tmp_path: Path) -> None:
     evaluations = [row for row in rows(runs["gpt2"]) if "val_loss" in row]
     assert evaluations
     assert all(set(row) == described("field of an evaluation") for row in evaluations)
-    assert [set(row) for row in rows(runs["gpt2"]) if "event" in row] == [described("field of an event")]
+    events = [set(row) for row in rows(runs["gpt2"]) if "event" in row]
+    start = described("field of a start")
+    assert events == [start, described("field of an event"), start]
     with RunLog(tmp_path, max_steps=1, first_step=0, trackers=(), config={}, run_name="run") as log:
         log.warn("the loss rises")
     assert [set(row) for row in rows(tmp_path)] == [described("field of an alarm")]

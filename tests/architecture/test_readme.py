@@ -27,10 +27,11 @@ PACKAGES = ("gpt_common", "mlx_gpt", "torch_gpt", "convert", "benchmarks")
 
 def test_every_module_and_script_that_is_named_exists() -> None:
     modules = set(re.findall(r"python -m ([\w.]+)", README)) - {"venv", "pytest"}
-    assert {"mlx_gpt.train", "torch_gpt.train", "mlx_gpt.sample", "convert", "gpt_common.data"} <= modules
+    named = {"mlx_gpt.train", "torch_gpt.train", "mlx_gpt.sample", "convert", "gpt_common.data", "gpt_common.runs"}
+    assert named <= modules
     assert all(find_spec(module) for module in modules)
     scripts = set(re.findall(r"python (benchmarks/[\w/]+\.py)", README))
-    assert "benchmarks/studies/curves.py" in scripts
+    assert {"benchmarks/run.py", "benchmarks/plan.py"} <= scripts
     assert all((ROOT / script).is_file() for script in scripts)
 
 
@@ -48,7 +49,7 @@ def documented_flags() -> dict[str, dict[str, str]]:
     for document in DOCUMENTS:
         for command, arguments in COMMAND.findall(document.read_text(encoding="utf-8")):
             words = arguments.split()
-            if command in ("-m convert", "-m gpt_common.data") and words:
+            if command in ("-m convert", "-m gpt_common.data", "-m gpt_common.runs") and words:
                 command = f"{command} {words[0]}"
             for flag in (word for word in words if word.startswith("--")):
                 found.setdefault(command, {})[flag.partition("=")[0].rstrip(".,;:")] = document.name
@@ -115,6 +116,7 @@ def test_every_public_name_says_what_it_is(package: str) -> None:
     "command",
     [
         ["-m", "gpt_common.data", "--help"],
+        ["-m", "gpt_common.runs", "compare", "--help"],
         ["-m", "convert", "--help"],
         ["-m", "convert", "torch2mlx", "--help"],
         ["-m", "convert", "parity", "--help"],

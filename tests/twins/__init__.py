@@ -29,6 +29,7 @@ TINY += [
     "2",
     "--sample-tokens",
     "0",
+    "--no-report",
     "--device",
     "cpu",
 ]

@@ -35,7 +35,7 @@ def render(report: dict[str, Any]) -> str:
     try:
         from jinja2 import Environment
     except ImportError:
-        raise UserError("--html needs jinja2: pip install 'mlx-torch-gpt[benchmarks]'") from None
+        raise UserError("--html needs jinja2: pip install jinja2") from None
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["short"] = short
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))

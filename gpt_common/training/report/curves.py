@@ -251,7 +251,7 @@ def thinned(x: Numbers, y: Numbers, buckets: int = BUCKETS) -> tuple[Numbers, Nu
     return x[chosen], y[chosen]
 
 
-def sparkline(values: Numbers, width: int = 56, *, ascii_only: bool = False) -> str:
+def sparkline(values: Numbers, width: int = 40, *, ascii_only: bool = False) -> str:
     """A curve as one line of text: a character per stretch, its height the mean there, on a logarithmic scale.
 
     Nothing for a curve without numbers; a blank where a stretch has none.
@@ -266,3 +266,20 @@ def sparkline(values: Numbers, width: int = 56, *, ascii_only: bool = False) -> 
     low, high = np.nanmin(means), np.nanmax(means)
     heights = (means - low) / (high - low) * (len(blocks) - 1) if high > low else means - low
     return "".join(" " if math.isnan(height) else blocks[round(height)] for height in heights)
+
+
+def loss_line(run: Course, encoding: str | None = None) -> str:
+    """The training loss as a line of blocks, with where it began and ended; nothing without logged losses.
+
+    Args:
+        encoding: of where it is printed; UTF-8 if None.
+    """
+    losses = run.steps.finite("loss")
+    if not len(losses):
+        return ""
+    line = sparkline(losses)
+    try:
+        line.encode(encoding or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        line = sparkline(losses, ascii_only=True)
+    return f"{line} {losses[0]:.3g} to {losses[-1]:.3g}"

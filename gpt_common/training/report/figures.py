@@ -11,7 +11,7 @@ import numpy as np
 from gpt_common.drawing import BAD, SOFT, Draw, colour, logarithmic, narrow
 from gpt_common.training.report.curves import Course, Curve, Numbers, thinned
 from gpt_common.training.report.past import PastRun
-from gpt_common.words import duration, rate
+from gpt_common.words import duration, printable, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,8 +87,10 @@ def losses(course: Course) -> Draw:
         panels = _panels(figure, 2, 2)
         for axes, over in zip(panels, ("step", "time"), strict=True):
             _losses(axes, course, over, shade=colour(0), label="training")
-            lines = axes.get_lines()
-            lines[-1].set(color=colour(1), label="validation", linestyle="-", linewidth=1)
+            axes.get_lines()[-1].set(color=colour(1), label="validation", linestyle="-", linewidth=1)
+            if len(course.evaluations.finite("train_loss")):
+                x, y = AXES[over](course, course.evaluations), course.evaluations.values["train_loss"]
+                axes.plot(*thinned(x, y), "o", color=colour(0), markersize=4, label="training, at evaluations")
             _floor(axes, [course.floor] if course.floor is not None else [])
             _scale_x(axes, over)
             _logarithmic_if_positive(axes, [course.steps.values["loss"], course.evaluations.values["val_loss"]])
@@ -168,6 +170,13 @@ def expert_loads(course: Course) -> Draw | None:
     return draw
 
 
+def shortened(name: str, most: int = 40) -> str:
+    """A run's name as a legend has room for it: the end of a long one."""
+    name = printable(name)
+    name = name if len(name) <= most else f"... {name[4 - most :]}"
+    return f" {name}" if name.startswith("_") else name  # _ would keep it out of the legend
+
+
 def compared(runs: Mapping[str, PastRun], over: Sequence[str] = ("step", "tokens", "time")) -> Draw:
     """Losses of runs over each other; by steps in the first panel, by tokens and time in the next.
 
@@ -179,6 +188,7 @@ def compared(runs: Mapping[str, PastRun], over: Sequence[str] = ("step", "tokens
     def draw(figure: Figure) -> None:
         for place, axes in zip(over, _panels(figure, len(over), 1), strict=True):
             for i, (name, run) in enumerate(runs.items()):
+                name = shortened(name)
                 # The first is drawn wide and pale, so that a second one on the same numbers does not hide it.
                 _losses(axes, run.course, place, shade=colour(i), label=name, pale=i == 0 and len(runs) > 1)
             _floor(axes, floors)
@@ -190,6 +200,6 @@ def compared(runs: Mapping[str, PastRun], over: Sequence[str] = ("step", "tokens
             axes.set_ylabel(LOSS)
             if place == over[0]:
                 axes.set_title("training (lines) and validation (circles)")
-                axes.legend(fontsize=12)
+                axes.legend(fontsize=12).set_in_layout(False)
 
     return draw

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
-from gpt_common.training.report.curves import sparkline
+from gpt_common.training.report.curves import loss_line
 from gpt_common.training.report.page import (
     alarm_in_words,
     comparison,
@@ -136,14 +136,14 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
         ("time", _times(found)),
         ("speed", f"{rate(course.tokens_per_second)} tokens/s" if not math.isnan(course.tokens_per_second) else ""),
         ("peak memory", in_memory(course.memory) if course.memory is not None else ""),
-        ("loss", loss_line(found)),
+        ("loss", loss_line(course, getattr(sys.stdout, "encoding", None))),
     ]
     print(f"{printable(found.name)}\n{sentence(found)}\n")
     for name, value in rows:
         if value:
             print(f"  {name:<12} {printable(value)}")
     for alarm in course.alarms[-5:]:
-        print(f"  warning: {alarm_in_words(*alarm)}")
+        print(f"  warning: {printable(alarm_in_words(*alarm))}")
     if found.samples:
         sample = found.samples[-1]
         text = " ".join((sample.prompt + sample.text).split())
@@ -159,23 +159,6 @@ def _times(run: PastRun) -> str:
     return ", ".join(said)
 
 
-def loss_line(run: PastRun, encoding: str | None = None) -> str:
-    """The training loss as a line of blocks, with where it began and ended; nothing without logged losses.
-
-    Args:
-        encoding: of the output; the standard output's if None.
-    """
-    losses = run.course.steps.finite("loss")
-    if not len(losses):
-        return ""
-    try:
-        line = sparkline(losses)
-        line.encode(encoding or getattr(sys.stdout, "encoding", None) or "utf-8")
-    except UnicodeEncodeError:
-        line = sparkline(losses, ascii_only=True)
-    return f"{line} {losses[0]:.3g} to {losses[-1]:.3g}"
-
-
 def make_report(run: Path | None, runs_dir: Path, out: Path | None) -> Path:
     """Write a run's page; returns where.
 
@@ -185,7 +168,7 @@ def make_report(run: Path | None, runs_dir: Path, out: Path | None) -> Path:
     return write_report(read_run(chosen_run(run, runs_dir)), out)
 
 
-def compare(runs: Sequence[Path], runs_dir: Path, out: Path, png: Path | None) -> Path:
+def compare(runs: Sequence[Path], runs_dir: Path, out: Path | None, png: Path | None) -> Path:
     """Print the table of several runs and write their page, or the picture `png`; returns where.
 
     Raises:
@@ -206,7 +189,7 @@ def compare(runs: Sequence[Path], runs_dir: Path, out: Path, png: Path | None) -
     kept = [heads.index(head) for head in ("run", "data", "best loss", "above floor", "steps", "time", "tokens/s")]
     print_table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows], left=2)
     if png is None:
-        return write_comparison(named, out)
+        return write_comparison(named, out or (runs_dir if runs_dir.is_dir() else Path()) / "compare.html")
     from gpt_common.drawing import write_png
     from gpt_common.training.report.figures import compared
 

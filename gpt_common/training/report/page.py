@@ -116,6 +116,8 @@ def _render(template: str, **values: Any) -> str:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        # Figures are safe already (Markup); whatever else comes from files has no control characters on a page.
+        finalize=lambda value: printable(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -126,7 +128,7 @@ def _render(template: str, **values: Any) -> str:
 def shown(value: Any) -> str:
     """A value of the configuration, as TOML writes it."""
     text = value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False, default=str)
-    return cut(printable(text))
+    return cut(text)
 
 
 def cut(text: str) -> str:
@@ -177,7 +179,7 @@ def facts(run: PastRun) -> list[tuple[str, str]]:
 
 def alarm_in_words(step: int, alarm: str) -> str:
     """`step 700: the loss rises`; many alarms name their step themselves."""
-    alarm = cut(printable(alarm))
+    alarm = cut(alarm)
     return alarm if alarm.startswith("step ") else f"step {step}: {alarm}"
 
 
@@ -224,7 +226,7 @@ def sample_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[Sample
     rows: list[list[Sample | None]] = []
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
         row = [by_place.get((prompt, step)) for step in steps]
-        rows.append([s and Sample(s.step, cut(printable(s.prompt)), cut(printable(s.text))) for s in row])
+        rows.append([s and Sample(s.step, cut(s.prompt), cut(s.text)) for s in row])
     return [f"step {step:,}" if step else "before training" for step in steps], rows
 
 
@@ -241,7 +243,7 @@ def session_rows(run: PastRun) -> list[dict[str, Any]]:
                 "first_step": "-" if first is None else first,
                 "start_up": seconds(known.start_up if known else None),
                 "first": seconds(known.first_step_seconds if known else None),
-                "command": cut(printable(str(session.get("command", "-")))),
+                "command": cut(str(session.get("command", "-"))),
             }
         )
     return rows

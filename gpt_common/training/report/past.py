@@ -58,10 +58,10 @@ class PastRun:
         """What it began from: the run whose weights it took, else its preset or configuration file; else nothing."""
         first = self.sessions[0] if self.sessions else {}
         flags = _flags(str(first.get("command", "")))
-        for name in ("init_from", "config", "preset"):
-            if value := first.get(name) or flags.get(name):
-                return _short_name(str(value)) if name != "preset" else str(value)
-        return ""
+        for name in ("init_from", "config"):
+            if name in flags:
+                return _short_name(flags[name])
+        return str(first.get("preset") or flags.get("preset", ""))
 
     @property
     def twin(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import resource
@@ -33,6 +34,7 @@ def open_log(folder: Path, *, first_step: int = 0, trackers: tuple[str, ...] = (
         config={"model": {"n_layer": 2}},
         run_name="test",
         console=Console(file=io.StringIO(), width=80),
+        clock=itertools.count(100.0).__next__,
     )
 
 
@@ -63,9 +65,10 @@ def test_every_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
                 "tps": 7680.0,
                 "mfu": None,
                 "memory": 1 << 20,
+                "time": 1.0,
             },
-            {"step": 10, "train_loss": None, "val_loss": 2.4, "floor": 2.0, "best": True},
-            {"step": 10, "alarm": "something is odd"},
+            {"step": 10, "train_loss": None, "val_loss": 2.4, "floor": 2.0, "best": True, "time": 2.0},
+            {"step": 10, "alarm": "something is odd", "time": 3.0},
         ]
         samples = strict_rows(tmp_path / "samples.jsonl")
     assert samples == [{"step": 10, "prompt": "Once", "text": ' upon a "time"\n🙂'}]
@@ -125,7 +128,7 @@ def test_a_resumed_run_reads_like_one_that_was_never_interrupted(tmp_path: Path)
     with open_log(tmp_path, first_step=20) as log:
         for step in (30, 40):
             log.step(record(step, loss=step / 10))
-    assert {"event": "resume", "step": 20} in strict_rows(tmp_path / "metrics.jsonl")
+    assert {"event": "resume", "step": 20, "time": 1.0} in strict_rows(tmp_path / "metrics.jsonl")
     rows = read_metrics(tmp_path)
     assert [(row["step"], row["loss"]) for row in rows if "loss" in row] == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
     assert not any("alarm" in row for row in rows)
@@ -164,6 +167,14 @@ def test_a_full_disk_is_a_clear_error_and_loses_nothing(tmp_path: Path) -> None:
     with open_log(tmp_path, first_step=1) as log:
         log.step(record(2))
     assert [row["step"] for row in strict_rows(path) if "loss" in row] == [1, 2]
+
+
+def test_how_long_it_took_to_begin(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.started(1, start_up=2.34567, first_step_seconds=0.5)
+    assert strict_rows(tmp_path / "metrics.jsonl") == [
+        {"event": "start", "step": 1, "start_up": 2.346, "first_step_seconds": 0.5, "time": 1.0}
+    ]
 
 
 def test_closing_twice_is_harmless(tmp_path: Path) -> None:

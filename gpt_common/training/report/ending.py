@@ -1,0 +1,75 @@
+"""What is left of a run when it ends: its report, and its curve in the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt_common.config import RunConfig
+from gpt_common.training.report.curves import loss_line
+from gpt_common.training.report.page import write_report
+from gpt_common.training.report.past import read_run
+from gpt_common.training.timing import StepTimer
+from gpt_common.words import in_memory
+
+
+def closing_rows(
+    step: int,
+    config: RunConfig,
+    *,
+    best: tuple[int | None, float | None],
+    floor: float | None,
+    timer: StepTimer,
+    peak_memory: int,
+    expert_shares: Sequence[Sequence[float]],
+) -> list[tuple[str, str]]:
+    """What the summary says of a run, a name and a value each.
+
+    Args:
+        step: steps done.
+        best: step and loss of the best evaluation, nats per token; None where there was none.
+        floor: best possible validation loss, where it is known.
+        peak_memory: bytes; 0 where it is not known.
+        expert_shares: by router and expert, as multiples of the fair share.
+    """
+    rows = [("steps", f"{step} of {config.train.max_steps}")]
+    best_step, best_loss = best
+    if best_loss is not None:
+        improved = best_step != 0 or not step
+        at = f"at step {best_step}" if improved else "before step 1: training never improved on it"
+        rows.append(("best validation loss", f"{best_loss:.4f} nats/token {at}"))
+        if floor is not None:
+            side = "above" if best_loss >= floor else "below"
+            rows.append(("floor of this corpus", f"{floor:.4f} ({abs(best_loss - floor):.4f} {side} the floor)"))
+    if timer.total_steps:
+        tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
+        per_step = timer.total_seconds / timer.total_steps
+        rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
+    if peak_memory:
+        rows.append(("peak memory", in_memory(peak_memory)))
+    if expert_shares:
+        shares = [share for router in expert_shares for share in router]
+        rows.append(("load of an expert", f"{min(shares):.2f} to {max(shares):.2f} times its fair share, at the end"))
+    if timer.skipped:
+        rows.append(("left out of averages", f"{timer.skipped} slow steps (machine asleep or throttled)"))
+    return rows
+
+
+def report_at_end(folder: Path, encoding: str) -> tuple[list[tuple[str, str]], str | None]:
+    """Write report.html; whatever goes wrong with it must not cost the run, which is done and saved.
+
+    Args:
+        encoding: of where the summary is printed.
+
+    Returns:
+        Rows for the summary, and a line on what went wrong, if anything.
+    """
+    rows = []
+    try:
+        run = read_run(folder, going=False)
+        if line := loss_line(run.course, encoding):
+            rows.append(("loss", line))
+        rows.append(("report", str(write_report(run))))
+    except Exception as error:
+        return rows, " ".join(f"no report was made: {type(error).__name__}: {error}".split())[:300]
+    return rows, None

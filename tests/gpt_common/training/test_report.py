@@ -1,0 +1,333 @@
+"""The report of a run: what it finds in a log, and a page that is complete, small, harmless and self-contained."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt_common.config import from_dict
+from gpt_common.errors import UserError
+from gpt_common.training.report.curves import Course, course, loss_line, sparkline, thinned
+from gpt_common.training.report.ending import report_at_end
+from gpt_common.training.report.page import render_report, sample_table, write_report
+from gpt_common.training.report.past import Sample, read_run
+from tests.gpt_common.training.made_up import CONFIG, SESSION, evaluation, make_run, step
+from tests.twins import TWINS, train
+
+REFERENCES = r"""https?://|<script|<link(?! rel="icon" href="data:,")|<img|@import|url\("""
+
+
+def findings(rows: list[dict[str, Any]]) -> Course:
+    return course(rows, tokens_per_step=128)
+
+
+# ---- what a log says ---------------------------------------------------------------------------------------------
+
+
+def test_the_course_of_a_run_with_an_evaluation_between_its_steps() -> None:
+    found = findings(
+        [
+            evaluation(0, 4.0, time=2.0),
+            {"event": "start", "step": 1, "start_up": 3.0, "first_step_seconds": 0.5, "time": 3.5},
+            step(1, dt=None, tps=None, time=3.5),
+            step(10, time=4.4),
+            evaluation(10, 0.5, time=6.4),
+            step(20, memory=2 << 20, time=7.4),
+            evaluation(20, 0.7, time=8.4),
+            {"step": 20, "alarm": "the loss rises", "time": 8.5},
+        ]
+    )
+    assert found.steps.step.tolist() == [1, 10, 20]
+    assert found.steps.seconds.tolist() == pytest.approx([0.5, 1.4, 4.4]), "without start-up, with the evaluation"
+    assert found.evaluations.seconds.tolist() == pytest.approx([0.0, 3.4, 5.4])
+    assert found.last_step == 20
+    assert found.seconds == pytest.approx(5.4)
+    assert found.best == (10, 0.5)
+    assert found.excess == pytest.approx(0.4)
+    assert found.tokens_per_second == pytest.approx(1280.0)
+    assert found.untimed == [(0.0, 1.0)]
+    assert found.memory == 2 << 20
+    assert found.alarms == [(20, "the loss rises")]
+    (session,) = found.sessions
+    assert (session.start_up, session.first_step_seconds) == (3.0, 0.5)
+
+
+def test_a_resumed_run_goes_on_where_it_was_without_the_time_between() -> None:
+    found = findings(
+        [
+            {"event": "start", "step": 1, "start_up": 3.0, "first_step_seconds": 1.0, "time": 4.0},
+            step(1, dt=None, time=4.0),
+            step(20, time=5.9),
+            {"event": "resume", "step": 20, "time": 0.0},
+            {"event": "start", "step": 21, "start_up": 9.0, "first_step_seconds": 2.0, "time": 11.0},
+            step(21, dt=None, time=11.0),
+            step(30, time=11.9),
+        ]
+    )
+    assert found.steps.seconds.tolist() == pytest.approx([1.0, 2.9, 4.9, 5.8])
+    assert [(s.first_step, s.start_up) for s in found.sessions] == [(0, 3.0), (20, 9.0)]
+
+
+def test_an_older_run_whose_rows_do_not_say_when() -> None:
+    rows = [
+        step(1, dt=None),
+        step(10),
+        evaluation(10, 0.5),
+        {"event": "resume", "step": 10},
+        step(20),
+        step(30, dt=0.2),
+    ]
+    found = findings(rows)
+    assert found.steps.seconds.tolist() == pytest.approx([0.0, 0.9, 1.9, 3.9])
+    assert found.tokens_per_second == pytest.approx(128 * 29 / 3.9)
+
+
+def test_numbers_that_are_missing_or_not_finite_are_gaps() -> None:
+    found = findings([step(1), step(2, loss=None, non_finite="loss nan"), step(3, loss="4", memory=True), step(4)])
+    assert np.isnan(found.steps.values["loss"]).tolist() == [False, True, True, False]
+    assert np.isnan(found.steps.values["memory"]).tolist() == [False, False, True, False]
+    assert findings([evaluation(0, None, floor=None)]).best is None
+
+
+@pytest.mark.parametrize("rows", [[], [step(1)], [evaluation(0, 4.0)], [{"step": 0, "alarm": "odd"}]])
+def test_logs_that_have_hardly_begun(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+    found = findings(rows)
+    assert found.last_step == len([row for row in rows if "loss" in row])
+    assert found.seconds == pytest.approx(0.1 * found.last_step)
+    page = render_report(read_run(make_run(tmp_path / "run", rows)))
+    assert ("No step was logged yet" in page) == (not rows or "alarm" in rows[0])
+    assert "</html>" in page
+
+
+@pytest.mark.parametrize("row", [{"loss": 1.0}, {"step": "1", "loss": 1.0}, {"step": -1}, {"event": "resume"}])
+def test_a_damaged_log_is_one_line(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged: ") as error:
+        read_run(make_run(tmp_path / "run", [step(1), row]))
+    assert "\n" not in str(error.value)
+
+
+def test_loads_of_experts() -> None:
+    rows = [step(1, expert_load=[[0.5, 1.5], [1.0, 1.0]]), step(2, expert_load=[]), step(3, expert_load=[["x"]])]
+    assert findings(rows).expert_loads == [(1, [[0.5, 1.5], [1.0, 1.0]])]
+
+
+def test_a_thinned_curve_keeps_its_extremes_and_its_gaps() -> None:
+    x = np.arange(10_000.0)
+    y = np.sin(x / 500)
+    y[1234], y[5678], y[9000] = 50.0, -50.0, math.nan
+    thin_x, thin_y = thinned(x, y, buckets=100)
+    assert len(thin_x) <= 302
+    assert (np.diff(thin_x) > 0).all()
+    assert thin_x[[0, -1]].tolist() == [0, 9999]
+    assert (thin_y[thin_x == 1234], thin_y[thin_x == 5678]) == (50.0, -50.0)
+    assert np.isnan(thin_y[thin_x == 9000]).all()
+    for few in (x[:150], x[:0]):
+        assert thinned(few, few, buckets=100)[0] is few
+
+
+def test_a_sparkline_is_as_high_as_its_numbers() -> None:
+    assert sparkline(np.array([8.0, 4.0, 2.0, 1.0])) == "█▆▃▁"
+    assert sparkline(np.array([8.0, math.nan, 1.0])) == "█ ▁"
+    assert sparkline(np.array([1.0, 1.0])) == "▁▁"
+    assert sparkline(np.array([-1.0, 1.0])) == "▁█"
+    assert sparkline(np.array([])) == sparkline(np.array([math.nan])) == ""
+    assert len(sparkline(np.linspace(9, 1, 1000))) == 40
+
+
+def test_the_line_of_the_summary_fits_its_output() -> None:
+    found = findings([step(number) for number in range(1, 100)])
+    assert loss_line(found, "utf-8").endswith("▁ 4 to 0.0404")
+    for encoding in ("ascii", "latin-1"):
+        line = loss_line(found, encoding)
+        assert line.isascii()
+        assert line.startswith("@")
+    assert loss_line(findings([])) == ""
+
+
+# ---- the page ----------------------------------------------------------------------------------------------------
+
+
+def long_run(folder: Path, steps: int = 2000) -> Path:
+    """Every step logged, with experts, a resume, a gap and samples."""
+    noise = np.random.default_rng(0)
+    rows: list[dict[str, Any]] = []
+    for number in range(1, steps + 1):
+        loads = noise.uniform(0.5, 1.5, (4, 8)).tolist()
+        timing = {"dt": None, "tps": None} if number == 700 else {}
+        loss = 4 * number**-0.35 * noise.uniform(0.9, 1.1)
+        rows.append(step(number, loss=loss, expert_load=loads, time=number / 10, **timing))
+        if number == 1000:
+            rows.append({"event": "resume", "step": 1000, "time": 0.0})
+        if number % 100 == 0:
+            rows.append(evaluation(number, loss, time=number / 10))
+    samples = [
+        {"step": at, "prompt": prompt, "text": f" and then {at} " + "word " * 100}
+        for at in (0, 500, 1000, 1500, 2000)
+        for prompt in ("Once", "Twice")
+    ]
+    config = from_dict({**CONFIG, "train": {**CONFIG["train"], "max_steps": steps}})
+    sessions = [SESSION, {**SESSION, "first_step": 1000, "command": "python -m mlx_gpt.train --resume runs/x"}]
+    return make_run(folder, rows, samples=samples, config=config, sessions=sessions)
+
+
+@pytest.fixture(scope="module")
+def long_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The report of a long run."""
+    folder = long_run(tmp_path_factory.mktemp("runs") / "long")
+    return write_report(read_run(folder)).read_text(encoding="utf-8")
+
+
+def test_a_long_run_makes_a_small_page(long_page: str) -> None:
+    assert len(long_page.encode()) < 1_000_000
+
+
+def test_the_page_needs_nothing_else(long_page: str) -> None:
+    assert not re.search(REFERENCES, long_page)
+
+
+def test_everything_is_on_the_page(long_page: str) -> None:
+    text = html.unescape(long_page)
+    assert "Done: 2,000 of 2,000 steps. Best validation loss" in text
+    for heading in ("Loss", "Rate, gradient, speed, memory", "Experts", "What it says", "Configuration", "Environment"):
+        assert f"<h2>{heading}</h2>" in text
+    for title in ("learning rate", "gradient norm before clipping", "tokens per second", "peak memory, MiB", "router"):
+        assert f">{title}</text>" in text
+    assert "lowest possible loss, 0.100" in text
+    assert "torch_gpt, mlx_gpt, stories-cpu, data: stories" in text
+    assert "Dotted lines: where the run was taken up again" in text
+    assert "Red: no step was timed there" in text
+    assert "<code>model.n_embd</code>" in text
+    assert "<code>model.dropout</code>" not in text, "it has its default"
+    assert "--resume runs/x" in text
+    assert text.count("before training") == 1
+
+
+def test_samples_stand_side_by_side() -> None:
+    samples = [
+        Sample(at, prompt, f"{prompt}{at}")
+        for at in (0, 10, 20, 30, 40)
+        for prompt in "ab"
+        if prompt + str(at) != "b40"
+    ]
+    heads, rows = sample_table(samples)
+    assert heads == ["before training", "step 20", "step 40"]
+    assert [[sample and sample.text for sample in row] for row in rows] == [["a0", "a20", "a40"], ["b0", "b20", None]]
+
+
+HOSTILE = "</td><script>alert(1)</script><img src=x> {{ 7*7 }} $\\frac$ \x1b[31m _\u202e\ud800 中文"
+
+
+def test_names_and_samples_are_harmless(tmp_path: Path) -> None:
+    samples = [{"step": at, "prompt": HOSTILE, "text": HOSTILE} for at in (0, 40)]
+    session = {**SESSION, "command": HOSTILE, "device": HOSTILE, "versions": {HOSTILE: HOSTILE}, "git": None}
+    rows = [step(1), evaluation(1, 3.0), {"step": 1, "alarm": HOSTILE}, {"step": 1, "alarm": ""}]
+    folder = make_run(tmp_path / "<b>$x^2$&amp;", rows, samples=samples, sessions=[session, {}], dataset=HOSTILE)
+    write_report(read_run(folder))
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"<script|<img|<b>\$", page)
+    assert "&lt;script&gt;" in page
+    assert "{{ 7*7 }}" in page
+    assert "\x1b" not in page
+
+
+def test_a_page_of_endless_texts_stays_small(tmp_path: Path) -> None:
+    samples = [{"step": at, "prompt": f"{p} " * 5000, "text": "x" * 10**5} for at in (0, 1, 2) for p in range(50)]
+    rows = [step(1), *({"step": 1, "alarm": "y" * 10**4} for _ in range(500))]
+    sessions = [{**SESSION, "command": "z" * 10**5}] * 300
+    page = write_report(read_run(make_run(tmp_path / "run", rows, samples=samples, sessions=sessions)))
+    assert page.stat().st_size < 1_000_000
+    assert "And 480 more alarms" in page.read_text(encoding="utf-8")
+
+
+def test_torn_and_foreign_samples_are_left_out(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [step(1)], samples=[{"step": 0, "prompt": "a", "text": "b"}])
+    with (folder / "samples.jsonl").open("a") as file:
+        file.write('[]\n{"step": "0", "prompt": 1, "text": null}\n{"step": 2, "prompt": "c"')
+    assert read_run(folder).samples == [Sample(0, "a", "b")]
+
+
+def test_a_report_that_cannot_be_made_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_run(tmp_path / "run", [step(1), step(2)])
+    rows, problem = report_at_end(folder, "utf-8")
+    assert rows == [("loss", "█▁ 4 to 2"), ("report", str(folder / "report.html"))]
+    assert problem is None
+    for package in ("jinja2", "matplotlib"):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, package, None)
+            rows, problem = report_at_end(folder, "utf-8")
+            assert rows == [("loss", "█▁ 4 to 2")]
+            assert problem is not None
+            assert problem.endswith(f"pip install {package}")
+    (folder / "metrics.jsonl").write_text("{}\n[]\n")
+    rows, problem = report_at_end(folder, "utf-8")
+    assert rows == []
+    assert problem is not None
+    assert "line 2" in problem
+
+
+# ---- runs that were trained --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_run_ends_with_its_report(
+    twin: str, tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [*tiny_run, "--report", "--max-steps", "6", "--log-interval", "1", "--sample-tokens", "5"]
+    train(twin, *flags, "--out", tmp_path / "run")
+    summary = capsys.readouterr().out
+    assert re.search(r"\n  loss +[▁▂▃▄▅▆▇█]+ [\d.]+ to [\d.]+\n", summary)
+    assert f"{tmp_path / 'run' / 'report.html'}\n" in summary
+    found = read_run(tmp_path / "run")
+    assert found.state == "done"
+    assert (found.twin, found.origin, found.dataset) == (twin, "stories-cpu", "stories")
+    (session,) = found.course.sessions
+    assert session.start_up is not None
+    assert session.first_step_seconds is not None
+    assert 0 < session.first_step_seconds < found.course.seconds
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "Done: 6 of 6 steps" in page
+
+
+def test_a_report_that_fails_does_not_fail_the_run(
+    tiny_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    train("torch_gpt", *tiny_run, "--report", "--max-steps", "2", "--out", tmp_path / "run")
+    said = capsys.readouterr().out
+    assert "no report was made: UserError: figures need matplotlib: pip install matplotlib\n" in said
+    assert "\ndone\n" in said
+    assert not (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_run_that_goes_on_is_said_to(tmp_path: Path) -> None:
+    import fcntl
+
+    folder = make_run(tmp_path / "run", [step(1)])
+    assert read_run(folder).state == "stopped"
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert read_run(folder).state == "running"
+        assert "Still running: 1 of 40 steps" in render_report(read_run(folder))
+    finally:
+        os.close(descriptor)
+
+
+def test_broken_about_files_are_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", [step(1)])
+    for content in ("[", "[]", json.dumps({"sessions": [1, {"started": 5, "command": ["x"]}], "dataset": 3})):
+        (folder / "run.json").write_text(content)
+        if content.startswith("{"):
+            assert "No step" not in render_report(read_run(folder))
+        else:
+            with pytest.raises(UserError, match=r"run\.json is damaged"):
+                read_run(folder)
