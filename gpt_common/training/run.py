@@ -6,11 +6,13 @@ step, and writes down what happened. How a run is opened is gpt_common/training/
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import ModelConfig, to_dict
 from gpt_common.data.batches import NumpyBatch, evaluation_batches, training_batch
 from gpt_common.data.tokenizers import identity
+from gpt_common.data.writer import TokenIds
 from gpt_common.errors import Stopped, WorkFailed
 from gpt_common.keyed import draws
 from gpt_common.machine.device import ComputeDevice
@@ -28,18 +31,23 @@ from gpt_common.network.flops import active_parameter_count, flops_per_token_pal
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.due import Due
-from gpt_common.training.health import Alarms, TrainedProbe, check_first_update, check_start
+from gpt_common.training.health.alarms import Alarms
+from gpt_common.training.health.gates import TrainedProbe, check_first_update, check_start
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.opening import open_run, write_run_files
 from gpt_common.training.record import StepRecord
-from gpt_common.training.report.ending import report_at_end
+from gpt_common.training.report.ending import closing_rows, report_at_end
 from gpt_common.training.runlog import RunLog
 from gpt_common.training.timing import StepTimer
-from gpt_common.words import parameters_in_words
+from gpt_common.words import duration, milliseconds, parameters_in_words
+
+LONG_SECONDS = 3600.0
 
 
 class Run:
-    """A run from opening to summary. Use it as a context manager around the training loop.
+    """A run from opening to summary. Use it as a context manager around everything that may fail.
+
+    While it lasts the run's folder is its own; a start that fails leaves no folder behind.
 
     Args:
         command: the parsed command line.
@@ -54,7 +62,7 @@ class Run:
         self._began = time.monotonic()
         self.twin = twin
         self.why_preset = why_preset
-        self.opening = opening = open_run(command)
+        self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from = opening.resume_from, opening.init_from
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
@@ -64,6 +72,16 @@ class Run:
         self.step = self.saved_step = self.first_step
         self.expert_shares: list[list[float]] = []
         self.peak_memory = 0
+        self._said_how_long = False
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.opening.hold.discard_unused()
+        self.opening.hold.release()
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -227,11 +245,19 @@ class Run:
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
+        self._say_how_long(step, dt)
         for alarm in self.alarms.on_step(step, loss, grad_norm):
             self.log.warn(alarm)
         if self.config.train.health_gates and step == self.first_step + 1:
             with self.timer.paused():
                 check_first_update(self._checksums, self.probe.checksums(), lr)
+
+    def _say_how_long(self, step: int, dt: float) -> None:
+        """Once, as soon as steps were timed, if the run takes hours: nobody should find that out the next day."""
+        left = (self.stop_at - step) * dt
+        if not self._said_how_long and left > LONG_SECONDS:
+            self.log.note(f"at {milliseconds(dt)} ms a step the training itself takes {duration(left)} to the end")
+        self._said_how_long |= not math.isnan(dt)
 
     def _shares(self, expert_loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
         """Loads as multiples of the fair share, 1 if all experts of a router are equally busy; None without experts."""
@@ -242,22 +268,23 @@ class Run:
 
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
-        train = self.config.train
-        batches = evaluation_batches(
-            self.dataset.val,
-            block_size=self.config.model.block_size,
-            batch_size=train.batch_size,
-            batches=train.eval_batches,
-        )
         with self.timer.paused():
-            val_loss = float(np.mean([self.probe.loss(batch) for batch in batches]))
+            train_loss, val_loss = self._loss_on(self.dataset.train), self._loss_on(self.dataset.val)
             best = self.best_val_loss is None or val_loss < self.best_val_loss
             if best:
                 self.best_step, self.best_val_loss = step, val_loss
             self.val_loss = val_loss
-            self.log.evaluation(step, train_loss=None, val_loss=val_loss, floor=self.dataset.floor, best=best)
+            self.log.evaluation(step, train_loss=train_loss, val_loss=val_loss, floor=self.dataset.floor, best=best)
             for alarm in self.alarms.on_evaluation(step, val_loss):
                 self.log.warn(alarm)
+
+    def _loss_on(self, tokens: TokenIds) -> float:
+        """Mean loss on fixed batches of a split, nats per token."""
+        train = self.config.train
+        batches = evaluation_batches(
+            tokens, block_size=self.config.model.block_size, batch_size=train.batch_size, batches=train.eval_batches
+        )
+        return float(np.mean([self.probe.loss(batch) for batch in batches]))
 
     def sample(
         self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float]], Iterator[int]]
@@ -300,32 +327,21 @@ class Run:
             self.saved_step = step
 
     def _finish(self) -> None:
-        step = self.step
-        rows = [("steps", f"{step} of {self.config.train.max_steps}")]
-        if self.best_val_loss is not None:
-            rows.append(("best validation loss", f"{self.best_val_loss:.4f} nats/token at step {self.best_step}"))
-            if self.dataset.floor is not None:
-                excess = self.best_val_loss - self.dataset.floor
-                rows.append(("floor of this corpus", f"{self.dataset.floor:.4f}: {excess:.4f} not learnt"))
-        if self.timer.total_steps:
-            tokens = self.config.train.batch_size * self.config.train.grad_accum_steps * self.config.model.block_size
-            per_step = self.timer.total_seconds / self.timer.total_steps
-            rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
-        if self.peak_memory:
-            rows.append(("peak memory", f"{self.peak_memory / 2**30:.2f} GB"))
-        if self.expert_shares:
-            shares = [share for router in self.expert_shares for share in router]
-            rows.append(
-                ("load of an expert", f"{min(shares):.2f} to {max(shares):.2f} times its fair share, at the end")
-            )
-        if self.timer.skipped:
-            rows.append(("left out of averages", f"{self.timer.skipped} slow steps (machine asleep or throttled)"))
+        rows = closing_rows(
+            self.step,
+            self.config,
+            best=(self.best_step, self.best_val_loss),
+            floor=self.dataset.floor,
+            timer=self.timer,
+            peak_memory=self.peak_memory,
+            expert_shares=self.expert_shares,
+        )
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)
         rows += found
         if problem:
             self.log.note(problem)
         rows.append(("files", str(self.folder)))
-        if step < self.config.train.max_steps:
+        if self.step < self.config.train.max_steps:
             hint, title = f"python -m {self.twin}.train --resume {self.folder}", "stopped"
         else:
             hint, title = f"python -m {self.twin}.sample {self.folder}", "done"

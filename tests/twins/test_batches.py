@@ -11,7 +11,7 @@ import pytest
 
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
-from gpt_common.training.health import check_start
+from gpt_common.training.health.gates import check_start
 from tests.twins import TWINS
 
 CONFIG = RunConfig(

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt_common.data.batches import Batch, NumpyBatch, Tokens
-from gpt_common.training.health import token_losses
+from gpt_common.training.health.gates import token_losses
 
 WIDTH = 16
 

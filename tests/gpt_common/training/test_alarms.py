@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from gpt_common.training.health import Alarms, Diverged, GateFailed, check_first_update
+from gpt_common.training.health.alarms import Alarms, Diverged
+from gpt_common.training.health.gates import GateFailed, check_first_update
 
 # ---- the first update --------------------------------------------------------------------------------------------
 

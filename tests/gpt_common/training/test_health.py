@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from gpt_common.data.batches import Batch, NumpyBatch, Tokens
 from gpt_common.errors import WorkFailed
-from gpt_common.training import health
-from gpt_common.training.health import GateFailed, check_start, token_losses
+from gpt_common.training.health import gates
+from gpt_common.training.health.gates import GateFailed, check_start, token_losses
 from tests.gpt_common.training.bag import Bag, batch, cross_entropy
 
 # ---- what a healthy model does ------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_the_gates_look_at_a_large_batch_only_in_part(monkeypatch: pytest.Monkey
     check_start(Counting(length=64), batch(rows=200, length=64))
     assert max(seen) == 1024
     seen.clear()
-    monkeypatch.setattr(health, "PROBE_LOGITS", 3 * 64 * 65)
+    monkeypatch.setattr(gates, "PROBE_LOGITS", 3 * 64 * 65)
     check_start(Counting(length=64), batch(rows=200, length=64))
     assert max(seen) == 3 * 64, "a large vocabulary counts too"
 

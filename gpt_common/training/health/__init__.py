@@ -1,0 +1,1 @@
+"""Health: gates before training and alarms during it."""
