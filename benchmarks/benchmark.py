@@ -155,7 +155,7 @@ def prepare(
     for changes, config in sweep:
         own = [Row(r.backend, r.status, r.reason, r.verified) for r in rows.values()]
         if control is not None:
-            own.append(Row(control.again(), verified=rows[control.name].verified))
+            own.append(Row(control.as_control(), verified=rows[control.name].verified))
         label = ", ".join(f"{key}={value}" for key, value in changes.items()) or "base"
         cases.append(Case(label, changes, config, own))
     return cases, verdict

@@ -25,11 +25,11 @@ class Backend(backends.Backend):
         """Name in tables."""
         return f"{self.name} again" if self.control else self.name
 
-    def again(self) -> Backend:
+    def as_control(self) -> Backend:
         """This backend as its own control."""
         return dataclasses.replace(self, control=True)
 
-    def first(self) -> Backend:
+    def original(self) -> Backend:
         """What a control repeats."""
         return dataclasses.replace(self, control=False)
 

@@ -48,7 +48,7 @@ def summarise_case(case: Case, hardware: Hardware) -> CaseResult:
     peaks = measured_peaks(case.rows)
     reject_impossible(case, work, peaks)
     control = next((row for row in case.rows if row.backend.control), None)
-    first = next((row for row in case.rows if control and row.backend == control.backend.first()), None)
+    first = next((row for row in case.rows if control and row.backend == control.backend.original()), None)
     aa = compare(control, first) if control and first else None
     return CaseResult(
         name=case.name,

@@ -13,7 +13,7 @@ Steps = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Noise:
-    """How restless a machine is; shares of a step's time."""
+    """How unsteady a machine is; shares of a step's time."""
 
     process: float = 0.01
     """Standard deviation of what a process keeps from start to end: memory layout, placement."""

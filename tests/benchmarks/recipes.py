@@ -136,7 +136,7 @@ def make_session(
             if row.backend.name in absent:
                 row.end("absent", "not here")
         first = next(row for row in rows if row.open)
-        rows.append(Row(first.backend.again(), verified=first.verified))
+        rows.append(Row(first.backend.as_control(), verified=first.verified))
         name = ", ".join(f"{key}={value}" for key, value in changes.items()) or "base"
         cases.append(Case(name, changes, changed, rows))
     display = Display(tasks(cases, settings))

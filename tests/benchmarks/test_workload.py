@@ -39,8 +39,8 @@ def test_unknown_names_are_refused_with_the_nearest(names: str, peers: str) -> N
 
 
 def test_the_same_backend_twice_is_a_control() -> None:
-    again = BACKENDS["cpu"].again()
-    assert (again.label, again.name, again.first()) == ("cpu again", "cpu", BACKENDS["cpu"])
+    again = BACKENDS["cpu"].as_control()
+    assert (again.label, again.name, again.original()) == ("cpu again", "cpu", BACKENDS["cpu"])
 
 
 # --- configuration
