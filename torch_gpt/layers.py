@@ -67,7 +67,9 @@ class StackedLinear(nn.Module):
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         ends_E = torch.bincount(expert_M, minlength=self.weight.shape[0]).cumsum(0)
         weight_EIO = self.weight.to(x_MI.dtype).transpose(1, 2)
-        if x_MI.dtype == torch.float64:  # PyTorch 2.13 has no grouped product of it
+        # PyTorch 2.13 has no grouped product in float64, nor of rows that are no multiple of 16 bytes.
+        aligned = all(size * x_MI.element_size() % 16 == 0 for size in self.weight.shape[1:])
+        if x_MI.dtype == torch.float64 or not aligned:
             parts = torch.tensor_split(x_MI, ends_E[:-1].tolist())
             return torch.cat([x_NI @ weight_IO for x_NI, weight_IO in zip(parts, weight_EIO, strict=True)])
         return F.grouped_mm(x_MI, weight_EIO, offs=ends_E.to(torch.int32))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_common.config import load_preset
-from gpt_common.network.init import buffer_shapes, optimizer_shapes, tensor_shapes
+from gpt_common.network.parameters import buffer_shapes, optimizer_shapes, tensor_shapes
 from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, losses, tensors, train
 
@@ -119,3 +119,20 @@ def test_the_summary_names_load_and_memory(
     assert "times its fair share" in said
     peak = max(row["memory"] for row in read_metrics(tmp_path / "run") if "loss" in row)
     assert re.search(rf"peak memory +{peak / 2**30:.2f} GB", said)
+
+
+@pytest.mark.parametrize("sizes", [{"expert_width": 30}, {"expert_width": 12}, {"n_embd": 30, "n_head": 2}])
+def test_experts_of_any_width_train_to_the_same_losses(
+    sizes: dict[str, int], stories_dir: Path, tmp_path: Path
+) -> None:
+    """PyTorch's grouped product takes rows of a multiple of 16 bytes only; MLX's takes any."""
+    flags = ["--preset", "custom-llm-tiny", "--dataset", "stories", "--data-dir", str(stories_dir), "--device", "cpu"]
+    flags += ["--n-layer", "2", "--block-size", "16", "--batch-size", "2", "--max-steps", "3", "--log-interval", "1"]
+    flags += ["--eval-batches", "1", "--sample-tokens", "0", "--dropout", "0"]
+    for name, value in sizes.items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    found = {}
+    for twin in TWINS:
+        train(twin, *flags, "--out", tmp_path / twin)
+        found[twin] = losses(tmp_path / twin)
+    assert found["mlx_gpt"] == pytest.approx(found["torch_gpt"], rel=1e-5)
