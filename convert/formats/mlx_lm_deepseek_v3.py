@@ -11,12 +11,13 @@ import dataclasses
 from pathlib import Path
 
 from convert.contents import OTHER_TARGET, Contents, refuse_fields
-from convert.formats import transformers_deepseek_v3
-from convert.formats.model_folder import FILES, is_mlx
 from convert.options import WriteOptions
 from convert.storage.tensors import Tensor, load, values
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+
+from convert.formats import transformers_deepseek_v3
+from convert.formats.model_folder import FILES, is_mlx
 
 EXTRA_LAYER = 61
 """Layer that mlx-lm leaves out of every model, because the published one's predicts a second token."""
@@ -29,7 +30,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         UserError: mlx-lm's DeepSeek-V3 cannot be this model, or would compute something else.
     """
     model = contents.model
-    transformers_deepseek_v3.refuse_others(model)
+    refuse_fields(model, "DeepSeek-V3", transformers_deepseek_v3.COMPUTED)
     refuse_fields(model, "mlx-lm's DeepSeek-V3", {"rope_layout": "interleaved"})
     routed = [layer for layer in range(model.n_layer) if model.has_experts(layer)]
     if routed and model.experts_per_token == 1 and model.router_normalise:

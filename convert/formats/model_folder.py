@@ -177,10 +177,16 @@ def rope_theta(path: Path, settings: Mapping[str, Any]) -> object:
     return theta
 
 
-def rope_settings(model: ModelConfig) -> dict[str, Any]:
-    """`rope_theta` for transformers before 5 and for mlx-lm, `rope_parameters` for transformers since."""
-    parameters = {"rope_type": "default", "rope_theta": model.rope_theta}
-    return {"rope_theta": model.rope_theta, "rope_parameters": parameters}
+def settings_of(model: ModelConfig, architecture: str, model_type: str, fields: Fields) -> dict[str, Any]:
+    """What config.json says of a model with rotary positions; some values want another form there."""
+    return {
+        "architectures": [architecture],
+        "model_type": model_type,
+        **{theirs: getattr(model, ours) for theirs, (ours, _) in fields.items()},
+        # For transformers before 5 and for mlx-lm, then for transformers since.
+        "rope_theta": model.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+    }
 
 
 def dtype_of(contents: Contents) -> str:

@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import OTHER_TARGET, Contents, by_name, refuse_fields
-from convert.formats import model_folder
 from convert.formats.format import Format
-from convert.formats.model_folder import CARD, COPY_OR_CHOOSE, FILES, REQUIRED, Fields
 from convert.formats.names import DEEPSEEK_V3, NUMBERED_EXPERTS, translated, without_prefixes
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.pickles import shown
@@ -25,6 +23,9 @@ from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import tensor_shapes
+
+from convert.formats import model_folder
+from convert.formats.model_folder import CARD, COPY_OR_CHOOSE, FILES, REQUIRED, Fields
 
 FIELDS: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
@@ -157,7 +158,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         UserError: `DeepseekV3ForCausalLM` cannot be this model.
     """
     model = contents.model
-    refuse_others(model)
+    refuse_fields(model, "DeepSeek-V3", COMPUTED)
     for name, least in (("n_shared_expert", 1), ("n_expert", 2)):
         if getattr(model, name) < least:
             found = f"the model's {name} is {getattr(model, name)}"
@@ -167,20 +168,11 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     return notes
 
 
-def refuse_others(model: ModelConfig) -> None:
-    """Refuse to write another family as DeepSeek-V3.
-
-    Raises:
-        UserError: names the first field that is not DeepSeek-V3's.
-    """
-    refuse_fields(model, "DeepSeek-V3", COMPUTED)
-
-
 def write_deepseek(contents: Contents, path: Path, options: WriteOptions, library: str) -> tuple[str, ...]:
     """config.json, model.safetensors with every expert for itself, and tokenizer, for transformers and mlx-lm.
 
     Args:
-        contents: a model that `refuse_others` lets pass.
+        contents: a model of which COMPUTED is true.
         library: for whom, in the header of the weights: pt or mlx.
 
     Raises:
@@ -188,9 +180,7 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
     """
     model = contents.model
     settings = {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "deepseek_v3",
-        **{theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()},
+        **model_folder.settings_of(model, "DeepseekV3ForCausalLM", "deepseek_v3", FIELDS),
         "num_key_value_heads": model.n_head,
         "q_lora_rank": model.q_latent or None,
         "n_shared_experts": model.n_shared_expert or None,
@@ -198,7 +188,6 @@ def write_deepseek(contents: Contents, path: Path, options: WriteOptions, librar
         "rope_interleave": model.rope_layout == "interleaved",
         "num_nextn_predict_layers": 0,
         "hidden_act": "silu",
-        **model_folder.rope_settings(model),
     }
     tensors: dict[str, Tensor] = {}
     for name in tensor_shapes(model):

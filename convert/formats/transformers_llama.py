@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, by_name, refuse_fields
-from convert.formats import model_folder
 from convert.formats.format import Format
-from convert.formats.model_folder import CARD, FILES, REQUIRED, Fields
 from convert.formats.names import LLAMA, translated
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import tensor_shapes
+
+from convert.formats import model_folder
+from convert.formats.model_folder import CARD, FILES, REQUIRED, Fields
 
 FIELDS: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
@@ -123,15 +124,12 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
     model = contents.model
     refuse_fields(model, "Llama", COMPUTED)
     settings = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{theirs: getattr(model, ours) for theirs, (ours, _) in FIELDS.items()},
+        **model_folder.settings_of(model, "LlamaForCausalLM", "llama", FIELDS),
         "num_key_value_heads": model.n_kv_head or model.n_head,
         "head_dim": model.key_size,
         "intermediate_size": model.inner_width,
         "attention_bias": model.has_attention_biases,
         "hidden_act": "silu",
-        **model_folder.rope_settings(model),
     }
     tensors = {translated(name, LLAMA): contents.tensors[name] for name in tensor_shapes(model)}
     model_folder.write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
