@@ -11,8 +11,10 @@ from gpt_common.errors import Stopped, UserError, nearest, run_main
 from gpt_common.manual import HELP_WORDS
 
 COMMANDS = {
-    "torch2mlx": "a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder into a run of this project",
-    "mlx2torch": "a run of this project into what nanoGPT, transformers or mlx-lm load",
+    "import": "bring in a model as a run: nanoGPT's, a folder of transformers or mlx-lm, or hf:OWNER/NAME",
+    "export": "write a run as what nanoGPT, transformers or mlx-lm load",
+    "torch2mlx": "as import, but the result lies beside the source; --to mlx-lm goes straight there",
+    "mlx2torch": "as export, with --to nanogpt where nothing else is said",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
     "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",
     "parity": "does the MLX twin compute what the PyTorch twin computes?",
@@ -30,10 +32,16 @@ def main(argv: Sequence[str]) -> None:
     name, rest = argv[0], argv[1:]
     prog = f"python -m convert {name}"
     match name:
-        case "torch2mlx" | "mlx2torch":
-            from convert.conversion import Mlx2torch, Torch2mlx, convert
+        case "import" | "export" | "torch2mlx" | "mlx2torch":
+            from convert import conversion
 
-            convert(parse(Torch2mlx, rest, prog=prog) if name == "torch2mlx" else parse(Mlx2torch, rest, prog=prog))
+            kinds: dict[str, type[conversion.Command]] = {
+                "import": conversion.Import,
+                "export": conversion.Export,
+                "torch2mlx": conversion.Torch2mlx,
+                "mlx2torch": conversion.Mlx2torch,
+            }
+            conversion.convert(parse(kinds[name], rest, prog=prog))
         case "inspect":
             from convert.inspection import Inspect, inspect
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
+from gpt_common.training.manifest import all_finite
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,6 +54,8 @@ class Contents:
     """Our names and the format's; empty where they are ours."""
     names: dict[str, str] = field(default_factory=dict)
     """What the file itself calls each tensor, prefixes and all."""
+    published: Mapping[str, str] | None = None
+    """Name and commit on the hub, if it came from there."""
     described_in: str = ""
     """Where the file says which model it is, for messages."""
     unknown: dict[str, Tensor] = field(default_factory=dict)
@@ -162,6 +165,30 @@ def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Roundin
             )
     moments = {name: cast(name, tensor, "F32", Rounding()) for name, tensor in contents.moments.items()}
     return dataclasses.replace(contents, tensors=tensors, moments=moments), rounding
+
+
+def finite(contents: Contents) -> Contents:
+    """The same, in which reading a tensor that holds NaN or infinity raises a UserError with the tensor's name."""
+
+    def read_as_finite(what: str, tensor: Tensor) -> Tensor:
+        def blocks() -> Iterator[bytes]:
+            for block in tensor.blocks():
+                if not all_finite(tensor.dtype, block):
+                    raise UserError(
+                        f"{contents.path}: {what} holds NaN or infinity: the run had diverged when it was saved; "
+                        "take an earlier checkpoint"
+                    )
+                yield block
+
+        return dataclasses.replace(tensor, blocks=blocks)
+
+    own = contents.own_name
+    tensors = {name: read_as_finite(f"tensor {own(name)}", tensor) for name, tensor in contents.tensors.items()}
+    moments = {}
+    for key, tensor in contents.moments.items():
+        moment, _, name = key.partition(".")
+        moments[key] = read_as_finite(f"{moment} of tensor {own(name)}", tensor)
+    return dataclasses.replace(contents, tensors=tensors, moments=moments)
 
 
 def by_name(path: Path, raw: Mapping[str, Tensor], key_map: Mapping[str, str]) -> Contents:

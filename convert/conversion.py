@@ -1,19 +1,24 @@
-"""torch2mlx and mlx2torch: read anything, write one format, all of it or nothing."""
+"""import and export, torch2mlx and mlx2torch: read anything, write one format, all of it or nothing."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from tyro.conf import arg
 
-from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, with_dtype
+from convert import hub
+from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, finite, with_dtype
 from convert.formats import native, registry
 from convert.formats.format import Format
-from convert.formats.tokenizer_files import given_tokenizer
+from convert.formats.tokenizer_files import given_tokenizer, read_tokenizer
+from convert.hub import HubModel
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
@@ -26,38 +31,76 @@ from gpt_common.files import (
     temporary_beside,
 )
 from gpt_common.progress import Progress
+from gpt_common.training.folder import RUNS
+from gpt_common.training.pretrained import HUB_RUNS, PREFIX
 from gpt_common.words import in_bytes
 
 if TYPE_CHECKING:
     ToMlx: TypeAlias = str
     FromMlx: TypeAlias = str
+    Target: TypeAlias = str
 else:
     ToMlx, FromMlx = Literal[registry.targets("torch2mlx")], Literal[registry.targets("mlx2torch")]
+    Target = Literal[registry.targets()]
 DTYPES = {people: ours for ours, people in WEIGHT_DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What both directions share."""
+    """What all directions share."""
 
     src: Source
-    """What to convert: a run, a checkpoint file or a folder; recognised by its content."""
+    """What to convert: a run, a checkpoint file, a folder, or hf:OWNER/NAME[@REVISION]; recognised by its content."""
     out: Annotated[Path | None, arg(aliases=["-o"])] = None
-    """Where to write; if not given, beside SRC under its name and the target's."""
+    """Where to write; if not given, beside SRC under its name and the target's; an import into runs/."""
     tokenizer: Literal["none"] | Path | None = None
     """Take the tokenizer from this tokenizer.json, or from nanoGPT's meta.pkl; none: go without."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     optimizer: bool = True
     """Take the optimiser's state along where there is one."""
-    other_gelu: bool = False
-    """Write even where the target computes another form of GELU (logits differ by about 1e-3)."""
     overwrite: bool = False
     """Replace an earlier conversion at the destination."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Torch2mlx(Conversion):
+class Import(Conversion):
+    """Bring in a GPT-2, Llama or DeepSeek-V3 folder, a nanoGPT ckpt.pt, a state dict, or hf:OWNER/NAME, as a run."""
+
+    examples: ClassVar[tuple[str, ...]] = ("hf:openai-community/gpt2", "ckpt.pt -o runs/FIRST")
+    to: ClassVar[str] = "native"
+    other_gelu: ClassVar[bool] = False
+    preset: str | None = None
+    """Which model a bare state dict is: a preset."""
+    config: Path | None = None
+    """Which model a bare state dict is: a TOML file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithChoice(Conversion):
+    """What those share that say for whom they write."""
+
+    other_gelu: bool = False
+    """Write even where the target computes another form of GELU (logits differ by about 1e-3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(WithChoice):
+    """Write a run, or any other model, as the files of another library."""
+
+    examples: ClassVar[tuple[str, ...]] = ("runs/FIRST --to mlx-lm", "runs/FIRST --to nanogpt -o ckpt.pt")
+    to: Target
+    """For whom; native is a run of this project, with one checkpoint."""
+    latest: bool = False
+    """Of a run folder, take the latest checkpoint and not the best."""
+    preset: str | None = None
+    """Which model a bare state dict is: a preset."""
+    config: Path | None = None
+    """Which model a bare state dict is: a TOML file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch2mlx(WithChoice):
     """Turn a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder of transformers into a run."""
 
     preset: str | None = None
@@ -69,7 +112,7 @@ class Torch2mlx(Conversion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mlx2torch(Conversion):
+class Mlx2torch(WithChoice):
     """Turn a checkpoint of this project into what nanoGPT, transformers or mlx-lm load."""
 
     latest: bool = False
@@ -78,21 +121,49 @@ class Mlx2torch(Conversion):
     """For whom: a folder with ckpt.pt (or that file, if --out ends in .pt), or a folder of the library."""
 
 
-def convert(command: Torch2mlx | Mlx2torch) -> Path:
+Command = Import | Export | Torch2mlx | Mlx2torch
+
+
+def convert(command: Command) -> Path:
     """Convert; returns the destination.
 
     Raises:
         UserError: anything wrong with source, destination or the pair of them; nothing is left behind.
     """
-    started = time.monotonic()
-    destination = command.out or _default_destination(command.src, command.to)
+    named = hub.named(command.src)
+    destination = command.out or _default_destination(command, named)
     _check_destination(command.src, destination, command.to, command.overwrite)
-    source = _read(command)
+    if named is None:
+        return _convert(command, destination, None)
+
+    def check(folder: Path) -> None:
+        """Before the weights are fetched."""
+        with _called(named, folder):
+            _tokenizer(folder, lambda: read_tokenizer(folder), command.tokenizer, registry.describe(folder).vocab_size)
+
+    folder, commit = hub.fetch(named, check)
+    with _called(named, folder):
+        published = {"repository": named.repository, "revision": commit}
+        return _convert(dataclasses.replace(command, src=folder), destination, published)
+
+
+@contextmanager
+def _called(model: HubModel, folder: Path) -> Iterator[None]:
+    """In messages, the folder in the cache of a model on the hub is called by the model's name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace(str(folder), str(model))) from None
+
+
+def _convert(command: Command, destination: Path, published: Mapping[str, str] | None) -> Path:
+    started = time.monotonic()
+    source = finite(dataclasses.replace(_read(command), published=published))
     config = checked(source)
     target = registry.format_for(command.to, config.model)
     assert target.write is not None  # it has a name in --to
     contents, rounding = with_dtype(source, command.dtype and DTYPES[command.dtype])
-    tokenizer, notes = _tokenizer(source, command.tokenizer, config.model.vocab_size)
+    tokenizer, notes = _tokenizer(source.path, source.find_tokenizer, command.tokenizer, config.model.vocab_size)
     for note in (*source.notes, *notes):
         print(f"note: {note}")
     total = sum(tensor.nbytes for tensor in (*contents.tensors.values(), *contents.moments.values()))
@@ -119,10 +190,15 @@ def convert(command: Torch2mlx | Mlx2torch) -> Path:
         f"{destination}: {target.name} from {contents.format}, {model.n_layer} layers, {in_bytes(total)}"
         f" in {time.monotonic() - started:.1f} s; {_state(contents, target)}"
     )
+    if isinstance(command, Import):
+        sample = f"sample it with `python -m mlx_gpt.sample {destination}`, or " if tokenizer else ""
+        print(f"{sample}fine-tune it with --init-from {destination}")
     return destination
 
 
-def _tokenizer(source: Contents, given: Path | Literal["none"] | None, vocab_size: int) -> FoundTokenizer:
+def _tokenizer(
+    path: Path, find: Callable[[], FoundTokenizer], given: Path | Literal["none"] | None, vocab_size: int
+) -> FoundTokenizer:
     """The tokenizer that was asked for, else the source's own.
 
     Raises:
@@ -130,29 +206,28 @@ def _tokenizer(source: Contents, given: Path | Literal["none"] | None, vocab_siz
     """
     if given == "none":
         return None, ()
-    tokenizer, notes = (given_tokenizer(given), ()) if given is not None else source.find_tokenizer()
+    tokenizer, notes = (given_tokenizer(given), ()) if given is not None else find()
     if tokenizer is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
-            f"{given or source.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
+            f"{given or path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}: "
             "give the model's own with --tokenizer FILE, or do without with --tokenizer none"
         )
     return tokenizer, notes
 
 
-def _read(command: Torch2mlx | Mlx2torch) -> Contents:
+def _read(command: Command) -> Contents:
     """The source, of the kind that the command is for.
 
     Raises:
         UserError: it is of the other kind, unknown or damaged.
     """
-    if isinstance(command, Torch2mlx):
-        options = ReadOptions(preset=command.preset, config=command.config, optimizer=command.optimizer)
-        source = registry.read(command.src, options)
-        if source.format == native.FORMAT.name:
-            raise UserError(f"{command.src} is already a checkpoint of this project: use mlx2torch to export it")
-        return source
-    source = registry.read(command.src, ReadOptions(latest=command.latest, optimizer=command.optimizer))
-    if source.format != native.FORMAT.name:
+    given = {name: getattr(command, name) for name in ("preset", "config", "latest") if hasattr(command, name)}
+    source = registry.read(command.src, ReadOptions(optimizer=command.optimizer, **given))
+    ours = source.format == native.FORMAT.name
+    if ours and isinstance(command, Torch2mlx | Import):
+        export = "mlx2torch to export it" if isinstance(command, Torch2mlx) else "it as it is, or export it"
+        raise UserError(f"{command.src} is already a checkpoint of this project: use {export}")
+    if not ours and isinstance(command, Mlx2torch):
         raise UserError(f"{command.src} is a {source.format}, not a run of this project: use torch2mlx first")
     return source
 
@@ -166,9 +241,15 @@ def _state(contents: Contents, target: Format) -> str:
     return f"step {contents.step:,} with {OPTIMIZERS[contents.config.optim.optimizer]}'s state"
 
 
-def _default_destination(src: Path, to: str) -> Path:
-    src = Path(os.path.realpath(src))
-    suffix = registry.formats_of(to)[0].suffix or f"-{to}"
+def _default_destination(command: Command, named: HubModel | None) -> Path:
+    """Beside the source; an import among the runs."""
+    if named is not None:
+        src = HUB_RUNS / str(named).removeprefix(PREFIX).replace("/", "--")
+        return src if command.to == native.FORMAT.target else Path(f"{src.name}-{command.to}")
+    src = Path(os.path.realpath(command.src))
+    if isinstance(command, Import):
+        return RUNS / (src.name if src.is_dir() else src.stem)
+    suffix = registry.formats_of(command.to)[0].suffix or f"-{command.to}"
     return src.with_name((src.name if src.is_dir() else src.stem) + suffix)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from convert.contents import Contents
 from convert.options import ReadOptions, WriteOptions
+from gpt_common.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Format:
     """What config.json says in a folder of this format."""
     recognise: Callable[[Path], bool] = lambda _: True
     """Whether a file or folder, with that config.json, is of this format: by its content, never by its name alone."""
+    describe: Callable[[Path], ModelConfig] | None = None
+    """The model that its config.json describes, of which nothing else may be there yet. Raises UserError."""
     read: Callable[[Path, ReadOptions], Contents]
     """What is in it, from headers alone. Raises UserError."""
     family: str = "a GPT-2 model"

@@ -1,27 +1,55 @@
-"""GPT-2 folders of mlx-lm: as of `transformers`, but names without `transformer.`, and `n_ctx` in config.json."""
+"""GPT-2 folders of mlx-lm: as of `transformers`, but names without `transformer.`, and `n_ctx` in config.json.
+
+What it saves itself has names that begin with `model.`, and matrices that are (out, in) already. By these names it
+tells its own files from others', as is done here: the output projection of attention is square, so its shape would not
+show a wrong transposition.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
-from convert.contents import Contents, refuse_activation, refuse_all_but_gpt2, refuse_fields
+from convert.contents import Contents, by_name, refuse_activation, refuse_all_but_gpt2, refuse_fields
 from convert.formats import transformers_gpt2
-from convert.formats.model_folder import FILES
+from convert.formats.model_folder import FILES, with_folder
 from convert.formats.names import GPT2
-from convert.options import WriteOptions
+from convert.options import ReadOptions, WriteOptions
 from convert.storage.safetensors_file import read_safetensors
-from convert.storage.weights import read_json
+from convert.storage.weights import read_json, read_weights
 
 NAMES = {ours: foreign.removeprefix("transformer.") for ours, foreign in GPT2.items()}
 
 
+OWN_NAMES = {ours: f"model.{foreign}" for ours, foreign in NAMES.items()}
+"""In the files that it saves itself."""
+
+
 def recognise(path: Path) -> bool:
-    """What mlx-lm accepts of GPT-2: `n_ctx`, and in every file names without a prefix."""
-    files = list(path.glob("model*.safetensors")) if "n_ctx" in read_json(path / "config.json") else []
-    return bool(files) and all(
-        name.startswith(("wte", "wpe", "h.", "ln_f")) for f in files for name in read_safetensors(f)
+    """What mlx-lm accepts of GPT-2: `n_ctx`, and in every file names without a prefix; or names of its own."""
+    names = [name for file in path.glob("model*.safetensors") for name in read_safetensors(file)]
+    others = "n_ctx" in read_json(path / "config.json") and all(
+        name.startswith(("wte", "wpe", "h.", "ln_f")) for name in names
     )
+    return bool(names) and (others or _saved_by_itself(names))
+
+
+def _saved_by_itself(names: Iterable[str]) -> bool:
+    return all(name.startswith("model.") for name in names)
+
+
+def read(path: Path, options: ReadOptions) -> Contents:
+    """Weights, configuration and tokenizer.
+
+    Raises:
+        UserError: a setting that our model does not have, a missing or damaged file.
+    """
+    raw, _metadata, verify = read_weights(path)
+    if not _saved_by_itself(raw):
+        return transformers_gpt2.read(path, options)
+    model = transformers_gpt2.describe(path / "config.json")
+    return with_folder(by_name(path, raw, OWN_NAMES), model, verify)
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -43,6 +71,7 @@ FORMAT = dataclasses.replace(
     name="mlx-lm GPT-2 folder",
     order=10,
     recognise=recognise,
+    read=read,
     write=write,
     target="mlx-lm",
     commands=("torch2mlx", "mlx2torch"),

@@ -241,6 +241,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("{path.name.partition(".tmp-")[0]}")
 ```
 
-Written by `python -m convert mlx2torch --to transformers` from a {contents.format}.
+Written by `python -m convert export --to transformers` from a {contents.format}.
 """
     (path / CARD).write_text(text, encoding="utf-8")

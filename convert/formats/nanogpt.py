@@ -103,7 +103,11 @@ def read(path: Path, options: ReadOptions) -> Contents:
     # Which moments belong to which weight is told by their position alone: only sound weights can say.
     if not groups or problems(contents):
         return contents
-    return dataclasses.replace(contents, moments=_read_moments(file, value["optimizer"], groups, contents))
+    moments, done = _read_moments(file, value["optimizer"], groups, contents)
+    if moments and done != step:
+        skipped = f"AdamW made {done:,} of the {step:,} updates: loss scaling skips those that overflow in float16"
+        contents = dataclasses.replace(contents, notes=(*contents.notes, f"{skipped}; its moments are taken"))
+    return dataclasses.replace(contents, moments=moments)
 
 
 def _dictionary(path: Path, value: Mapping[str, Any], key: str) -> dict[Any, Any]:
@@ -189,11 +193,15 @@ def _groups(model: ModelConfig) -> tuple[list[str], list[str]]:
 
 def _read_moments(
     file: TorchFile, optimizer: dict[str, Any], groups: list[dict[str, Any]], contents: Contents
-) -> dict[str, Tensor]:
-    """Both moments of every parameter, or none if the optimiser has not made a step."""
+) -> tuple[dict[str, Tensor], int]:
+    """Both moments of every parameter and how many updates made them; nothing if the optimiser has not made one.
+
+    In float16 the loss is scaled, and an update whose gradients overflow is skipped, for all parameters alike: so AdamW
+    may have made fewer updates than there were iterations, and never more.
+    """
     state, expected = optimizer["state"], _groups(contents.model)
     if not state:
-        return {}
+        return {}, 0
     sizes = [len(group["params"]) for group in groups]
     if sizes != [len(names) for names in expected]:
         wanted = f"{[len(names) for names in expected]} (matrices, then vectors)"
@@ -204,7 +212,8 @@ def _read_moments(
         raise _unusable(file.path, f"unexpected optimizer state of parameter {superfluous[0]}")
     if len(set(map(str, indices))) < len(indices):
         raise _unusable(file.path, "the optimizer lists a parameter twice")
-    moments = {}
+    moments: dict[str, Tensor] = {}
+    counts: dict[float, str] = {}
     for index, name in zip(indices, (name for names in expected for name in names), strict=True):
         own = contents.own_name(name)
         entry = state.get(index) if isinstance(index, int) else None
@@ -212,13 +221,17 @@ def _read_moments(
             raise _unusable(file.path, f"optimizer has no state with a step for tensor {own}")
         done = entry["step"]
         done = file.scalar(done, f"step of {own}") if isinstance(done, StoredTensor) else done
-        if done != contents.step:
+        if type(done) not in (int, float) or not 0 <= done <= contents.step or done != int(done):
             raise _unusable(file.path, f"AdamW made {shown(done)} steps for tensor {own}, iter_num is {contents.step}")
+        counts.setdefault(done, own)
         for moment in MOMENTS:
             if not isinstance(entry.get(moment), StoredTensor):
                 raise _unusable(file.path, f"optimizer has no {moment} for tensor {own}")
             moments[f"{moment}.{name}"] = file.tensor(entry[moment], f"{moment} of {own}")
-    return moments
+    if len(counts) > 1:
+        said = " and ".join(f"{int(done):,} steps for tensor {own}" for done, own in sorted(counts.items())[:2])
+        raise _unusable(file.path, f"AdamW made {said}: one optimiser updates all of them")
+    return moments, int(next(iter(counts)))
 
 
 def _find_tokenizer(folder: Path, config: RunConfig) -> FoundTokenizer:

@@ -102,7 +102,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         written_by={
             "program": "convert",
             "versions": {"python": platform.python_version()},
-            "source": {"format": contents.format, "path": str(contents.path)},
+            "source": {"format": contents.format, **(contents.published or {"path": str(contents.path)})},
         },
     )
 

@@ -21,6 +21,7 @@ from convert.storage.torch_file import LARGEST_PICKLE
 from convert.storage.weights import WEIGHTS
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+from gpt_common.training.pretrained import unusable
 
 
 def _declared() -> tuple[Format, ...]:
@@ -34,9 +35,10 @@ FORMATS = _declared()
 """In the order in which they are asked whether a source is theirs."""
 
 
-def targets(command: str) -> tuple[str, ...]:
-    """What `--to` of a command offers."""
-    return tuple(dict.fromkeys(found.target for found in FORMATS if found.target and command in found.commands))
+def targets(command: str | None = None) -> tuple[str, ...]:
+    """What `--to` of a command offers; everything that can be written if none is named."""
+    written = (found for found in FORMATS if found.target and (command is None or command in found.commands))
+    return tuple(dict.fromkeys(found.target for found in written))
 
 
 def formats_of(target: str) -> list[Format]:
@@ -83,7 +85,22 @@ def read(path: Path, options: ReadOptions) -> Contents:
     raise UserError(_unknown(path))
 
 
+def describe(folder: Path) -> ModelConfig:
+    """The model that a folder's config.json describes, of which nothing else may be there yet.
+
+    Raises:
+        UserError: no format holds it.
+    """
+    kind = model_type(folder)
+    for candidate in FORMATS:
+        if candidate.describe is not None and candidate.model_type == kind:
+            return candidate.describe(folder / "config.json")
+    raise UserError(_unknown(folder))
+
+
 def _unknown(path: Path) -> str:
+    if (said := unusable(path)) is not None:
+        return said
     if path.is_dir():
         if (path / "config.json").is_file():
             *others, last = dict.fromkeys(f"'{found.model_type}'" for found in FORMATS if found.model_type)

@@ -21,6 +21,8 @@ from gpt_common.data.tokenizers import (
 from gpt_common.errors import UserError
 
 PICKLE = b"\x80"
+UNKNOWN = "<|unknown|>"
+"""What a character outside a vocabulary becomes in other libraries, where the vocabulary has no end of text."""
 PIPELINE: dict[str, Any] = {
     "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
     "pre_tokenizer": None, "post_processor": None, "decoder": None,
@@ -80,6 +82,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
     if tokenizer.end_of_text is not None:
         end = tokenizer.decode([tokenizer.end_of_text])
         settings |= {"bos_token": end, "eos_token": end, "unk_token": end}
+    elif isinstance(tokenizer, CharTokenizer):
+        settings |= {"unk_token": UNKNOWN}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -114,13 +118,12 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
     """What `tokenizer.json` says."""
     if isinstance(tokenizer, CharTokenizer):
         splitter = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
-        vocabulary = {c: i for i, c in enumerate(tokenizer.characters)}
-        # A name that is no character: anything outside the vocabulary is an error and never another character.
-        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<none>"}
-        added = []
-        if tokenizer.end_of_text is not None:
-            vocabulary[END_OF_TEXT] = tokenizer.end_of_text
-            added = [_special(END_OF_TEXT, tokenizer.end_of_text)]
+        # A character outside the vocabulary is never another character. As with GPT-2, the end of text stands for it;
+        # without one, an id that the model has no embedding for. mlx-lm loads no tokenizer that stops at "a ,b".
+        unknown = UNKNOWN if tokenizer.end_of_text is None else END_OF_TEXT
+        vocabulary = {c: i for i, c in enumerate((*tokenizer.characters, unknown))}
+        model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown}
+        added = [_special(unknown, vocabulary[unknown])]
         decoder = {"type": "Fuse"}
         return {**PIPELINE, "added_tokens": added, "pre_tokenizer": splitter, "decoder": decoder, "model": model}
     if isinstance(tokenizer, Gpt2Tokenizer):
@@ -145,7 +148,7 @@ def _characters(definition: dict[str, Any]) -> CharTokenizer | None:
         return None
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
     has_end = tokens[-1:] == [END_OF_TEXT]
-    characters = tokens[:-1] if has_end else tokens
+    characters = tokens[:-1] if has_end or tokens[-1:] == [UNKNOWN] else tokens
     if [len(c) for c in characters] != [1] * len(characters):
         return None
     return CharTokenizer("".join(characters), end_of_text=has_end)

@@ -45,7 +45,6 @@ def read(path: Path, _: ReadOptions) -> Contents:
     Raises:
         UserError: a setting that our model does not have, a missing or damaged file.
     """
-    settings = read_json(path / "config.json")
     raw, metadata, verify = read_weights(path)
     contents = by_name(path, raw, GPT2)
     tensors = contents.tensors
@@ -56,7 +55,7 @@ def read(path: Path, _: ReadOptions) -> Contents:
     if without_biases:
         for name in biases:
             del tensors[name]
-    model = _model_config(path / "config.json", settings, bias=not without_biases)
+    model = dataclasses.replace(describe(path / "config.json"), bias=not without_biases)
     return model_folder.with_folder(contents, model, verify)
 
 
@@ -64,7 +63,13 @@ def _is_zero(tensor: Tensor) -> bool:
     return all(block.count(0) == len(block) for block in tensor.blocks())
 
 
-def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool) -> ModelConfig:
+def describe(path: Path) -> ModelConfig:
+    """The model that a config.json describes, with the biases that GPT-2 always has.
+
+    Raises:
+        UserError: it has a setting that our model does not have.
+    """
+    settings = read_json(path)
     model_folder.check_fixed(path, settings, FIXED)
     activation = settings.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in ACTIVATIONS:
@@ -73,7 +78,7 @@ def _model_config(path: Path, settings: Mapping[str, Any], *, bias: bool) -> Mod
     dropout = settings.get("resid_pdrop", 0.1)
     fields = {OURS.get(key, key): settings.get(key, default) for key, default in SHAPE.items()}
     fields |= {
-        "bias": bias,
+        "bias": True,
         "tied_head": settings.get("tie_word_embeddings", True),
         "feed_forward": ACTIVATIONS[activation],
         "norm_eps": settings.get("layer_norm_epsilon", 1e-5),
@@ -138,6 +143,7 @@ FORMAT = Format(
     name="transformers GPT-2 folder",
     order=20,
     model_type="gpt2",
+    describe=describe,
     read=read,
     write=write,
     target="transformers",

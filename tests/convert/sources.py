@@ -1,4 +1,4 @@
-"""Checkpoints with every bit pattern in them, made with PyTorch and numpy and none of the code under test."""
+"""Checkpoints with every bit pattern of finite numbers in them, made with PyTorch and numpy and none of the code under test."""
 
 from __future__ import annotations
 
@@ -22,11 +22,18 @@ BITS: dict[str, tuple[type[np.uint16] | type[np.uint32], torch.dtype]] = {
     "F16": (np.uint16, torch.float16),
 }
 SPECIAL = {
-    # Zeros, subnormals, the largest number, infinities, quiet and signalling NaNs with payloads, of both signs.
-    "F32": [0, 1 << 31, 1, 0x807FFFFF, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7FC01234, 0x7F800001, 0xFFBFFFFF],
-    "BF16": [0, 0x8000, 1, 0x807F, 0x7F7F, 0x7F80, 0xFF80, 0x7FC5, 0x7F81, 0xFFBF],
-    "F16": [0, 0x8000, 1, 0x83FF, 0x7BFF, 0x7C00, 0xFC00, 0x7E15, 0x7C01, 0xFDFF],
+    # Zeros, subnormals, the smallest normal number, the largest number, of both signs.
+    "F32": [0, 1 << 31, 1, 0x807FFFFF, 0x00800000, 0x80800000, 0x7F7FFFFF, 0xFF7FFFFF],
+    "BF16": [0, 0x8000, 1, 0x807F, 0x0080, 0x8080, 0x7F7F, 0xFF7F],
+    "F16": [0, 0x8000, 1, 0x83FF, 0x0400, 0x8400, 0x7BFF, 0xFBFF],
 }
+NOT_FINITE = {
+    # Infinities, quiet and signalling NaNs with payloads, of both signs.
+    "F32": [0x7F800000, 0xFF800000, 0x7FC01234, 0x7F800001, 0xFFBFFFFF],
+    "BF16": [0x7F80, 0xFF80, 0x7FC5, 0x7F81, 0xFFBF],
+    "F16": [0x7C00, 0xFC00, 0x7E15, 0x7C01, 0xFDFF],
+}
+EXPONENT = {"F32": 0x7F800000, "BF16": 0x7F80, "F16": 0x7C00}
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Model:
     step: int
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """Weights under our names, (out, in); every bit pattern is as likely as another."""
+        """Weights under our names, (out, in); every bit pattern of a finite number is as likely as another."""
         return {
             name: bits(shape, self.dtype, (self.seed, i))
             for i, (name, shape) in enumerate(tensor_shapes(self.config).items())
@@ -61,12 +68,14 @@ class Model:
 
 
 def bits(shape: tuple[int, ...], dtype: str, seed: tuple[int, ...]) -> torch.Tensor:
-    """Random bits, the first of them special values."""
+    """Random bits of finite numbers, special values among them."""
     kind, torch_dtype = BITS[dtype]
     generator = np.random.default_rng(seed)
     flat = generator.integers(0, np.iinfo(kind).max, int(np.prod(shape)), kind, endpoint=True)
     special = np.array(SPECIAL[dtype], kind)[: flat.size]
     flat[generator.permutation(flat.size)[: special.size]] = special
+    exponent = kind(EXPONENT[dtype])
+    flat[(flat & exponent) == exponent] ^= kind(1 << (int(EXPONENT[dtype]).bit_length() - 1))
     signed = flat.view(np.int32 if kind == np.uint32 else np.int16)
     return torch.from_numpy(signed).view(torch_dtype).reshape(shape)
 
