@@ -73,7 +73,7 @@ def quiet_pipe() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_main(main: Callable[[Sequence[str]], None], argv: Sequence[str] | None = None) -> None:
+def run_main(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> None:
     """Run a command and end the process with its exit code.
 
     Errors for people become one `error:` line on stderr; a traceback appears only with `--debug`.

@@ -1,9 +1,41 @@
-"""The GPT in MLX, for Apple silicon; on Linux it runs on MLX's CPU and CUDA backends."""
+"""The GPT in MLX, for Apple silicon; on Linux it runs on MLX's CPU and CUDA backends.
 
-import sys
+In a notebook:
 
-from gpt_common.machine.blas import load_fast_blas
-from gpt_common.manual import asked
+    from mlx_gpt import GPT, generate, load, train
 
-# Before anything here imports mlx: symbols bind to the BLAS that is loaded first. Help needs no BLAS and stays quick.
-FAST_BLAS = None if asked(sys.argv) else load_fast_blas()
+    model: GPT = load("runs/stories-cpu")
+    print(generate(model, "Once upon a time", max_new_tokens=100))
+    train(preset="stories-cpu", max_steps=50)
+
+Importing this changes nothing in the process, and loads no framework before one of the four is asked for.
+
+MLX's own BLAS on Linux is slow. The commands open a fast one; a notebook may, before anything loads MLX:
+
+    from gpt_common.machine.blas import load_fast_blas
+
+    load_fast_blas()
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlx_gpt import train as train
+    from mlx_gpt.model import GPT as GPT
+    from mlx_gpt.notebook import generate as generate
+    from mlx_gpt.notebook import load as load
+
+__all__ = ["GPT", "generate", "load", "train"]
+
+_HOMES = {"GPT": "model", "generate": "notebook", "load": "notebook"}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "train":  # a module that can be called
+        return import_module(f"{__name__}.train")
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

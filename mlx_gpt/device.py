@@ -9,10 +9,10 @@ from typing import Any
 import mlx.core as mx
 import numpy.typing as npt
 
-import mlx_gpt
 from gpt_common.config import TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
+from gpt_common.machine.blas import opened_blas
 from gpt_common.machine.device import ComputeDevice
 
 
@@ -75,7 +75,8 @@ def name_of(device: mx.Device) -> str:
 
 def describe(device: mx.Device) -> str:
     """The framework and device in a few words, for the console."""
-    blas = f", BLAS from {Path(mlx_gpt.FAST_BLAS).name}" if mlx_gpt.FAST_BLAS and device.type == mx.cpu else ""
+    fast = opened_blas()
+    blas = f", BLAS from {Path(fast).name}" if fast and device.type == mx.cpu else ""
     return f"MLX {version('mlx')} on {name_of(device)}{blas}"
 
 

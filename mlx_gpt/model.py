@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import buffer_shapes
 from mlx_gpt.attention import ATTENTION, KVCache
@@ -68,6 +69,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer: Tokenizer | None = None  # of a model that was loaded for a notebook
         self.compute_dtype = compute_dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.token_embedding = Embedding(config.vocab_size, config.n_embd)

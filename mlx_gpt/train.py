@@ -6,8 +6,10 @@ The loop is: learning rate -> micro-steps -> clip and step -> log -> evaluate ->
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from gpt_common.errors import run_main
@@ -25,6 +27,7 @@ from mlx.utils import tree_map
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch, positions
 from gpt_common.keyed import dropout_key
+from gpt_common.training.notebook import CallableModule
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
@@ -151,17 +154,22 @@ def train(run: Run) -> None:
                 run.record(due.step, loss=float(loss), lr=rate, grad_norm=float(norm), expert_loads=loads)
             if due.evaluation:
                 run.evaluate(due.step)
-            if due.sample:
-                run.sample(due.step, sampler)
             if due.save:
                 run.save(due.step, lambda folder: save_tensors(folder, model, optimizer))
+            if due.sample:
+                # After saving: nothing that is not needed stands between the last step and its checkpoint.
+                run.sample(due.step, sampler)
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
+def main(argv: Sequence[str]) -> Path:
+    """The command; returns the folder of the run."""
     command, why_preset = parse_training(argv, prog="python -m mlx_gpt.train", has_gpu=has_gpu())
-    train(Run(command, twin="mlx_gpt", why_preset=why_preset))
+    with Run(command, twin="mlx_gpt", why_preset=why_preset) as run:
+        train(run)
+    return run.folder
 
+
+sys.modules[__name__].__class__ = CallableModule
 
 if __name__ == "__main__":
     run_main(main)

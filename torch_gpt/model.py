@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.experts import Routers
@@ -66,6 +67,7 @@ class GPT(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.tokenizer: Tokenizer | None = None  # of a model that was loaded for a notebook
         self.compute_dtype = compute_dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.token_embedding = Embedding(config.vocab_size, config.n_embd)

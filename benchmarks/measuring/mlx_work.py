@@ -1,4 +1,4 @@
-"""MLX at work: our twin, and mlx-lm's GPT-2 as its peer. Import `mlx_gpt` first: it chooses the BLAS that MLX binds."""
+"""MLX at work: our twin, and mlx-lm's GPT-2 as its peer. The worker has opened the BLAS that MLX binds."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import WorkFailed, run_main
+from gpt_common.machine.blas import load_fast_blas
 from gpt_common.network.memory import Twin, memory_plan
 
 PROG = "python benchmarks/studies/memory.py"
@@ -153,7 +154,7 @@ def _measure_torch(config: RunConfig) -> int:
 
 
 def _measure_mlx(config: RunConfig) -> int:
-    import mlx_gpt  # noqa: F401 - it loads a fast BLAS before MLX
+    load_fast_blas()  # before MLX is imported
 
     gc.collect()
     import mlx.core as mx

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gpt_common.cli import parse
 from gpt_common.errors import UserError, WorkFailed
+from gpt_common.machine.blas import load_fast_blas
 
 if TYPE_CHECKING:
     from convert.parity.climb import Climb
@@ -102,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[variable] = "1"
     os.environ["MLX_ENABLE_TF32"] = "1" if command.tf32 else "0"
+    load_fast_blas()
 
     from convert.parity.report.console import heading
     from convert.parity.twins.backends import choose

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+_opened: str | None = None
 VARIABLE = "MLX_GPT_BLAS"
 
 
@@ -24,6 +25,7 @@ def load_fast_blas() -> str | None:
     The environment variable MLX_GPT_BLAS names a library to use, or turns this off with `off`. A library that is
     absent or cannot be opened is passed over. torch is never imported for it: only its file is opened.
     """
+    global _opened
     if sys.platform != "linux":
         return None
     wish = os.environ.get(VARIABLE, "")
@@ -47,8 +49,14 @@ def load_fast_blas() -> str | None:
             _ = library.sgemm_
         except (OSError, AttributeError):
             continue
+        _opened = path
         return path
     return None
+
+
+def opened_blas() -> str | None:
+    """Path of the library that `load_fast_blas` opened in this process, if any."""
+    return _opened
 
 
 def _candidates() -> Iterator[str]:

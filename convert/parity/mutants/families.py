@@ -9,9 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
-
-# isort: split
 import mlx.core as mx
 
 from convert.parity.mutants.climb import FAMILIES, Change, Mutant, wrap

@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
-
-# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 from mlx import optimizers

@@ -8,9 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
-
-# isort: split
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np

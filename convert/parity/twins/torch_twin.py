@@ -33,7 +33,6 @@ class TorchTwin:
     """A model and its optimiser on one PyTorch backend."""
 
     def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
-        torch.set_num_threads(1)
         self.config = config
         self.device = torch.device(backend.device)
         self.dtype: torch.dtype = getattr(torch, dtype)

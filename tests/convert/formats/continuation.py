@@ -13,7 +13,6 @@ import mlx.core as mx
 import numpy as np
 import torch
 
-import mlx_gpt  # noqa: F401 (first: it chooses the BLAS that MLX binds to)
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.data.batches import Batch

@@ -7,9 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import mlx_gpt  # noqa: F401  (opens a fast BLAS before MLX is loaded)
-
-# isort: split
 import mlx.core as mx
 import pytest
 

@@ -10,12 +10,13 @@ import pytest
 
 from tests.twins import ROOT
 
+LOAD = "from gpt_common.machine.blas import load_fast_blas"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="macOS has Accelerate")
 
 
 def loaded(code: str = "", **environment: str) -> str:
-    """What a new process prints after importing mlx_gpt."""
-    program = f"import os, sys\n{code}\nimport mlx_gpt\nprint(mlx_gpt.FAST_BLAS, os.environ.get('OMP_WAIT_POLICY'))"
+    """What a new process prints after `load_fast_blas`."""
+    program = f"import os, sys\n{code}\n{LOAD}\nprint(load_fast_blas(), os.environ.get('OMP_WAIT_POLICY'))"
     program += "\nassert 'torch' not in sys.modules\nimport mlx.core as mx\nmx.eval(mx.ones((8, 8)) @ mx.ones((8, 8)))"
     inherited = {name: value for name, value in os.environ.items() if name not in ("MLX_GPT_BLAS", "OMP_WAIT_POLICY")}
     done = subprocess.run(
