@@ -1,7 +1,7 @@
 """The kinds of attention, each a class; a configuration names one. In MLX: mlx_gpt/attention.py.
 
 Shape suffixes: B batch, T time, S time with the cached past, D model width, H heads, G key heads, K head size,
-V value head size, R latent width.
+V value head size, C the numbers of all heads (H K, G K or H V), R latent width.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ class Attention(nn.Module):
         self.n_head = config.n_head
         self.dropout = config.dropout
         self.dropout_rng = config.dropout_rng
-        self.site = 3 * layer + 1
+        self.site = 3 * layer + 1  # of its dropout; see Block
+        # A product of K pairs of size 1 has size sqrt(K): not scaled back, softmax would give nearly all weight to one
+        # key, and hardly a gradient to any.
         self.scale = 1 / math.sqrt(config.key_size)
         self.rotate = unrotated if config.positions == "learned" else ROTATIONS[config.rope_layout]
 
-    def heads(self, x_BTD: Tensor) -> Tensor:
+    def heads(self, x_BTC: Tensor) -> Tensor:
         """(B, T, H K) -> (B, H, T, K)."""
-        return x_BTD.reshape(*x_BTD.shape[:2], self.n_head, -1).transpose(1, 2)
+        return x_BTC.reshape(*x_BTC.shape[:2], self.n_head, -1).transpose(1, 2)
 
     def joined(self, y_BHTV: Tensor) -> Tensor:
         """(B, H, T, V) -> (B, T, H V)."""
@@ -81,6 +83,7 @@ class Attention(nn.Module):
         T, shared = q_BHTK.shape[2], q_BHTK.shape[1] // k_BGSK.shape[1]
         k_BHSK, v_BHSV = k_BGSK.repeat_interleave(shared, dim=1), v_BGSV.repeat_interleave(shared, dim=1)
         scores_BHTS = (q_BHTK * self.scale) @ k_BHSK.transpose(-2, -1)
+        # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).tril()
         scores_BHTS = torch.where(causal_TS, scores_BHTS, -math.inf)
         weights_BHTS = torch.softmax(upcast(scores_BHTS), dim=-1).to(q_BHTK.dtype)
@@ -143,9 +146,9 @@ class GroupedQueryAttention(Attention):
             k_BGSK, v_BGSV = cache.append(k_BGSK, v_BGSV)
         return self.out_proj(self.joined(self.attend(q_BHTK, k_BGSK, v_BGSV, key)))
 
-    def kv_heads(self, x_BTD: Tensor) -> Tensor:
+    def kv_heads(self, x_BTC: Tensor) -> Tensor:
         """(B, T, G K) -> (B, G, T, K)."""
-        return x_BTD.reshape(*x_BTD.shape[:2], self.n_kv_head, -1).transpose(1, 2)
+        return x_BTC.reshape(*x_BTC.shape[:2], self.n_kv_head, -1).transpose(1, 2)
 
 
 class LatentAttention(Attention):

@@ -33,6 +33,9 @@ class Block(nn.Module):
         super().__init__()
         self.dropout = config.dropout
         self.dropout_rng = config.dropout_rng
+        # Every place that drops something is a site, numbered in execution order: 0 after the embedding, then three in
+        # each block, of which attention has the first. A mask depends on the step's key and its site alone, so it is
+        # the same in both twins, and again when a block is computed a second time for its gradient.
         self.site = 3 * layer + 1
         norm = NORMS[config.norm]
         self.attention_norm = norm(config.n_embd, config.norm_eps, config.bias)
@@ -44,6 +47,8 @@ class Block(nn.Module):
         self, x_BTD: Tensor, key: Tensor | None = None, cache: KVCache | None = None, angles: Angles | None = None
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
+        # Norms stand before the layers and not after the sum (GPT-2, unlike the first transformer): the sum stays an
+        # identity from the loss to the embedding, and deep models train without a long warm-up.
         y_BTD = self.attention(self.attention_norm(x_BTD), key, cache, angles)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, self.site + 1, self.dropout_rng)
         y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
@@ -78,6 +83,7 @@ class GPT(nn.Module):
         self.routers = Routers(config, self.blocks)
         if config.final_norm:
             self.final_norm = NORMS[config.norm](config.n_embd, config.norm_eps, config.bias)
+        # A tied head is the token embedding read backwards: 39 million numbers fewer beside GPT-2's 124.
         if not config.tied_head:
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
 
@@ -89,14 +95,16 @@ class GPT(nn.Module):
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
         """
         self.routers.new_pass()
-        past = caches[0].length if caches else 0
+        past = caches[0].length if caches else 0  # how many tokens came before these
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
+        # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.
         if self.config.positions != "rope":
             positions_T = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)
             x_BTD = x_BTD + self.position_embedding(positions_T, self.compute_dtype)
         angles = self.rotary.angles(past, past + tokens_BT.shape[1]) if self.rotary is not None else None
         x_BTD = dropout(x_BTD, self.config.dropout, key, 0, self.config.dropout_rng)
         for layer, block in enumerate(self.blocks):
+            # Either every block's activations are kept for the backward pass, or only its input.
             if self.gradient_checkpointing and caches is None:
                 x_BTD = checkpoint(block, x_BTD, key, None, angles, use_reentrant=False)
             else:
@@ -118,6 +126,8 @@ class GPT(nn.Module):
 
     def initialise(self, seed: int) -> None:
         """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
+        # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
+        # to about the size of one (gpt_common/network/init.py).
         parameters = dict(self.named_parameters())
         with torch.no_grad():
             for name, value in initial_weights(self.config, seed):

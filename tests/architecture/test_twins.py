@@ -106,12 +106,16 @@ def test_same_definitions_in_the_same_order_with_the_same_arguments(file: str) -
     assert list(mlx.items()) == list(torch.items())
 
 
-@pytest.mark.parametrize("files", [MODULES, ("model.py",), ("train.py",), ("sample.py",)], ids=" ".join)
-def test_mostly_the_same_lines(files: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("files", "floor"),
+    [(MODULES, 0.83), (("model.py",), 0.78), (("train.py",), 0.72), (("sample.py",), 0.7)],
+    ids=["layers", "model", "train", "sample"],
+)
+def test_mostly_the_same_lines(files: tuple[str, ...], floor: float, capsys: pytest.CaptureFixture[str]) -> None:
     share = shared_lines(*files)
     with capsys.disabled():
         print(f"\n{', '.join(files)}: {share:.0%} of the lines are identical in both twins")
-    assert share >= 0.7
+    assert share >= floor
 
 
 def test_the_comparison_bites(tmp_path: Path) -> None:
