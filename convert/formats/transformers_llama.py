@@ -5,7 +5,9 @@ Grouped queries, RMS norms, rotary positions in halves, SwiGLU (Touvron et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from convert.contents import Contents, by_name, refuse_fields
 from convert.formats import model_folder
@@ -65,19 +67,14 @@ def read(path: Path, _: ReadOptions) -> Contents:
     Raises:
         UserError: a setting that our model does not have, a missing or damaged file.
     """
-    model = describe(path / "config.json")
+    settings = read_json(path / "config.json")
+    model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
-    notes = model_folder.not_read(read_json(path / "config.json"), FIELDS.keys() | FIXED)
+    notes = model_folder.not_read(settings, FIELDS.keys() | FIXED)
     return model_folder.with_folder(by_name(path, raw, LLAMA), model, verify, notes)
 
 
-def describe(path: Path) -> ModelConfig:
-    """The model that a config.json describes.
-
-    Raises:
-        UserError: it has a setting that our model does not have.
-    """
-    settings = read_json(path)
+def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
     model_folder.check_fixed(path, settings, FIXED)
     fields = model_folder.read_settings(path, settings, FIELDS) | COMPUTED
     if fields["bias"] is True:
@@ -143,7 +140,6 @@ FORMAT = Format(
     order=40,
     model_type="llama",
     family="a Llama model",
-    describe=describe,
     read=read,
     write=write,
     target="transformers",
