@@ -1,4 +1,7 @@
-"""DeepSeek-V3 folders of mlx-lm: the names and settings of `transformers`, and weights whose header says `mlx`.
+"""DeepSeek-V3 folders of mlx-lm: the settings of `transformers`, and weights whose header says `mlx`.
+
+It reads the names of `transformers`; what it saves itself has all experts of a layer in one tensor, and the projection
+from the latent to keys and values in two, by head: keys transposed, for attention in the latent space.
 
 mlx-lm 0.32 (mlx_lm/models/deepseek_v3.py) differs from DeepSeek's own code in three places: it always rotates
 neighbours, it does not normalise the gate of a single expert, and it gives experts of other groups the score 0 and not
@@ -8,18 +11,73 @@ minus infinity.
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from convert.contents import OTHER_TARGET, Contents, refuse_fields
 from convert.formats import transformers_deepseek_v3
 from convert.formats.model_folder import FILES, is_mlx
-from convert.options import WriteOptions
-from convert.storage.tensors import Tensor, load, values
+from convert.options import ReadOptions, WriteOptions
+from convert.storage.tensors import COPY_AGAIN, Tensor, from_array, load, values
+from convert.storage.weights import read_weights
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 
+OWN_NAMES = re.compile(
+    r"(model\.layers\.\d+)\.(?:mlp\.switch_mlp|self_attn)\.(gate_proj|up_proj|down_proj|embed_q|unembed_out)\.weight"
+)
+"""Tensors that mlx-lm alone has: the layer, and which of them."""
 EXTRA_LAYER = 61
 """Layer that mlx-lm leaves out of every model, because the published one's predicts a second token."""
+
+
+def read(path: Path, _: ReadOptions) -> Contents:
+    """Weights, configuration and tokenizer, whichever of its two layouts they have.
+
+    Raises:
+        UserError: a setting that our model does not have, an expert that is missing or unlike the others, a missing or
+            damaged file.
+    """
+    raw, _metadata, verify = read_weights(path)
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in raw.items():
+        if match := OWN_NAMES.fullmatch(name):
+            layer, part = match[1], match[2]
+            if part == "unembed_out":
+                continue
+            if part == "embed_q":
+                new = f"{layer}.self_attn.kv_b_proj.weight"
+                tensor = _keys_and_values(path, name, tensor, raw.get(f"{layer}.self_attn.unembed_out.weight"))
+            else:
+                new = f"{layer}.mlp.experts.*.{part}.weight"
+            if new in raw or new.replace("*", "0") in raw:
+                raise UserError(f"{path}: {name} and {new} are the same weights: remove one of the two")
+            renamed[new] = tensor
+        else:
+            renamed[name] = tensor
+    return transformers_deepseek_v3.read_tensors(path, renamed, verify)
+
+
+def _keys_and_values(path: Path, name: str, keys_HLN: Tensor, values_HVL: Tensor | None) -> Tensor:
+    """Keys (H, L, N) and values (H, V, L), by head from a latent of L numbers -> one projection (H (N + V), L)."""
+    if values_HVL is None:
+        raise UserError(f"{path}: {name} is there without unembed_out.weight: {COPY_AGAIN}")
+    shapes = keys_HLN.shape, values_HVL.shape
+    alike = (keys_HLN.dtype, *shapes[0][:2]) == (values_HVL.dtype, *shapes[1][::2])
+    if not alike or [len(shape) for shape in shapes] != [3, 3]:
+        found = f"{name} has shape {list(shapes[0])} and unembed_out.weight {list(shapes[1])}"
+        raise UserError(f"{path}: {found}, which do not go together: {COPY_AGAIN}")
+    H, L, N = shapes[0]
+    rows = H * (N + shapes[1][1])
+
+    def blocks() -> Iterator[bytes]:
+        by_head_HXL = np.concatenate([load(keys_HLN).swapaxes(1, 2), load(values_HVL)], axis=1)
+        return from_array(by_head_HXL.reshape(rows, L), keys_HLN.dtype).blocks()
+
+    return Tensor(dtype=keys_HLN.dtype, shape=(rows, L), blocks=blocks)
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -66,6 +124,7 @@ FORMAT = dataclasses.replace(
     name="mlx-lm DeepSeek-V3 folder",
     order=50,
     recognise=is_mlx,
+    read=read,
     write=write,
     target="mlx-lm",
     commands=("torch2mlx", "mlx2torch"),

@@ -8,9 +8,8 @@ stacked, gates over ups in one. Both are read.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from convert.contents import OTHER_TARGET, Contents, by_name, refuse_fields
 from convert.formats import model_folder
@@ -88,9 +87,21 @@ def read(path: Path, _: ReadOptions) -> Contents:
         UserError: a setting that our model does not have, an expert that is missing or unlike the others, a missing or
             damaged file.
     """
-    settings = read_json(path / "config.json")
-    model = _model_config(path / "config.json", settings)
     raw, _metadata, verify = read_weights(path)
+    return read_tensors(path, raw, verify)
+
+
+def read_tensors(path: Path, raw: Mapping[str, Tensor], verify: Callable[[], None]) -> Contents:
+    """What a folder holds, once its tensors have the names of `transformers`.
+
+    Args:
+        verify: checks whatever has not been read.
+
+    Raises:
+        UserError: a setting that our model does not have, an expert that is missing or unlike the others.
+    """
+    settings = read_json(path / "config.json")
+    model = describe(path / "config.json")
     raw, notes = _without_extra_layer(raw, model.n_layer)
     experts, others = gather(path, raw, NUMBERED_EXPERTS, model.n_expert)
     whole = {name: stacked(parts) for name, parts in experts.items()}
@@ -128,7 +139,13 @@ def _separated(raw: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
+def describe(path: Path) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Raises:
+        UserError: it has a setting that our model does not have.
+    """
+    settings = read_json(path)
     model_folder.check_fixed(path, settings, FIXED)
     fields = model_folder.read_settings(path, settings, FIELDS, MAY_BE_ZERO) | COMPUTED
     interleave = settings.get("rope_interleave", True)
@@ -214,6 +231,7 @@ FORMAT = Format(
     order=60,
     model_type="deepseek_v3",
     family="a DeepSeek-V3 model",
+    describe=describe,
     read=read,
     write=write,
     target="transformers",

@@ -5,9 +5,7 @@ Grouped queries, RMS norms, rotary positions in halves, SwiGLU (Touvron et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from convert.contents import Contents, by_name, refuse_fields
 from convert.formats import model_folder
@@ -67,14 +65,19 @@ def read(path: Path, _: ReadOptions) -> Contents:
     Raises:
         UserError: a setting that our model does not have, a missing or damaged file.
     """
-    settings = read_json(path / "config.json")
-    model = _model_config(path / "config.json", settings)
+    model = describe(path / "config.json")
     raw, _metadata, verify = read_weights(path)
-    notes = model_folder.not_read(settings, FIELDS.keys() | FIXED)
+    notes = model_folder.not_read(read_json(path / "config.json"), FIELDS.keys() | FIXED)
     return model_folder.with_folder(by_name(path, raw, LLAMA), model, verify, notes)
 
 
-def _model_config(path: Path, settings: Mapping[str, Any]) -> ModelConfig:
+def describe(path: Path) -> ModelConfig:
+    """The model that a config.json describes.
+
+    Raises:
+        UserError: it has a setting that our model does not have.
+    """
+    settings = read_json(path)
     model_folder.check_fixed(path, settings, FIXED)
     fields = model_folder.read_settings(path, settings, FIELDS) | COMPUTED
     if fields["bias"] is True:
@@ -140,6 +143,7 @@ FORMAT = Format(
     order=40,
     model_type="llama",
     family="a Llama model",
+    describe=describe,
     read=read,
     write=write,
     target="transformers",
