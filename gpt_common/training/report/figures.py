@@ -80,6 +80,16 @@ def _floor(axes: Axes, floors: Sequence[float], label: bool = True) -> None:
         axes.axhline(floor, color=SOFT, linewidth=1, linestyle="--", label=text)
 
 
+def _settle(figure: Figure) -> None:
+    """Fix the marks of all axes, which matplotlib else works out anew each time that it measures one."""
+    from matplotlib.ticker import FixedLocator
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            axis.set_major_locator(FixedLocator([mark for mark in axis.get_majorticklocs() if low <= mark <= high]))
+
+
 def losses(course: Course) -> Draw:
     """Both losses over steps and over time, with the floor, alarms, and where the run was taken up again."""
 
@@ -103,6 +113,7 @@ def losses(course: Course) -> Draw:
                 )
         panels[0].set_ylabel(LOSS)
         panels[0].legend(fontsize=12)
+        _settle(figure)
 
     return draw
 
@@ -136,6 +147,7 @@ def progress(course: Course) -> Draw:
                     axes.axvspan(begin, end, color=BAD, alpha=0.5, linewidth=1.5)
             if i < len(names) - (1 if narrow(figure) else 2):
                 axes.set_xlabel("")
+        _settle(figure)
 
     return draw
 
@@ -166,6 +178,7 @@ def expert_loads(course: Course) -> Draw | None:
         for axes in (over, end):
             axes.axhline(1, color=SOFT, linewidth=1, linestyle="--")
             axes.set_ylim(bottom=0)
+        _settle(figure)
 
     return draw
 
@@ -201,5 +214,6 @@ def compared(runs: Mapping[str, PastRun], over: Sequence[str] = ("step", "tokens
             if place == over[0]:
                 axes.set_title("training (lines) and validation (circles)")
                 axes.legend(fontsize=12).set_in_layout(False)
+        _settle(figure)
 
     return draw

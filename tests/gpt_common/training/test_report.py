@@ -7,8 +7,10 @@ import json
 import math
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import numpy as np
@@ -209,6 +211,37 @@ def test_everything_is_on_the_page(long_page: str) -> None:
     assert "<code>model.dropout</code>" not in text, "it has its default"
     assert "--resume runs/x" in text
     assert text.count("before training") == 1
+
+
+PROBE = """<!doctype html><meta charset="utf-8"><body style="margin:0">
+<iframe id="page" srcdoc="{page}" style="width:{width}px;height:4000px;border:0"></iframe><pre id="found"></pre>
+<script>
+document.getElementById("page").onload = (event) => {{
+  const page = event.target.contentDocument;
+  const seen = (selector) => [...page.querySelectorAll(selector)].filter((e) => {{
+    const box = e.getBoundingClientRect();
+    return box.width > 0 && box.height > 0 && box.left >= -1 && box.right <= {width} + 1;
+  }}).length;
+  document.getElementById("found").textContent = [page.documentElement.scrollWidth, seen("h2"), seen("svg")].join(" ");
+}};
+</script>"""
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_browser_shows_it_without_sideways_scrolling(long_page: str, tmp_path: Path, width: int) -> None:
+    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
+    if browser is None:
+        pytest.skip("no chromium here: the page was not looked at in a browser")
+    probe = tmp_path / "probe.html"
+    probe.write_text(PROBE.format(page=html.escape(long_page), width=width), encoding="utf-8")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,4000"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=5000", "--dump-dom", probe.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    match = re.search(r'<pre id="found">([\d ]+)</pre>', done.stdout)
+    assert match, "the page did not load"
+    scroll, headings, figures = (int(number) for number in match[1].split())
+    assert scroll <= width, "the page is wider than the window"
+    assert (headings, figures) == (6, 3)
 
 
 def test_samples_stand_side_by_side() -> None:
