@@ -232,7 +232,9 @@ def translated(argv: Sequence[str], flags: Sequence[str], switches: Sequence[str
         word = queue.pop(0)
         typed, equals, value = word.partition("=")
         name = typed.removeprefix("--").replace("_", "-")
-        entry = table.get(name) if typed.startswith("--") and name not in flags else None
+        # `--backend` where there is `--backends` is a slip of the pen, and no other trainer's flag.
+        known = {name, f"{name}s"} & {*flags}
+        entry = table.get(name) if typed.startswith("--") and not known else None
         following = value if equals else queue[0] if queue else ""
         if isinstance(entry, str):
             raise UserError(f"{typed}: {entry}")
