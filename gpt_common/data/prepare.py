@@ -237,7 +237,7 @@ def _checked_separator(
 
 def _outside(reading: Reading, size: int, tokenizer: str) -> str:
     """What to say of characters that a vocabulary of `size` characters does not have."""
-    found = reading.outside.most_common()
+    found = sorted(reading.outside.items(), key=lambda entry: (-entry[1], entry[0]))
     listed = [f"{c!r} {count:,} x" for c, count in found[:LISTED]]
     listed[0] += f" (first in {reading.first_outside[found[0][0]]})"
     more = f" and {len(found) - LISTED} more" if len(found) > LISTED else ""
