@@ -24,12 +24,15 @@ from mlx_gpt.device import compute_dtype, select_device
 from mlx_gpt.model import GPT
 
 
-def generate(model: GPT, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> Iterator[int]:
+def generate(
+    model: GPT, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float], known: int | None = None
+) -> Iterator[int]:
     """New token ids, one at a time, with keys and values of the past cached.
 
     Args:
         prompt: token ids; only the last of them that fit the block are seen.
         draws: uniform numbers in [0, 1), one per token.
+        known: entries of the tokenizer, where the model's vocabulary is padded beyond it: what lies there has no text.
     """
     context = list(prompt)
     caches = model.new_caches()
@@ -38,7 +41,7 @@ def generate(model: GPT, prompt: Sequence[int], settings: SampleSettings, draws:
         if caches[0].length + len(fresh) > model.config.block_size:
             caches, fresh = model.new_caches(), window(context, model.config.block_size)
         logits_BTV = model(mx.array([fresh]), caches=caches)
-        token = choose(np.array(logits_BTV[0, -1].astype(mx.float32)), settings, next(draws))
+        token = choose(np.array(logits_BTV[0, -1, :known].astype(mx.float32)), settings, next(draws))
         context.append(token)
         fresh = [token]
         yield token
@@ -51,7 +54,8 @@ def main(argv: Sequence[str]) -> None:
     device = select_device(command.device)
     dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
     model = build_model(source.checkpoint, source.model, dtype)
-    print_samples(command, source, lambda prompt, draws: generate(model, prompt, command, draws))
+    known = source.tokenizer.vocab_size
+    print_samples(command, source, lambda prompt, draws: generate(model, prompt, command, draws, known))
 
 
 if __name__ == "__main__":

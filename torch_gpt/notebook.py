@@ -58,5 +58,6 @@ def generate(model: GPT, prompt: str | Sequence[int], *, seed: int = 1337, **set
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer: give token ids, or take a model that `load` returned")
     ids = encode_prompt(prompt, model.tokenizer, model.config.block_size)
-    new = sample.generate(model, ids, SampleSettings(**settings), draws(seed, 0))
+    known = model.tokenizer.vocab_size
+    new = sample.generate(model, ids, SampleSettings(**settings), draws(seed, 0), known)
     return model.tokenizer.decode([*ids, *until_end(new, model.tokenizer)])

@@ -287,7 +287,7 @@ class Run:
         return float(np.mean([self.probe.loss(batch) for batch in batches]))
 
     def sample(
-        self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float]], Iterator[int]]
+        self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float], int], Iterator[int]]
     ) -> None:
         """Continue every prompt and log the text."""
         train = self.config.train
@@ -296,7 +296,8 @@ class Run:
         settings = SampleSettings(max_new_tokens=train.sample_tokens, temperature=train.sample_temperature)
         with self.timer.paused():
             for number, (prompt, ids) in enumerate(self.opening.prompts.items()):
-                new = list(until_end(generate(ids, settings, draws(train.seed, number)), self.dataset.tokenizer))
+                tokens = generate(ids, settings, draws(train.seed, number), self.dataset.tokenizer.vocab_size)
+                new = list(until_end(tokens, self.dataset.tokenizer))
                 self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
 
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
