@@ -47,8 +47,10 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     by_distance = sorted((_edits(letters, choice.lstrip("-")), choice) for choice in choices)
     begun = [choice for choice in choices if len(letters) >= 4 and choice.lstrip("-").startswith(letters)]
     allowed = 3 if len(letters) >= 10 else 2 if len(letters) >= 6 else 1 if len(letters) >= 3 else 0
-    close = [choice for edits, choice in by_distance if edits <= allowed] or begun
-    return f"did you mean '{close[0]}'?" if close else "choose from: " + ", ".join(choices)
+    close = [choice for edits, choice in by_distance if edits <= allowed][:1] or begun
+    if 0 < len(close) <= 3:
+        return f"did you mean {' or '.join(map(repr, close))}?"
+    return "choose from: " + ", ".join(choices)
 
 
 def _edits(one: str, other: str) -> int:

@@ -258,7 +258,7 @@ class TestCommandLine:
             (["diff"], "missing arguments: A, B"),
             (["inspct"], "did you mean 'inspect'?"),
             (["diff", "a", "b", "--tolerence", "1"], "did you mean '--tolerance'?"),
-            (["torch2mlx", "a", "--dtype", "float"], "did you mean 'float32'?"),
+            (["torch2mlx", "a", "--dtype", "float"], "did you mean 'float16' or 'float32'?"),
             (["mlx2torch", "a", "--to", "pytorch"], "not a choice"),
             (["diff", "a", "b", "--tolerance", "-1"], "must not be negative"),
             (["inspect", "no/such/file"], "no/such/file"),
