@@ -23,6 +23,7 @@ SUBJECTS = (
     "--init-from",
     "mlx_gpt.sample",
     "gpt_common.data prepare",
+    "gpt_common.runs compare",
     "from mlx_gpt import",
     "convert torch2mlx",
     "convert mlx2torch",
