@@ -15,12 +15,9 @@ from convert.formats import registry
 from convert.options import ReadOptions
 from convert.storage.tensors import Array, Tensor, same, values
 from gpt_common.errors import UserError, WorkFailed
+from gpt_common.network.changes import CHANGES
 
-COMPUTED = (
-    "n_head", "feed_forward", "norm", "norm_eps", "final_norm", "tied_head", "positions", "rope_theta", "rope_layout",
-    "attention", "n_kv_head", "qk_norm", "nope_size", "rope_size", "experts_per_token", "n_expert_group",
-    "groups_per_token", "router", "router_normalise", "router_scale",
-)  # fmt: skip
+COMPUTED = CHANGES["logits"]
 """What decides a model's logits besides its tensors."""
 
 
