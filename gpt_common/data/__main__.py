@@ -42,15 +42,16 @@ class Prepare:
     name: Annotated[str | None, _plain("NAME")] = None
     """What --dataset shall call the text."""
     tokenizer: Annotated[str | None, _plain("char|gpt2|bpe|PATH")] = None
-    """char: one id per character; gpt2: GPT-2's vocabulary; bpe: one trained on this text; or the path of a run, a
-    checkpoint, a dataset or a tokenizer.json: its tokenizer."""
+    """One id per character, GPT-2's vocabulary, one trained on this text, or that of a run, checkpoint, dataset or
+    tokenizer.json."""
     bpe_vocab_size: Annotated[int | None, _plain("N")] = None
-    """Size of the vocabulary that --tokenizer bpe trains, at least 257; by the size of the text if not given."""
+    """Size of the vocabulary that --tokenizer bpe trains, if the one by the size of the text does not suit. At least
+    257."""
     separator: Annotated[str | None, _plain("TEXT|none")] = None
-    """What stands between two documents, where an end-of-text token shall stand; <|endoftext|> if not given and the
-    text has it; none: all is one text."""
+    """What divides documents, if not <|endoftext|>: an end-of-text token takes its place. none: nothing does, and
+    <|endoftext|> is ordinary text. \\n in TEXT is a line end."""
     unknown: Annotated[str | None, _plain("drop|CHAR")] = None
-    """What to do with characters that the vocabulary of --tokenizer PATH does not have: drop them, or write CHAR."""
+    """Drop characters that the vocabulary of --tokenizer PATH does not have, or write CHAR in their place."""
     val_fraction: Annotated[float | None, _plain("SHARE")] = None
     """Share of the text, at its end, that is kept for validation; 0.1 if not given."""
     from_file: Annotated[Path | None, _plain("FILE")] = None
