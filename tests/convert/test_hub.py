@@ -16,7 +16,6 @@ from tests.convert.formats.continuation import TWINS, load_model, logits, relati
 
 # isort: split
 import huggingface_hub.constants
-import huggingface_hub.file_download
 import numpy as np
 import pytest
 import transformers
@@ -58,7 +57,7 @@ def hub(models: dict[str, families.Published], tmp_path: Path, monkeypatch: pyte
         _ask(hub.url, monkeypatch)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
         yield hub
