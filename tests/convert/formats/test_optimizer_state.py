@@ -243,8 +243,8 @@ def test_groups_in_the_wrong_order_do_not_load(twin_run: Run, converted: Callabl
 
 
 @pytest.mark.parametrize("pytorch_run", [True], ids=["with bias"], indirect=True)
-def test_a_step_that_differs_from_the_iteration_is_refused(pytorch_run: Run, tmp_path: Path) -> None:
-    """Both numbers are one here; to take either would move the schedule or the bias correction in silence."""
+def test_more_updates_than_iterations_are_refused(pytorch_run: Run, tmp_path: Path) -> None:
+    """One of the two numbers is wrong; to take either would move the schedule or the bias correction in silence."""
     entries = copy.deepcopy(torch.load(pytorch_run.path, weights_only=True))
     entries["iter_num"] = 99
     torch.save(entries, tmp_path / "ckpt.pt")
