@@ -1,4 +1,4 @@
-"""What the health gates of gpt_common/training/health.py ask of a model."""
+"""What the health gates of gpt_common/training/health/gates.py ask of a model."""
 
 from __future__ import annotations
 

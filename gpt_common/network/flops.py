@@ -15,6 +15,7 @@ import math
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
+from gpt_common.words import parameters_in_words
 
 A100_BF16_PEAK = 312e12
 """FLOP/s of an A100 in bfloat16 (NVIDIA A100 datasheet), the peak that nanoGPT's `mfu` is relative to."""
@@ -144,3 +145,11 @@ def _not_recomputed(model: ModelConfig) -> list[str]:
 def mfu(flops_per_second: float, peak: float | None) -> float | None:
     """Model FLOPs utilisation, between 0 and 1: achieved over `peak`, both in FLOP/s; None if the peak is unknown."""
     return None if peak is None else flops_per_second / peak
+
+
+def describe_model(model: ModelConfig) -> str:
+    """The console line on the network; parameters that a token meets where they are not all."""
+    parameters = parameters_in_words(parameter_count(model), active_parameter_count(model))
+    return (
+        f"model: {parameters}, {model.n_layer} layers x {model.n_embd}, {model.n_head} heads, block {model.block_size}"
+    )

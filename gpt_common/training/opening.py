@@ -17,11 +17,11 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.machine.hardware import detect
 from gpt_common.machine.provenance import git_state, versions
+from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, find_checkpoint, read_manifest
 from gpt_common.training.folder import RUNS, RunFolder, claim_new, take_up
 from gpt_common.training.manifest import Manifest
-from gpt_common.training.room import check_room
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}

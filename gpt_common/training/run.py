@@ -1,7 +1,7 @@
 """What surrounds the training loop and is the same in both twins: its data, clock, records and checkpoints.
 
-The twins keep what a reader compares, the model, the step and the loop itself; this file decides what is due after a
-step, and writes down what happened. How a run is opened is gpt_common/training/opening.py.
+The twins keep what a reader compares, the model, the step and the loop itself; what is due after a step is due.py,
+how a run is opened opening.py.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpt_common.commands import SampleSettings, TrainCommand
-from gpt_common.config import ModelConfig, to_dict
+from gpt_common.config import to_dict
 from gpt_common.data.batches import NumpyBatch, evaluation_batches, training_batch
 from gpt_common.data.tokenizers import identity
 from gpt_common.data.writer import TokenIds
@@ -27,7 +27,7 @@ from gpt_common.keyed import draws
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import detect, published_peak
 from gpt_common.machine.provenance import versions
-from gpt_common.network.flops import active_parameter_count, flops_per_token_palm, mfu, parameter_count
+from gpt_common.network.flops import describe_model, flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.due import Due
@@ -39,7 +39,7 @@ from gpt_common.training.record import StepRecord
 from gpt_common.training.report.ending import closing_rows, report_at_end
 from gpt_common.training.runlog import RunLog
 from gpt_common.training.timing import StepTimer
-from gpt_common.words import duration, milliseconds, parameters_in_words
+from gpt_common.words import duration, milliseconds
 
 LONG_SECONDS = 3600.0
 
@@ -94,7 +94,7 @@ class Run:
         self.device, self.probe = device, probe
         hardware = detect()
         peak = published_peak(hardware, device.name, device.dtype)
-        self.peak = peak.flops if peak else None
+        self.peak = None if peak is None else peak.flops
         write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
         self.timer = StepTimer()
         self.alarms = Alarms(
@@ -342,18 +342,8 @@ class Run:
         if problem:
             self.log.note(problem)
         rows.append(("files", str(self.folder)))
-        if self.step < self.config.train.max_steps:
-            hint, title = f"python -m {self.twin}.train --resume {self.folder}", "stopped"
-        else:
-            hint, title = f"python -m {self.twin}.sample {self.folder}", "done"
-        self.log.summary(title=title, rows=rows, command_hint=hint)
+        done = self.step == self.config.train.max_steps
+        hint = f"python -m {self.twin}." + (f"sample {self.folder}" if done else f"train --resume {self.folder}")
+        self.log.summary(title="done" if done else "stopped", rows=rows, command_hint=hint)
         if self.interrupted is not None:
             raise Stopped(self.interrupted)
-
-
-def describe_model(model: ModelConfig) -> str:
-    """The console line on the network; parameters that a token meets where they are not all."""
-    parameters = parameters_in_words(parameter_count(model), active_parameter_count(model))
-    return (
-        f"model: {parameters}, {model.n_layer} layers x {model.n_embd}, {model.n_head} heads, block {model.block_size}"
-    )

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpt_common.cli import SampleSettings
+from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig
-from gpt_common.network.init import keyed_generator, parameter_shapes
+from gpt_common.keyed import keyed_generator
 from gpt_common.network.memory import full_kv_bytes_per_token, kv_cache_bytes_per_token
+from gpt_common.network.parameters import parameter_shapes
 from tests.twins import TWINS
 
 Logits = npt.NDArray[np.float32]

@@ -16,6 +16,7 @@ from gpt_common.network.flops import (
     A100_BF16_PEAK,
     active_parameter_count,
     buffer_count,
+    describe_model,
     flops_per_step_exact,
     flops_per_token_palm,
     mfu,
@@ -23,7 +24,6 @@ from gpt_common.network.flops import (
     parameter_table,
 )
 from gpt_common.network.parameters import parameter_shapes
-from gpt_common.training.run import describe_model
 
 SHAKESPEARE_CHAR = ModelConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)
 GPT2 = ModelConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, bias=True)

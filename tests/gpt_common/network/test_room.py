@@ -11,7 +11,7 @@ import pytest
 from gpt_common.config import RunConfig, load_preset
 from gpt_common.errors import UserError
 from gpt_common.network.memory import Twin, memory_plan
-from gpt_common.training.room import LAYERS_COUNTED, check_room, planned_bytes
+from gpt_common.network.room import LAYERS_COUNTED, check_room, planned_bytes
 
 GIB = 1 << 30
 
