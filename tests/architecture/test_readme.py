@@ -118,6 +118,7 @@ def test_every_public_name_says_what_it_is(package: str) -> None:
         ["-m", "gpt_common.data", "--help"],
         ["-m", "gpt_common.runs", "compare", "--help"],
         ["-m", "convert", "--help"],
+        ["-m", "convert", "import", "--help"],
         ["-m", "convert", "torch2mlx", "--help"],
         ["-m", "convert", "parity", "--help"],
         ["benchmarks/run.py", "--help"],
