@@ -158,4 +158,4 @@ def _refuse_control(path: Path, text: str) -> None:
         which = "LE" if odd else "BE"
         raise UserError(f"{path} looks like UTF-16 without a mark: convert it, with `iconv -f UTF-16{which} -t UTF-8`")
     name = "NUL" if worst == "\0" else f"U+{ord(worst):04X}"
-    raise UserError(f"{path} is not plain text: {counts[worst]:,} of its first {len(text):,} characters are {name}")
+    raise UserError(f"{path} is not plain text: {counts[worst]:,} of {len(text):,} characters are {name}")

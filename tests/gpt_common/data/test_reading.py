@@ -45,7 +45,7 @@ def test_a_byte_order_mark_is_no_character(tmp_path: Path) -> None:
         (TEXT.replace("Ü", "U").replace("ß", "s").encode("utf-16-le"), "looks like UTF-16 .*iconv -f UTF-16LE"),
         (TEXT.replace("Ü", "U").replace("ß", "s").encode("utf-16-be"), "looks like UTF-16 .*iconv -f UTF-16BE"),
         ("мир и мир\n".encode("utf-16-le") * 40, "looks like UTF-16 .*iconv -f UTF-16LE"),
-        (b"plain\n" * 9 + bytes(99), "is not plain text: 99 of its first 153 characters are NUL"),
+        (b"plain\n" * 9 + bytes(99), "is not plain text: 99 of 153 characters are NUL"),
         (gzip.compress(TEXT.encode(), mtime=0), "compressed by gzip: unpack it first"),
         (b"%PDF-1.7 a text", "is not UTF-8 text but a PDF"),
         (b"PAR1 a table", "but a Parquet table"),
