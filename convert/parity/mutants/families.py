@@ -104,9 +104,10 @@ def _towards_the_busy(right: Any) -> Any:
     """Balancing with the opposite sign."""
 
     def wrong(self: Any) -> None:
-        before = self.routing_bias
+        before = getattr(self, "routing_bias", None)
         right(self)
-        self.routing_bias = 2 * before - self.routing_bias
+        if before is not None:
+            self.routing_bias = 2 * before - self.routing_bias
 
     return wrong
 

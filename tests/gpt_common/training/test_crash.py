@@ -25,6 +25,8 @@ import os, shutil, signal, sys
 from pathlib import Path
 import gpt_common.files as files
 import gpt_common.training.checkpoint as checkpoint
+from gpt_common.machine.blas import load_fast_blas
+load_fast_blas()  # as the command does, and as the process that resumes
 import {twin}.train as program
 
 moments = 0
