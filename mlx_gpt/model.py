@@ -61,7 +61,7 @@ class GPT(nn.Module):
     """Token embedding, positions, blocks, a last norm, and an output layer that may share the embedding.
 
     Args:
-        config: the shape; `vocab_size` must be settled.
+        config: the shape; its `vocab_size` is that of the tokenizer or more, not 0.
         compute_dtype: dtype of activations; parameters stay float32.
         gradient_checkpointing: recompute each block in the backward pass.
     """

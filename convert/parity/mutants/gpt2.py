@@ -26,7 +26,7 @@ from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
 
 @contextmanager
-def _together(*changes: Change) -> Iterator[None]:
+def _all_of(*changes: Change) -> Iterator[None]:
     with ExitStack() as stack:
         for change in changes:
             stack.enter_context(change)
@@ -35,7 +35,7 @@ def _together(*changes: Change) -> Iterator[None]:
 
 def _dropout(wrong: Callable[[Any], Any]) -> Change:
     """Dropout is known by three names."""
-    return _together(*(wrap(module, "dropout", wrong) for module in (layers, attention, model)))
+    return _all_of(*(wrap(module, "dropout", wrong) for module in (layers, attention, model)))
 
 
 def _loss(wrong: Callable[[Any], Any]) -> Change:

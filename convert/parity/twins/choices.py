@@ -36,7 +36,7 @@ class Preferences:
     """What the routers preferred themselves."""
     _last: dict[int, int] = field(default_factory=dict)
 
-    def settle(self, router: Any, own_NE: Array) -> Array:
+    def decide(self, router: Any, own_NE: Array) -> Array:
         """Note what a router prefers; returns what it shall prefer."""
         last = self._last.get(id(router))
         # A block that is recomputed in the backward pass asks its router again, and the answer is the same.

@@ -100,8 +100,8 @@ class MlxTwin:
                 right = router.choice
 
                 def choice(scores_NE: mx.array, right: Any = right, router: Any = router) -> mx.array:
-                    settled_NE = preferred.settle(router, _numpy(right(scores_NE)))
-                    return mx.array(settled_NE.astype(np.float32))
+                    decided_NE = preferred.decide(router, _numpy(right(scores_NE)))
+                    return mx.array(decided_NE.astype(np.float32))
 
                 stack.enter_context(replaced(router, "choice", choice))
             yield preferred.own

@@ -93,7 +93,7 @@ class TorchTwin:
 
                 def choice(scores_NE: torch.Tensor, right: Any = right, router: Any = router) -> torch.Tensor:
                     own_NE = right(scores_NE)
-                    return torch.from_numpy(preferred.settle(router, _numpy(own_NE))).to(own_NE)
+                    return torch.from_numpy(preferred.decide(router, _numpy(own_NE))).to(own_NE)
 
                 stack.enter_context(replaced(router, "choice", choice))
             yield preferred.own
