@@ -15,6 +15,7 @@ from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.folder import newest_run
+from gpt_common.training.pretrained import local_run
 from gpt_common.width import rate_for, scaled, width_of, with_rate
 
 FINE_TUNING_SHARE = 0.1
@@ -35,7 +36,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
     Returns:
         The command, and a sentence on what was chosen without being asked for, if anything.
     """
-    argv, why = _with_newest_run(in_our_words(TrainCommand, argv))
+    argv, why = _with_newest_run(_with_local_runs(in_our_words(TrainCommand, argv)))
     start = _starting_point(argv)
     values_from = next(
         (f"{what} {value}" for name, what in VALUES_FROM.items() if (value := getattr(start, name))),
@@ -133,6 +134,15 @@ def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
         f"otherwise (its own was {source.optim.learning_rate:g})"
     )
     return dataclasses.replace(base, model=model, optim=optim, train=train), why
+
+
+def _with_local_runs(argv: Sequence[str]) -> list[str]:
+    """The arguments with a run of this machine for an `--init-from hf:OWNER/NAME`, which is fetched if need be."""
+    words = [word for given in argv for word in (given.split("=", 1) if given.startswith("--init-from=") else [given])]
+    for i, word in enumerate(words[:-1]):
+        if word in ("--init-from", "--init_from") and not asked(argv):
+            words[i + 1] = str(local_run(Path(words[i + 1])))
+    return words
 
 
 def _with_newest_run(argv: Sequence[str]) -> tuple[list[str], str | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from gpt_common.network.room import LAYERS_COUNTED, check_room, planned_bytes
 GIB = 1 << 30
 
 
-def config(batch_size: int = 12, **model: int) -> RunConfig:
+def config(batch_size: int = 12, **model: Any) -> RunConfig:
     base = load_preset("stories-cpu").with_vocabulary(60)
     return dataclasses.replace(
         base,
