@@ -37,7 +37,9 @@ TINY_SHAKESPEARE = Text(
     sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
 )
 # Sizes and digests as many repositories publish them for this revision: the files were not downloaded here.
-_TINY_STORIES = "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+_TINY_STORIES = (
+    "https://huggingface.co/datasets/roneneldan/TinyStories/resolve/f54c09fd23315a6f9c86f9dc80f725de7d8f9c64"
+)
 TINY_STORIES = Text(
     title="TinyStories",
     url=f"{_TINY_STORIES}/TinyStoriesV2-GPT4-train.txt",

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write
+from gpt_common.files import cannot_write, is_system_file
 
 RUNS = Path("runs")
 """Where runs lie if nothing else is said."""
@@ -63,7 +63,7 @@ def claim_new(wanted: Path, *, or_next: bool) -> RunFolder:
         except FileExistsError:
             if or_next:
                 continue
-            if path.is_dir() and not any(path.iterdir()) and (held := _lock(path)) is not None:
+            if path.is_dir() and _is_empty(path) and (held := _lock(path)) is not None:
                 return RunFolder(path, True, held)
             raise UserError(
                 f"{path} already holds a run: continue it with --resume {path}, or name another --out"
@@ -97,6 +97,11 @@ def is_held(path: Path) -> bool:
     if descriptor is not None:
         os.close(descriptor)
     return descriptor is None
+
+
+def _is_empty(path: Path) -> bool:
+    """Whether nothing of a person's is in it: a folder that Finder has looked at is still empty to who made it."""
+    return all(is_system_file(found) for found in path.iterdir())
 
 
 def _names(wanted: Path) -> Iterator[Path]:

@@ -44,6 +44,7 @@ def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> No
 
 def test_a_named_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     claim_new(tmp_path / "a", or_next=False).release()
+    (tmp_path / "a" / ".DS_Store").touch()
     # Empty, and nobody's: a person may make the folder first.
     held = claim_new(tmp_path / "a", or_next=False)
     with pytest.raises(UserError, match="is there already"):
