@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
+import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 STATE_FILE = "state.json"
 HASH_BLOCK = 1 << 22
+LARGEST_MANIFEST = 1 << 28
+"""Bytes: hundreds of thousands of tensors; more is no manifest."""
 
 Hashes = Mapping[str, Mapping[str, str]]
 """SHA-256 by file and tensor name."""
@@ -71,6 +75,9 @@ class Manifest:
             ValueError: it is no manifest; says what is wrong.
             UserError: a format version that this program does not know.
         """
+        require_file(path)
+        if path.stat().st_size > LARGEST_MANIFEST:
+            raise ValueError("it is too large")
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             version = state["format_version"]
@@ -143,14 +150,26 @@ _EXPONENTS = {
 }
 
 
+def require_file(path: Path) -> None:
+    """Refuse what would be waited for or read without end: a pipe, a device, a folder.
+
+    Raises:
+        OSError: it is no regular file, or is not there.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape by tensor name, after the safetensors library has accepted the file.
 
     Raises:
         ValueError: the file is not valid safetensors.
+        OSError: it is no file, or cannot be read.
     """
     from safetensors import SafetensorError, safe_open
 
+    require_file(path)
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
