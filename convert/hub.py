@@ -76,7 +76,7 @@ def fetch(model: HubModel, check: Callable[[Path], None]) -> tuple[Path, str]:
         check(config.parent)
         weights = next((found for name in WEIGHTS if (found := _optional(model, name, commit))), None)
         if weights is None and _offline():
-            raise UserError(f"the weights of {model} are not in the cache, and HF_HUB_OFFLINE forbids to fetch them")
+            raise _not_cached(f"the whole of {model}", offline=True)
         if weights is None:
             raise UserError(f"{model} has no weights that can be read here: {WEIGHTS[0]} or {WEIGHTS[2]}")
         if weights.name.endswith(".index.json"):
@@ -184,11 +184,9 @@ def _one_line_errors(model: HubModel) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise UserError(f"{model.repository} has no revision {model.revision!r}: check it, or leave it out") from None
     except errors.OfflineModeIsEnabled:
-        raise UserError(f"{model} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it") from None
-    except errors.LocalEntryNotFoundError as error:
-        offline = isinstance(error.__cause__, errors.OfflineModeIsEnabled) or "offline" in str(error).lower()
-        why = "HF_HUB_OFFLINE forbids to fetch it" if offline else "the hub cannot be reached"
-        raise UserError(f"{model} is not in the cache, and {why}: check the network, HF_ENDPOINT, HF_HOME") from None
+        raise _not_cached(model, offline=True) from None
+    except errors.LocalEntryNotFoundError:
+        raise _not_cached(model, offline=_offline()) from None
     except errors.EntryNotFoundError as error:
         raise UserError(f"{model} has no config.json: it is no model of transformers ({_short(error)})") from None
     except (errors.HfHubHTTPError, OSError) as error:
@@ -198,6 +196,14 @@ def _one_line_errors(model: HubModel) -> Iterator[None]:
         if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
             raise UserError(f"{model} could not be fetched ({_short(error)}): try again") from None
         raise
+
+
+def _not_cached(what: HubModel | str, *, offline: bool) -> UserError:
+    if offline:
+        return UserError(
+            f"{what} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset it, or set HF_HOME"
+        )
+    return UserError(f"{what} is not in the cache, and the hub cannot be reached: check the network and HF_ENDPOINT")
 
 
 def _short(error: BaseException) -> str:

@@ -99,7 +99,8 @@ def _unusable_folder(path: Path) -> str | None:
 
 
 def _gguf(path: Path) -> str:
-    return f"{path} is a GGUF file, not a model that can be brought in: take the safetensors folder that it was made from"
+    remedy = "take the safetensors folder that it was made from"
+    return f"{path} is a GGUF file, not a model that can be brought in: {remedy}"
 
 
 def _foreign_folder(path: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""Checkpoints with every bit pattern of finite numbers in them, made with PyTorch and numpy and none of the code under test."""
+"""Checkpoints with every bit pattern of finite numbers, made with PyTorch and numpy and none of the code under test."""
 
 from __future__ import annotations
 

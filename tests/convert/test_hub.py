@@ -21,6 +21,7 @@ import pytest
 import transformers
 
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.runlog import read_metrics
 from tests.convert.hub import COMMIT, Hub, serving
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +221,9 @@ def test_only_a_part_is_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     hub.cut.add("model.safetensors")
     refused("import", "hf:someone/llama")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert "the weights of hf:someone/llama are not in the cache" in refused("import", "hf:someone/llama")
+    assert "the whole of hf:someone/llama is not in the cache, and HF_HUB_OFFLINE" in refused(
+        "import", "hf:someone/llama"
+    )
 
 
 @pytest.mark.usefixtures("hub")
@@ -269,3 +272,19 @@ def test_a_name_may_stand_wherever_a_run_may(hub: Hub, tmp_path: Path) -> None:
         "error: no model hf:someone/none: check the name; a private one needs `hf auth login` or HF_TOKEN"
     ]
     assert [path.name for path in (tmp_path / "here").glob("runs/hub/*")] == ["someone--gpt2"]
+
+    (tmp_path / "here" / "t.txt").write_text(families.TEXT * 10)
+    prepared = ("--text", "t.txt", "--name", "t", "--tokenizer", "runs/hub/someone--gpt2")
+    assert run("gpt_common.data", "prepare", *prepared).returncode == 0
+    flags = ("--dataset", "t", "--max-steps", "2", "--batch-size", "2", "--eval-batches", "1", "--device", "cpu")
+    losses = []
+    for twin in ("torch_gpt", "mlx_gpt"):
+        ended = run(f"{twin}.train", "--init-from", "hf:someone/gpt2", "--out", twin, *flags)
+        assert ended.returncode == 0, ended.stderr
+        losses.append([row["loss"] for row in read_metrics(tmp_path / "here" / twin) if "loss" in row])
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    ended = run("torch_gpt.train", "--init-from", "hf:someone/none", "--out", "none", *flags)
+    assert ended.returncode == 2
+    assert [line.partition(":")[0] for line in ended.stderr.splitlines()] == ["bringing in hf", "error"]
+    assert not (tmp_path / "here" / "none").exists()

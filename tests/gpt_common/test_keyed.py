@@ -64,9 +64,7 @@ def test_batches_are_a_function_of_their_key(seed: int, step: int, micro_step: i
         key = {"seed": seed, "step": step, "micro_step": micro_step, "rank": rank, **other}
         return training_batch(TOKENS, block_size=8, batch_size=4, **key).tokens
 
-    batch = training_batch(
-        TOKENS, block_size=8, batch_size=4, seed=seed, step=step, micro_step=micro_step, rank=rank
-    )
+    batch = training_batch(TOKENS, block_size=8, batch_size=4, seed=seed, step=step, micro_step=micro_step, rank=rank)
     tokens, labels = batch.tokens, batch.labels
     assert tokens.shape == labels.shape == (4, 8)
     assert tokens.dtype == labels.dtype == np.int32
