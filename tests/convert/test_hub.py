@@ -276,15 +276,28 @@ def test_a_name_may_stand_wherever_a_run_may(hub: Hub, tmp_path: Path) -> None:
     (tmp_path / "here" / "t.txt").write_text(families.TEXT * 10)
     prepared = ("--text", "t.txt", "--name", "t", "--tokenizer", "runs/hub/someone--gpt2")
     assert run("gpt_common.data", "prepare", *prepared).returncode == 0
-    flags = ("--dataset", "t", "--max-steps", "2", "--batch-size", "2", "--eval-batches", "1", "--device", "cpu")
+    training = (
+        "--dataset",
+        "t",
+        "--max-steps",
+        "2",
+        "--dropout",
+        "0",
+        "--batch-size",
+        "2",
+        "--eval-batches",
+        "1",
+        "--device",
+        "cpu",
+    )
     losses = []
     for twin in ("torch_gpt", "mlx_gpt"):
-        ended = run(f"{twin}.train", "--init-from", "hf:someone/gpt2", "--out", twin, *flags)
+        ended = run(f"{twin}.train", "--init-from", "hf:someone/gpt2", "--out", twin, *training)
         assert ended.returncode == 0, ended.stderr
         losses.append([row["loss"] for row in read_metrics(tmp_path / "here" / twin) if "loss" in row])
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-    ended = run("torch_gpt.train", "--init-from", "hf:someone/none", "--out", "none", *flags)
+    ended = run("torch_gpt.train", "--init-from", "hf:someone/none", "--out", "none", *training)
     assert ended.returncode == 2
     assert [line.partition(":")[0] for line in ended.stderr.splitlines()] == ["bringing in hf", "error"]
     assert not (tmp_path / "here" / "none").exists()
