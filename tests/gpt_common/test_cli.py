@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.command import Benchmark
 from benchmarks.plan import Plan
-from convert.conversion import Mlx2torch, Torch2mlx
+from convert.conversion import Export, Import, Mlx2torch, Torch2mlx
 from convert.difference import Diff
 from convert.inspection import Inspect
 from convert.parity.command import ParityCommand
@@ -34,6 +34,8 @@ COMMANDS = {
     "-m mlx_gpt.sample": SampleCommand,
     "-m gpt_common.data prepare": Prepare,
     "-m gpt_common.data list": List,
+    "-m convert import": Import,
+    "-m convert export": Export,
     "-m convert torch2mlx": Torch2mlx,
     "-m convert mlx2torch": Mlx2torch,
     "-m convert inspect": Inspect,
