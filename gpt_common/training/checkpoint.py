@@ -236,7 +236,7 @@ def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
     return {name: shape[0] for name, shape in wanted.items()}
 
 
-def check_moments(checkpoint: Path, config: RunConfig) -> None:
+def check_moments(checkpoint: Path, manifest: Manifest, config: RunConfig) -> None:
     """Refuse a checkpoint whose optimiser's state is not whole, or not what the optimiser of `config` goes on with.
 
     Only the header is read.
@@ -246,7 +246,7 @@ def check_moments(checkpoint: Path, config: RunConfig) -> None:
     """
     weights_alone = f"--init-from {checkpoint} takes the weights alone"
     path = checkpoint / OPTIMIZER_FILE
-    if not path.exists():
+    if OPTIMIZER_FILE not in manifest.tensors:
         raise UserError(
             f"{checkpoint} has no optimiser state, so training cannot go on where it stood: {weights_alone}"
         )

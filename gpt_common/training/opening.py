@@ -89,7 +89,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
         if manifest.step:
-            check_moments(resume_from, config)
+            check_moments(resume_from, manifest, config)
         first_step, best_step, best_val_loss = manifest.step, manifest.best_step, manifest.best_val_loss
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:

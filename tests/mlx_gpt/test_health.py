@@ -244,7 +244,7 @@ def test_a_nan_ends_the_run_and_the_tensor_is_named(
     assert "step 0: the validation loss is nan; NaN or infinity in blocks.1.feed_forward.down_proj.weight" in error
     (row,) = read_metrics(tmp_path / "run")
     assert row["val_loss"] is None
-    assert row["non_finite"] == "val_loss nan"
+    assert row["non_finite"] == "train_loss nan, val_loss nan"
 
 
 def test_weights_that_spoil_between_two_logged_steps_are_not_saved(

@@ -13,6 +13,7 @@ import pytest
 from gpt_common.config import load_preset
 from gpt_common.network.parameters import buffer_shapes, optimizer_shapes, tensor_shapes
 from gpt_common.training.runlog import read_metrics
+from gpt_common.words import in_memory
 from tests.twins import TWINS, losses, tensors, train
 
 STEPS = ("--max-steps", "12", "--log-interval", "1", "--checkpoint-interval", "6", "--eval-interval", "0")
@@ -118,7 +119,7 @@ def test_the_summary_names_load_and_memory(
     said = capsys.readouterr().out
     assert "times its fair share" in said
     peak = max(row["memory"] for row in read_metrics(tmp_path / "run") if "loss" in row)
-    assert re.search(rf"peak memory +{peak / 2**30:.2f} GB", said)
+    assert re.search(rf"peak memory +{re.escape(in_memory(peak))}\n", said)
 
 
 @pytest.mark.parametrize("sizes", [{"expert_width": 30}, {"expert_width": 12}, {"n_embd": 30, "n_head": 2}])
