@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from gpt_common.errors import run_main
+from gpt_common.machine.blas import wait_passively
 from gpt_common.training.command_line import answer_help, parse_training
 
 if __name__ == "__main__":
     answer_help("python -m torch_gpt.train")
+    wait_passively()  # before PyTorch is imported
 
 import torch
 

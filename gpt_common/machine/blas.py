@@ -19,6 +19,16 @@ _opened: str | None = None
 VARIABLE = "MLX_GPT_BLAS"
 
 
+def wait_passively() -> None:
+    """Let threads that wait for one another sleep, unless OMP_WAIT_POLICY says otherwise; before a framework is loaded.
+
+    They would spin, and with a busy neighbour on two cores a step of a small model then takes three times as long and
+    more; docs/results.md has the figures.
+    """
+    if sys.platform == "linux":
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def load_fast_blas() -> str | None:
     """Open the first fast BLAS there is for all libraries that follow; returns its path, or None.
 
@@ -34,9 +44,8 @@ def load_fast_blas() -> str | None:
     if "mlx.core" in sys.modules:
         # Too late: its symbols are bound.
         return None
-    # Between two products MLX works on one thread, and the other ones of the BLAS would spin all the while. With a busy
-    # neighbour on two cores that was seen to cost a factor of 5 to 10.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Between two products MLX works on one thread, and the other ones of the BLAS would spin all the while.
+    wait_passively()
     # The products of a small model are too small to share: waking a second thread for each took 145 ms a step instead
     # of 85 (width 64), and saves a sixth at width 768. docs/results.md has the figures.
     if "OMP_NUM_THREADS" not in os.environ:

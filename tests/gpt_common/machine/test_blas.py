@@ -56,3 +56,21 @@ def test_a_library_that_cannot_be_opened_is_passed_over(path: str) -> None:
 
 def test_too_late_after_mlx_itself() -> None:
     assert loaded("import mlx.core").split()[0] == "None"
+
+
+@pytest.mark.parametrize(("given", "found"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_the_torch_trainer_sleep_while_they_wait_unless_told_otherwise(
+    given: dict[str, str], found: str
+) -> None:
+    """A command sets it before PyTorch is loaded, and a person's own setting counts."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    program = (
+        "import os, sys, runpy\nsys.argv = ['train', '--preset', 'no-such']\n"
+        "try:\n    runpy.run_module('torch_gpt.train', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    if sys.platform == "linux":
+        assert done.stdout.split()[-1] == found
