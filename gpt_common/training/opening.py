@@ -15,7 +15,7 @@ from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
-from gpt_common.machine.hardware import detect
+from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
@@ -38,6 +38,8 @@ class Opening:
     dataset: Dataset
     prompts: dict[str, list[int]]
     """Token ids by prompt."""
+    hardware: Hardware
+    """This machine; asked once, since macOS answers by four commands."""
     hold: RunFolder
     """The run's folder, claimed: no other run writes into it."""
     resume_from: Path | None
@@ -82,8 +84,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
     prompts = _encoded_prompts(config, dataset)
+    hardware = detect()
     if not command.force:
-        check_room(config, "mlx" if twin == "mlx_gpt" else "torch", detect().memory_bytes)
+        check_room(config, "mlx" if twin == "mlx_gpt" else "torch", hardware.memory_bytes)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None and manifest is not None:
@@ -100,6 +103,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         dataset=dataset,
         prompts=prompts,
         hold=hold,
+        hardware=hardware,
         resume_from=resume_from,
         init_from=init_from,
         first_step=first_step,

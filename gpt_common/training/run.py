@@ -25,7 +25,7 @@ from gpt_common.data.writer import TokenIds
 from gpt_common.errors import Stopped, WorkFailed
 from gpt_common.keyed import draws
 from gpt_common.machine.device import ComputeDevice
-from gpt_common.machine.hardware import detect, published_peak
+from gpt_common.machine.hardware import published_peak
 from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import describe_model, flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
@@ -92,7 +92,7 @@ class Run:
             Stopped: at the end, if a signal ended the run.
         """
         self.device, self.probe = device, probe
-        hardware = detect()
+        hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops
         write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
