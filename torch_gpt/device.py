@@ -80,8 +80,8 @@ def name_of(device: torch.device) -> str:
 
 def describe(device: torch.device) -> str:
     """The framework and device in a few words, for the console."""
-    asleep = " that sleep while they wait" if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""
-    threads = f", {torch.get_num_threads()} threads{asleep}" if device.type == "cpu" else ""
+    passive = "passive " if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""  # they sleep while they wait
+    threads = f", {torch.get_num_threads()} {passive}threads" if device.type == "cpu" else ""
     return f"PyTorch {torch.__version__} on {name_of(device)}{threads}"
 
 
