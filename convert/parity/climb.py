@@ -14,7 +14,8 @@ from convert.parity import material
 from convert.parity.compare import KEY_SIZE, Array, Arrays, Measurement, distances, key_bias_is_idle
 from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Precision
 from convert.parity.twins.backends import open_twin
-from convert.parity.twins.twin import Choices, Twin
+from convert.parity.twins.choices import Choices
+from convert.parity.twins.twin import Twin
 from gpt_common.config import RunConfig
 from gpt_common.machine.backends import BACKENDS, Backend
 

@@ -7,14 +7,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 from convert.parity.climb import Climb
 from convert.parity.ladder import climb_ladder
-from convert.parity.twins.replaced import replaced
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from gpt_common.machine.backends import BACKENDS
 
 Change = AbstractContextManager[Any]
+Changes = dict[tuple[str, str], Callable[[], Change]]
+"""Wrong twins, by the first rung that rejects each and its name."""
 PEAK = 1e-3
 
 _SHAPE = ModelConfig(
@@ -72,9 +74,14 @@ class Mutant:
     twin: str = "mlx"
 
 
+def mutants(family: str, changes: Changes) -> list[Mutant]:
+    """The wrong twins of a family, in MLX."""
+    return [Mutant(name, rung, change, family) for (rung, name), change in changes.items()]
+
+
 def wrap(owner: Any, name: str, wrong: Callable[[Any], Any]) -> Change:
     """Replace `owner.name` by what `wrong` makes of it."""
-    return replaced(owner, name, wrong(getattr(owner, name)))
+    return patch.object(owner, name, wrong(getattr(owner, name)))
 
 
 def mutant_config(family: str = "gpt") -> RunConfig:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 
-from convert.parity.mutants.climb import FAMILIES, Change, Mutant, wrap
-from convert.parity.twins.replaced import replaced, replaced_entry
+from convert.parity.mutants.climb import FAMILIES, Change, Changes, mutants, wrap
 from mlx_gpt import attention, experts, layers, optim
 from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
 from mlx_gpt.experts import Experts, MixtureOfExperts
@@ -112,191 +112,107 @@ def _towards_the_busy(right: Any) -> Any:
     return wrong
 
 
-llama = partial(Mutant, family="llama")
-deepseek = partial(Mutant, family="deepseek")
-custom_llm = partial(Mutant, family="custom-llm")
-
-FAMILY_MUTANTS = (
+LLAMA: Changes = {
     # ---- rotary positions
-    llama(
-        "halves rotated as if interleaved",
-        "L1",
-        lambda: replaced_entry(layers.ROTATIONS, "halves", layers.rotate_interleaved),
+    ("L1", "halves rotated as if interleaved"): lambda: patch.dict(
+        layers.ROTATIONS, {"halves": layers.rotate_interleaved}
     ),
-    llama(
-        "interleaved rotated as halves",
-        "L1",
-        lambda: replaced_entry(layers.ROTATIONS, "interleaved", layers.rotate_halves),
+    ("L1", "interleaved rotated as halves"): lambda: patch.dict(
+        layers.ROTATIONS, {"interleaved": layers.rotate_halves}
     ),
-    llama(
-        "rotary base off by a hundredth",
-        "L1",
-        lambda: wrap(
-            layers, "rotary_tables", lambda f: lambda c: f(dataclasses.replace(c, rope_theta=1.01 * c.rope_theta))
-        ),
+    ("L1", "rotary base off by a hundredth"): lambda: wrap(
+        layers, "rotary_tables", lambda f: lambda c: f(dataclasses.replace(c, rope_theta=1.01 * c.rope_theta))
     ),
-    llama(
-        "rotation restarts in the cache",
-        "G",
-        lambda: wrap(layers.Rotary, "angles", lambda f: lambda self, start, end: f(self, 0, end - start)),
+    ("G", "rotation restarts in the cache"): lambda: wrap(
+        layers.Rotary, "angles", lambda f: lambda self, start, end: f(self, 0, end - start)
     ),
     # ---- norms, grouped queries, SwiGLU
-    llama(
-        "RMS norm takes the mean off",
-        "L1",
-        lambda: wrap(
-            mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x - x.mean(axis=-1, keepdims=True), weight, eps)
-        ),
+    ("L1", "RMS norm takes the mean off"): lambda: wrap(
+        mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x - x.mean(axis=-1, keepdims=True), weight, eps)
     ),
-    llama(
-        "RMS norm eps 1e-6",
-        "L1",
-        lambda: wrap(mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x, weight, eps / 10)),
+    ("L1", "RMS norm eps 1e-6"): lambda: wrap(
+        mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x, weight, eps / 10)
     ),
-    llama(
-        "key heads shared in turn",
-        "L1",
-        lambda: wrap(
-            mx.fast,
-            "scaled_dot_product_attention",
-            lambda f: (
-                lambda q, k, v, **more: f(q, _shared_in_turn(k, q.shape[1]), _shared_in_turn(v, q.shape[1]), **more)
-            ),
-        ),
+    ("L1", "key heads shared in turn"): lambda: wrap(
+        mx.fast,
+        "scaled_dot_product_attention",
+        lambda f: lambda q, k, v, **more: f(q, _shared_in_turn(k, q.shape[1]), _shared_in_turn(v, q.shape[1]), **more),
     ),
-    llama(
-        "key heads shared in turn under dropout",
-        "L2",
-        lambda: wrap(mx, "repeat", lambda _: lambda x, times, axis: _shared_in_turn(x, times * x.shape[axis])),
+    ("L2", "key heads shared in turn under dropout"): lambda: wrap(
+        mx, "repeat", lambda _: lambda x, times, axis: _shared_in_turn(x, times * x.shape[axis])
     ),
-    llama(
-        "queries and keys not normalised",
-        "L2",
-        lambda: _with(GroupedQueryAttention, "__call__", q_norm=lambda _: None, k_norm=lambda _: None),
+    ("L2", "queries and keys not normalised"): lambda: _with(
+        GroupedQueryAttention, "__call__", q_norm=lambda _: None, k_norm=lambda _: None
     ),
-    llama(
-        "queries and keys normalised after they rotate",
-        "L2",
-        lambda: _with(
-            GroupedQueryAttention, "__call__", rotate=_late_norm, q_norm=lambda _: None, k_norm=lambda _: None
-        ),
+    ("L2", "queries and keys normalised after they rotate"): lambda: _with(
+        GroupedQueryAttention, "__call__", rotate=_late_norm, q_norm=lambda _: None, k_norm=lambda _: None
     ),
-    llama(
-        "gate and up swapped",
-        "L2",
-        lambda: _with(SwiGLU, "__call__", gate_proj=lambda self: self.up_proj, up_proj=lambda self: self.gate_proj),
+    ("L2", "gate and up swapped"): lambda: _with(
+        SwiGLU, "__call__", gate_proj=lambda self: self.up_proj, up_proj=lambda self: self.gate_proj
     ),
+}
+
+DEEPSEEK: Changes = {
     # ---- latents
-    deepseek(
-        "latent not normalised",
-        "L2",
-        lambda: _with(LatentAttention, "__call__", kv_latent_norm=lambda _: lambda x: x),
-    ),
-    deepseek(
-        "latent's norm with the model's epsilon", "L2", lambda: wrap(attention, "LATENT_NORM_EPS", lambda eps: 10 * eps)
-    ),
-    deepseek(
-        "rotary key for the first head only",
-        "L2",
-        lambda: wrap(
-            mx,
-            "repeat",
-            lambda f: (
-                lambda x, times, axis: (
-                    f(x, times, axis) * (mx.arange(times) == 0)[:, None, None]
-                    if x.shape[axis] == 1
-                    else f(x, times, axis)
-                )
-            ),
+    ("L2", "latent not normalised"): lambda: _with(LatentAttention, "__call__", kv_latent_norm=lambda _: lambda x: x),
+    ("L2", "latent's norm with the model's epsilon"): lambda: wrap(attention, "LATENT_NORM_EPS", lambda eps: 10 * eps),
+    ("L2", "rotary key for the first head only"): lambda: wrap(
+        mx,
+        "repeat",
+        lambda f: (
+            lambda x, times, axis: (
+                f(x, times, axis) * (mx.arange(times) == 0)[:, None, None] if x.shape[axis] == 1 else f(x, times, axis)
+            )
         ),
     ),
-    deepseek(
-        "rotary part from the wrong end of the query",
-        "L2",
-        lambda: wrap(LatentAttention, "queries", lambda f: lambda self, x: _turned(f(self, x), self.n_head, self.rope)),
+    ("L2", "rotary part from the wrong end of the query"): lambda: wrap(
+        LatentAttention, "queries", lambda f: lambda self, x: _turned(f(self, x), self.n_head, self.rope)
     ),
-    deepseek(
-        "the cache absorbs the values' projection into the queries",
-        "G",
-        lambda: wrap(
-            Linear, "rows_of_heads", lambda f: lambda self, x: mx.roll(f(self, x), FAMILIES["deepseek"].nope_size, 1)
-        ),
-    ),
-    custom_llm(
-        "the cache's scores without their rotary part",
-        "G",
-        lambda: wrap(
-            attention.Attention,
-            "attend_latents",
-            lambda f: lambda self, q, q_rope, latent, k_rope: f(self, q, 0 * q_rope, latent, k_rope),
-        ),
+    ("G", "the cache absorbs the values' projection into the queries"): lambda: wrap(
+        Linear, "rows_of_heads", lambda f: lambda self, x: mx.roll(f(self, x), FAMILIES["deepseek"].nope_size, 1)
     ),
     # ---- experts
-    deepseek("gates not renormalised", "L1", lambda: _routed(router_normalise=False)),
-    deepseek("gates not scaled", "L1", lambda: _routed(router_scale=1.0)),
-    deepseek(
-        "balancing's bias in the gates",
-        "L1",
-        lambda: _with(
-            MixtureOfExperts,
-            "route",
-            score=lambda self: lambda x, right=self.score: right(x) + getattr(self, "routing_bias", 0),
-            choice=lambda self: self.unbiased,
-        ),
+    ("L1", "gates not renormalised"): lambda: _routed(router_normalise=False),
+    ("L1", "gates not scaled"): lambda: _routed(router_scale=1.0),
+    ("L1", "balancing's bias in the gates"): lambda: _with(
+        MixtureOfExperts,
+        "route",
+        score=lambda self: lambda x, right=self.score: right(x) + getattr(self, "routing_bias", 0),
+        choice=lambda self: self.unbiased,
     ),
-    deepseek(
-        "softmax for sigmoid",
-        "L1",
-        lambda: replaced_entry(experts.SCORES, "sigmoid", experts.SCORES["softmax"]),
+    ("L1", "softmax for sigmoid"): lambda: patch.dict(experts.SCORES, {"sigmoid": experts.SCORES["softmax"]}),
+    ("L1", "groups ignored"): lambda: wrap(experts, "best_groups", lambda _: experts.all_groups),
+    ("L1", "two experts' weights swapped"): lambda: wrap(
+        StackedLinear,
+        "__call__",
+        lambda f: lambda self, x, expert: f(self, x, mx.where(expert < 2, 1 - expert, expert)),
     ),
-    deepseek("groups ignored", "L1", lambda: wrap(experts, "best_groups", lambda _: experts.all_groups)),
-    deepseek(
-        "two experts' weights swapped",
-        "L1",
-        lambda: wrap(
-            StackedLinear,
-            "__call__",
-            lambda f: lambda self, x, expert: f(self, x, mx.where(expert < 2, 1 - expert, expert)),
-        ),
+    ("L2", "experts' answers not weighted"): lambda: wrap(
+        Experts, "__call__", lambda f: lambda self, x, gates, experts: f(self, x, 0 * gates + 1, experts)
     ),
-    deepseek(
-        "experts' answers not weighted",
-        "L2",
-        lambda: wrap(Experts, "__call__", lambda f: lambda self, x, gates, experts: f(self, x, 0 * gates + 1, experts)),
+    ("L2", "shared expert left out"): lambda: _with(
+        MixtureOfExperts, "__call__", config=lambda self: dataclasses.replace(self.config, n_shared_expert=0)
     ),
-    deepseek(
-        "shared expert left out",
-        "L2",
-        lambda: _with(
-            MixtureOfExperts, "__call__", config=lambda self: dataclasses.replace(self.config, n_shared_expert=0)
-        ),
-    ),
-    custom_llm(
-        "auxiliary loss left out",
-        "L5",
-        lambda: wrap(experts.Routers, "counted", lambda f: lambda self, loss: (f(self, loss), loss)[1]),
-    ),
-    deepseek(
-        "balancing towards the busy",
-        "L6b",
-        lambda: wrap(MixtureOfExperts, "balance", _towards_the_busy),
-    ),
+    ("L6b", "balancing towards the busy"): lambda: wrap(MixtureOfExperts, "balance", _towards_the_busy),
     # ---- Muon
-    deepseek(
-        "Newton-Schulz by the cubic iteration",
-        "L1",
-        lambda: replaced(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
+    ("L1", "Newton-Schulz by the cubic iteration"): lambda: patch.object(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
+    ("L1", "experts made orthogonal together"): lambda: wrap(
+        optim, "orthogonal", lambda f: lambda x: f(x.reshape(-1, x.shape[-1])).reshape(x.shape)
     ),
-    deepseek(
-        "experts made orthogonal together",
-        "L1",
-        lambda: wrap(optim, "orthogonal", lambda f: lambda x: f(x.reshape(-1, x.shape[-1])).reshape(x.shape)),
+    ("L6a", "Muon without Nesterov's step"): lambda: _muon(_plain_momentum),
+    ("L6a", "Muon's update not scaled to the shape"): lambda: _muon(_unscaled),
+    ("L6a", "Muon at the embedding too"): lambda: wrap(optim.AdamW, "apply_single", _everywhere),
+}
+
+CUSTOM_LLM: Changes = {
+    ("G", "the cache's scores without their rotary part"): lambda: wrap(
+        attention.Attention,
+        "attend_latents",
+        lambda f: lambda self, q, q_rope, latent, k_rope: f(self, q, 0 * q_rope, latent, k_rope),
     ),
-    deepseek("Muon without Nesterov's step", "L6a", lambda: _muon(_plain_momentum)),
-    deepseek("Muon's update not scaled to the shape", "L6a", lambda: _muon(_unscaled)),
-    deepseek(
-        "Muon at the embedding too",
-        "L6a",
-        lambda: wrap(optim.AdamW, "apply_single", _everywhere),
+    ("L5", "auxiliary loss left out"): lambda: wrap(
+        experts.Routers, "counted", lambda f: lambda self, loss: (f(self, loss), loss)[1]
     ),
-)
+}
+
+FAMILY_MUTANTS = (*mutants("llama", LLAMA), *mutants("deepseek", DEEPSEEK), *mutants("custom-llm", CUSTOM_LLM))

@@ -17,7 +17,7 @@ from mlx import optimizers
 from mlx.utils import tree_map
 
 import torch_gpt.checkpoint
-from convert.parity.mutants.climb import PEAK, Change, Mutant, wrap
+from convert.parity.mutants.climb import PEAK, Change, Changes, Mutant, mutants, wrap
 from convert.parity.mutants.families import FAMILY_MUTANTS
 from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
@@ -101,199 +101,147 @@ def _square(x: Any) -> bool:
 
 RESIDUAL = ("out_proj.weight", "down_proj.weight")
 
-MUTANTS = (
+GPT: Changes = {
     # ---- L0: bytes
-    Mutant(
-        "weights rounded to bfloat16 on their way out",
-        "L0",
-        lambda: wrap(
-            model.GPT,
-            "named_parameters",
-            lambda f: lambda self: [(n, p.astype(mx.bfloat16).astype(mx.float32)) for n, p in f(self)],
+    ("L0", "weights rounded to bfloat16 on their way out"): lambda: wrap(
+        model.GPT,
+        "named_parameters",
+        lambda f: lambda self: [(n, p.astype(mx.bfloat16).astype(mx.float32)) for n, p in f(self)],
+    ),
+    ("L0", "residual projections not scaled at initialisation"): lambda: wrap(
+        model,
+        "initial_weights",
+        lambda f: (
+            lambda c, seed: ((n, w * math.sqrt(2 * c.n_layer) if n.endswith(RESIDUAL) else w) for n, w in f(c, seed))
         ),
     ),
-    Mutant(
-        "residual projections not scaled at initialisation",
-        "L0",
-        lambda: wrap(
-            model,
-            "initial_weights",
-            lambda f: (
-                lambda c, seed: (
-                    (n, w * math.sqrt(2 * c.n_layer) if n.endswith(RESIDUAL) else w) for n, w in f(c, seed)
-                )
-            ),
-        ),
-    ),
-    Mutant(
-        "no optimiser state on resume", "L0", lambda: wrap(checkpoint, "load_optimizer_tensors", lambda _: _nothing)
-    ),
+    ("L0", "no optimiser state on resume"): lambda: wrap(checkpoint, "load_optimizer_tensors", lambda _: _nothing),
     # ---- L1: operations
-    Mutant("tanh GELU for the exact one", "L1", lambda: wrap(nn, "gelu", lambda _: nn.gelu_approx)),
-    Mutant("exact GELU for the tanh one", "L1", lambda: wrap(nn, "gelu_approx", lambda _: nn.gelu)),
-    Mutant(
-        "layer norm eps 1e-6",
-        "L1",
-        lambda: wrap(mx.fast, "layer_norm", lambda f: lambda x, weight, bias, eps: f(x, weight, bias, eps / 10)),
+    ("L1", "tanh GELU for the exact one"): lambda: wrap(nn, "gelu", lambda _: nn.gelu_approx),
+    ("L1", "exact GELU for the tanh one"): lambda: wrap(nn, "gelu_approx", lambda _: nn.gelu),
+    ("L1", "layer norm eps 1e-6"): lambda: wrap(
+        mx.fast, "layer_norm", lambda f: lambda x, weight, bias, eps: f(x, weight, bias, eps / 10)
     ),
-    Mutant(
-        "attention scaled by the model's width",
-        "L1",
-        lambda: wrap(
-            attention, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
+    ("L1", "attention scaled by the model's width"): lambda: wrap(
+        attention, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
+    ),
+    ("L1", "mask off by one"): lambda: wrap(
+        mx.fast,
+        "scaled_dot_product_attention",
+        lambda f: (
+            lambda q, k, v, scale, mask: f(
+                q, k, v, scale=scale, mask=mask and mx.tri(q.shape[2], k.shape[2], 1, dtype=mx.bool_)
+            )
         ),
     ),
-    Mutant(
-        "mask off by one",
-        "L1",
-        lambda: wrap(
-            mx.fast,
-            "scaled_dot_product_attention",
-            lambda f: (
-                lambda q, k, v, scale, mask: f(
-                    q, k, v, scale=scale, mask=mask and mx.tri(q.shape[2], k.shape[2], 1, dtype=mx.bool_)
-                )
-            ),
-        ),
+    ("L1", "dropout does not scale up"): lambda: _dropout(
+        lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)
     ),
-    Mutant(
-        "dropout does not scale up",
-        "L1",
-        lambda: _dropout(lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)),
-    ),
-    Mutant(
-        "one dropout mask for all sites",
-        "L1",
-        lambda: wrap(layers, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)),
+    ("L1", "one dropout mask for all sites"): lambda: wrap(
+        layers, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)
     ),
     # ---- L2: layers
-    Mutant("q, k, v interleaved", "L2", lambda: wrap(layers.Linear, "__call__", _interleaved)),
-    Mutant(
-        "no positions",
-        "L2",
-        lambda: wrap(
-            layers.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids, dtype) * (ids.ndim > 1)
+    ("L2", "q, k, v interleaved"): lambda: wrap(layers.Linear, "__call__", _interleaved),
+    ("L2", "no positions"): lambda: wrap(
+        layers.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids, dtype) * (ids.ndim > 1)
+    ),
+    ("L2", "square out_proj transposed"): lambda: wrap(
+        layers.Linear,
+        "__call__",
+        lambda f: (
+            lambda self, x: f(self, x) + x @ (self.weight - self.weight.T) if _square(self.weight) else f(self, x)
         ),
     ),
-    Mutant(
-        "square out_proj transposed",
-        "L2",
-        lambda: wrap(
-            layers.Linear,
-            "__call__",
-            lambda f: (
-                lambda self, x: f(self, x) + x @ (self.weight - self.weight.T) if _square(self.weight) else f(self, x)
-            ),
-        ),
-    ),
-    Mutant(
-        "mask off by one under dropout",
-        "L2",
-        lambda: wrap(mx, "tri", lambda f: lambda rows, columns, dtype: f(rows, columns, 1, dtype=dtype)),
+    ("L2", "mask off by one under dropout"): lambda: wrap(
+        mx, "tri", lambda f: lambda rows, columns, dtype: f(rows, columns, 1, dtype=dtype)
     ),
     # ---- L3: logits
+    ("L3", "positions counted backwards"): lambda: wrap(
+        mx, "arange", _positions(lambda f, start, stop: f(start, stop)[::-1])
+    ),
+    # ---- L4: loss
+    ("L4", "labels not shifted"): lambda: _loss(
+        lambda f: lambda network, batch, key=None: f(network, Batch(batch.tokens, batch.tokens), key)
+    ),
+    ("L4", "last position left out of the loss"): lambda: _loss(
+        lambda _: (
+            lambda network, batch, key=None: nn.losses.cross_entropy(
+                network(batch.tokens, key)[:, :-1], batch.labels[:, :-1], reduction="mean"
+            )
+        )
+    ),
+    # ---- L5: gradients
+    ("L5", "head untied: its gradient does not reach the embedding"): lambda: wrap(
+        layers.Embedding, "as_linear", lambda _: lambda self, x: x @ mx.stop_gradient(self.weight).astype(x.dtype).T
+    ),
+    # ---- L6a: optimiser
+    ("L6a", "no bias correction (MLX's default)"): lambda: _set_step(
+        step_size=lambda _, __, rate: rate, root_correction=lambda *_: 1.0
+    ),
+    ("L6a", "beta2 off by 0.001"): lambda: wrap(
+        optim.AdamW,
+        "__init__",
+        lambda f: lambda self, config: f(self, dataclasses.replace(config, beta2=config.beta2 + 0.001)),
+    ),
+    ("L6a", "decay on biases and norms"): lambda: wrap(
+        optim.AdamW,
+        "apply_single",
+        lambda f: lambda self, g, p, s: f(self, g, p, s) - (p.ndim < 2) * (1 - self.state["decay"]) * p,
+    ),
+    ("L6a", "decay by the peak learning rate"): lambda: _set_step(
+        decay=lambda self, _, __: 1 - PEAK * self.weight_decay
+    ),
+    ("L6a", "each tensor clipped on its own"): lambda: wrap(
+        train,
+        "clip_gradients",
+        lambda f: lambda tree, most: (tree_map(lambda g: f([g], most)[0][0], tree), f(tree, most)[1]),
+    ),
+    ("L6a", "gradient norm added up in one go (MLX's own, on a CPU)"): lambda: wrap(
+        train, "clip_gradients", lambda _: optimizers.clip_grad_norm
+    ),
+    # ---- L6b: one step
+    ("L6b", "clipped before accumulation"): lambda: _micro_gradients(
+        lambda gradients: optim.clip_gradients(gradients, 0.01)[0]
+    ),
+    ("L6b", "sum of the micro-steps for their mean"): lambda: _micro_gradients(
+        lambda gradients: tree_map(lambda g: 2 * g, gradients)
+    ),
+    ("L6b", "one dropout mask for all micro-steps"): lambda: wrap(
+        train, "dropout_key", lambda f: lambda seed, step, _: f(seed, step, 0)
+    ),
+    # ---- L7: trajectory
+    ("L7", "dropout masks frozen from step to step"): lambda: wrap(
+        train, "dropout_key", lambda f: lambda seed, _, micro_step: f(seed, 0, micro_step)
+    ),
+    # ---- L8: change of framework
+    ("L8", "batch order reseeded on resume"): lambda: wrap(
+        trajectories,
+        "batches_for",
+        lambda f: lambda twin, step: f(twin, step - twin.resumed_at * isinstance(twin, MlxTwin)),
+    ),
+    # ---- G: generation
+    ("G", "positions restart in the cache"): lambda: wrap(
+        mx, "arange", _positions(lambda f, start, stop: f(0, stop - start))
+    ),
+    ("G", "the cache keeps the values of the first token"): lambda: wrap(
+        attention.KVCache,
+        "append",
+        lambda f: (
+            lambda self, k, v: (
+                f(self, k, v) if self.length == 0 else (f(self, k, v)[0], _first_repeated(self.values, self.length))
+            )
+        ),
+    ),
+}
+
+MUTANTS = (
+    *mutants("gpt", GPT),
     Mutant(
         "head bias dropped",
         "L3",
         lambda: wrap(model.GPT, "__call__", lambda f: lambda self, *a, **more: f(self, *a, **more) - self.head.bias),
         family="untied head",
     ),
-    Mutant(
-        "positions counted backwards",
-        "L3",
-        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(start, stop)[::-1])),
-    ),
-    # ---- L4: loss
-    Mutant(
-        "labels not shifted",
-        "L4",
-        lambda: _loss(lambda f: lambda network, batch, key=None: f(network, Batch(batch.tokens, batch.tokens), key)),
-    ),
-    Mutant(
-        "last position left out of the loss",
-        "L4",
-        lambda: _loss(
-            lambda _: (
-                lambda network, batch, key=None: nn.losses.cross_entropy(
-                    network(batch.tokens, key)[:, :-1], batch.labels[:, :-1], reduction="mean"
-                )
-            )
-        ),
-    ),
-    # ---- L5: gradients
-    Mutant(
-        "head untied: its gradient does not reach the embedding",
-        "L5",
-        lambda: wrap(
-            layers.Embedding, "as_linear", lambda _: lambda self, x: x @ mx.stop_gradient(self.weight).astype(x.dtype).T
-        ),
-    ),
-    # ---- L6a: optimiser
-    Mutant(
-        "no bias correction (MLX's default)",
-        "L6a",
-        lambda: _set_step(step_size=lambda _, __, rate: rate, root_correction=lambda *_: 1.0),
-    ),
-    Mutant(
-        "beta2 off by 0.001",
-        "L6a",
-        lambda: wrap(
-            optim.AdamW,
-            "__init__",
-            lambda f: lambda self, config: f(self, dataclasses.replace(config, beta2=config.beta2 + 0.001)),
-        ),
-    ),
-    Mutant(
-        "decay on biases and norms",
-        "L6a",
-        lambda: wrap(
-            optim.AdamW,
-            "apply_single",
-            lambda f: lambda self, g, p, s: f(self, g, p, s) - (p.ndim < 2) * (1 - self.state["decay"]) * p,
-        ),
-    ),
-    Mutant(
-        "decay by the peak learning rate",
-        "L6a",
-        lambda: _set_step(decay=lambda self, _, __: 1 - PEAK * self.weight_decay),
-    ),
-    Mutant(
-        "each tensor clipped on its own",
-        "L6a",
-        lambda: wrap(
-            train,
-            "clip_gradients",
-            lambda f: lambda tree, most: (tree_map(lambda g: f([g], most)[0][0], tree), f(tree, most)[1]),
-        ),
-    ),
-    Mutant(
-        "gradient norm added up in one go (MLX's own, on a CPU)",
-        "L6a",
-        lambda: wrap(train, "clip_gradients", lambda _: optimizers.clip_grad_norm),
-    ),
-    # ---- L6b: one step
-    Mutant(
-        "clipped before accumulation",
-        "L6b",
-        lambda: _micro_gradients(lambda gradients: optim.clip_gradients(gradients, 0.01)[0]),
-    ),
-    Mutant(
-        "sum of the micro-steps for their mean",
-        "L6b",
-        lambda: _micro_gradients(lambda gradients: tree_map(lambda g: 2 * g, gradients)),
-    ),
-    Mutant(
-        "one dropout mask for all micro-steps",
-        "L6b",
-        lambda: wrap(train, "dropout_key", lambda f: lambda seed, step, _: f(seed, step, 0)),
-    ),
-    # ---- L7: trajectory
-    Mutant(
-        "dropout masks frozen from step to step",
-        "L7",
-        lambda: wrap(train, "dropout_key", lambda f: lambda seed, _, micro_step: f(seed, 0, micro_step)),
-    ),
-    # ---- L8: change of framework
     Mutant(
         "moments transferred without the step",
         "L8",
@@ -303,34 +251,6 @@ MUTANTS = (
             lambda f: lambda network, optimizer, tensors, _: f(network, optimizer, tensors, 0),
         ),
         twin="torch",
-    ),
-    Mutant(
-        "batch order reseeded on resume",
-        "L8",
-        lambda: wrap(
-            trajectories,
-            "batches_for",
-            lambda f: lambda twin, step: f(twin, step - twin.resumed_at * isinstance(twin, MlxTwin)),
-        ),
-    ),
-    # ---- G: generation
-    Mutant(
-        "positions restart in the cache",
-        "G",
-        lambda: wrap(mx, "arange", _positions(lambda f, start, stop: f(0, stop - start))),
-    ),
-    Mutant(
-        "the cache keeps the values of the first token",
-        "G",
-        lambda: wrap(
-            attention.KVCache,
-            "append",
-            lambda f: (
-                lambda self, k, v: (
-                    f(self, k, v) if self.length == 0 else (f(self, k, v)[0], _first_repeated(self.values, self.length))
-                )
-            ),
-        ),
     ),
     *FAMILY_MUTANTS,
 )

@@ -10,8 +10,7 @@ from convert.parity import material
 from convert.parity.climb import ORACLE, Climb, top1_disagreements
 from convert.parity.compare import Array, Arrays, Measurement
 from convert.parity.gates import TOP1_MARGIN
-from convert.parity.twins.choices import choice_gates
-from convert.parity.twins.twin import Choices
+from convert.parity.twins.choices import Choices, choice_gates
 from gpt_common.keyed import dropout_key
 
 OUTPUT = ": output"

@@ -16,8 +16,8 @@ from convert.parity.climb import Climb
 from convert.parity.compare import Arrays, Measurement, distances, without_key_bias
 from convert.parity.gates import COARSE_NOISE, ENVELOPE, ROUNDING
 from convert.parity.rungs.updates import routing_differences, whole_schedule
-from convert.parity.twins.choices import parted
-from convert.parity.twins.twin import Batches, Choices, Twin
+from convert.parity.twins.choices import Choices, parted
+from convert.parity.twins.twin import Batches, Twin
 from gpt_common.config import RunConfig
 from gpt_common.training.schedule import learning_rate
 

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from convert.parity.compare import Array, Measurement, relative
-from convert.parity.twins.twin import Choices
 from gpt_common.config import ModelConfig
 from gpt_common.keyed import keyed_generator
 
+Choices = list[Array]
+"""What routers prefer, (N, E) per call: scores with what balancing adds, before groups and the best are taken."""
 CLEAR_LEAD = 10.0
 """A choice must agree wherever it leads by more than this many times the error of the scores, as in L3."""
 

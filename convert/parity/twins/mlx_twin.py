@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -14,22 +15,22 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from convert.parity.compare import Array, Arrays, Tokens
-from convert.parity.twins.choices import Preferences, routing_bias
-from convert.parity.twins.replaced import replaced
-from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.twins.choices import routing_bias
+from convert.parity.twins.twin import INPUTS, ComputeDtype, LayerPass, Operation, Traced, Twin
 from gpt_common.commands import SampleSettings
-from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
-from gpt_common.training.checkpoint import write_checkpoint
-from gpt_common.training.manifest import Manifest
 from mlx_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
 from mlx_gpt.device import to_device
 
 
-class MlxTwin:
+class MlxTwin(Twin):
     """A model and its optimiser on one MLX backend."""
+
+    network: model.GPT
+    train_step: train.TrainStep
 
     def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
         self.config = config
@@ -56,81 +57,27 @@ class MlxTwin:
             state = [self.network.state]
             self.objective = mx.compile(self.objective, inputs=state, outputs=state)
 
-    # ---- weights -------------------------------------------------------------------------------------------------
-
-    def initialise(self, seed: int) -> None:
-        """Initial weights as the trainer draws them."""
-        with self._here():
-            self.network.initialise(seed)
-            self._forget()
-
     def set_weights(self, weights: Arrays) -> None:
-        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
         with self._here():
             buffers = {name: np.zeros(shape, np.float32) for name, shape in buffer_shapes(self.config.model).items()}
             tensors = [(name, mx.array(value)) for name, value in (buffers | weights).items()]
             self.network.update(tree_unflatten(tensors))
             self._forget()
 
-    def weights(self) -> Arrays:
-        """Every parameter by canonical name."""
-        return {name: _numpy(value) for name, value in self.network.named_parameters()}
-
-    def buffers(self) -> Arrays:
-        """Every buffer by canonical name."""
-        places = self.network.state_dict()
-        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
-
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
         with self._here():
             tensors = optim.optimizer_tensors(self.network, self.optimizer)
-            return {name: _numpy(value) for name, value in tensors.items()}
-
-    def loads(self) -> list[list[int]]:
-        """Tokens that each expert of each router got in the training steps since this was last asked."""
-        return self.network.routers.take_loads()
-
-    @contextmanager
-    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
-        """What every router prefers, call by call; `given` decides instead."""
-        preferred = Preferences(given)
-        with ExitStack() as stack:
-            for router in () if self.compiled else self.network.routers.layers:
-                right = router.choice
-
-                def choice(scores_NE: mx.array, right: Any = right, router: Any = router) -> mx.array:
-                    decided_NE = preferred.decide(router, _numpy(right(scores_NE)))
-                    return mx.array(decided_NE.astype(np.float32))
-
-                stack.enter_context(replaced(router, "choice", choice))
-            yield preferred.own
-
-    # ---- one pass ------------------------------------------------------------------------------------------------
-
-    def logits(self, tokens: Tokens) -> Array:
-        """(B, T) ids -> (B, T, V), without dropout."""
-        with self._here():
-            return _numpy(self.network(mx.array(tokens)))
-
-    def cached_logits(self, tokens: Tokens) -> Array:
-        """The same through the key-value cache."""
-        half = max(1, tokens.shape[1] // 2)
-        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
-        with self._here():
-            caches = self.network.new_caches()
-            return np.concatenate([_numpy(self.network(mx.array(part), caches=caches)) for part in parts], axis=1)
+            return {name: self._numpy(value) for name, value in tensors.items()}
 
     def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
-        """Loss in nats per token, and the gradient of every parameter."""
         with self._here():
-            (_, loss), gradients = self.objective(*self._batch(batch), _key(key))
+            there = to_device(batch, self.device)
+            (_, loss), gradients = self.objective(there.tokens, there.labels, there.weights, _key(key))
             self.network.routers.take_loads()  # of no training step
-            return float(loss), {name: _numpy(g) for name, g in _flat(gradients)}
+            return float(loss), {name: self._numpy(g) for name, g in _flat(gradients)}
 
     def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
-        """One module of the model on its own."""
-        module = self._module(path)
+        module: nn.Module = dict(self.network.named_modules())[path]
         takes = inspect.signature(type(module).__call__).parameters
         parameters = _flat(module.trainable_parameters())
         names = [name for name, _ in parameters]
@@ -151,10 +98,9 @@ class MlxTwin:
             outputs, gradients = mx.vjp(forward, values, [self._array(upstream)])
             module.update(tree_unflatten(parameters))
             found = dict(zip([*names, *(INPUTS[i] for i in differentiable)], gradients, strict=True))
-            return LayerPass(_numpy(outputs[0]), {name: _numpy(g) for name, g in found.items()})
+            return LayerPass(self._numpy(outputs[0]), {name: self._numpy(g) for name, g in found.items()})
 
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:
-        """One building block on its own."""
         with self._here():
             values = {f"input {i}": self._array(value) for i, value in enumerate(operation.inputs)}
             values |= {f"parameter {i}": mx.array(value) for i, value in enumerate(operation.parameters)}
@@ -167,10 +113,11 @@ class MlxTwin:
             # The upstream gradient has the dtype of the output, which only the operation knows.
             cotangent = mx.array(upstream).astype(compute(*values.values(), *more).dtype)
             outputs, gradients = mx.vjp(lambda *x: compute(*x, *more), list(values.values()), [cotangent])
-            return LayerPass(_numpy(outputs[0]), {n: _numpy(g) for n, g in zip(values, gradients, strict=True)})
+            return LayerPass(
+                self._numpy(outputs[0]), {n: self._numpy(g) for n, g in zip(values, gradients, strict=True)}
+            )
 
     def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
-        """A forward pass with a tap at every module."""
         traced = Traced([], {}, {})
         paths = {id(module): path for path, module in self.network.named_modules() if path}
 
@@ -178,25 +125,22 @@ class MlxTwin:
             def call(module: nn.Module, x: mx.array, *more: Any) -> mx.array:
                 if (path := paths.get(id(module))) is None:
                     return original(module, x, *more)
-                traced.inputs[path] = (_numpy(x),)
+                traced.inputs[path] = (self._numpy(x),)
                 traced.taps.append((f"{path} input", traced.inputs[path][0]))
                 output = original(module, x, *more)
-                traced.taps.append((f"{path} output", _numpy(output)))
+                traced.taps.append((f"{path} output", self._numpy(output)))
                 return output
 
             return call
 
         with self._here(), ExitStack() as stack:
             for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
-                stack.enter_context(replaced(kind, "__call__", watched(kind.__call__)))
-            stack.enter_context(replaced(self.network, "gradient_checkpointing", False))
+                stack.enter_context(patch.object(kind, "__call__", watched(kind.__call__)))
+            stack.enter_context(patch.object(self.network, "gradient_checkpointing", False))
             mx.eval(model.loss(self.network, to_device(batch, self.device), _key(key)))
         return traced
 
-    # ---- training ------------------------------------------------------------------------------------------------
-
     def update(self, gradients: Arrays, step: int, rate: float) -> float:
-        """Clip and update with given gradients; the norm before clipping."""
         with self._here():
             tree = tree_unflatten([(name, mx.array(value)) for name, value in gradients.items()])
             optim.set_step(self.optimizer, step + 1, rate)
@@ -204,25 +148,7 @@ class MlxTwin:
             mx.eval(norm, self.network.parameters(), self.optimizer.state)
             return float(norm)
 
-    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
-        """One training step; loss and gradient norm."""
-        with self._here():
-            loss, norm = self.train_step(batches, step, rate)
-            return float(loss), float(norm)
-
-    def save(self, folder: Path, step: int) -> Path:
-        """Write a checkpoint into a run folder."""
-        with self._here():
-            return write_checkpoint(
-                folder,
-                Manifest(step=step, config=to_dict(self.config)),
-                write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
-                best=False,
-                keep=2,
-            )
-
     def restore(self, path: Path) -> int:
-        """Take up a checkpoint; its step."""
         with self._here():
             self._forget()
             self.resumed_at = checkpoint.load_checkpoint(path, self.network, self.optimizer).step
@@ -230,43 +156,30 @@ class MlxTwin:
             return self.resumed_at
 
     def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
-        """New token ids."""
         with self._here():
             return list(sample.generate(self.network, prompt, settings, draws))
 
     # ---- numpy and back ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _here(self) -> Iterator[None]:
-        """Compute on this twin's device: `mlx` and `mlx-cpu` live in one process."""
-        before = mx.default_device()
-        mx.set_default_device(self.device)
-        try:
-            yield
-        finally:
-            mx.set_default_device(before)
+    def _here(self) -> AbstractContextManager[Any]:
+        """`mlx` and `mlx-cpu` live in one process."""
+        return mx.stream(self.device)
+
+    def _forward(self, tokens: Tokens, caches: Any) -> Array:
+        return self._numpy(self.network(mx.array(tokens), caches=caches))
+
+    def _save_tensors(self, folder: Path) -> None:
+        checkpoint.save_tensors(folder, self.network, self.optimizer)
+
+    def _like(self, tensor: mx.array, values: Array) -> mx.array:
+        return mx.array(values.astype(np.float32)).astype(tensor.dtype)
+
+    @staticmethod
+    def _numpy(tensor: mx.array) -> Array:
+        return np.array(tensor.astype(mx.float32) if mx.issubdtype(tensor.dtype, mx.floating) else tensor)
 
     def _array(self, values: Array) -> mx.array:
         return mx.array(values.astype(np.float32)).astype(self.dtype)
-
-    def _batch(self, batch: NumpyBatch) -> tuple[mx.array, mx.array, mx.array | None]:
-        there = to_device(batch, self.device)
-        return there.tokens, there.labels, there.weights
-
-    def _angles(self, inputs: Array) -> Any:
-        rotary = self.network.rotary
-        return None if rotary is None else rotary.angles(0, inputs.shape[1])
-
-    def _module(self, path: str) -> nn.Module:
-        module: nn.Module = dict(self.network.named_modules())[path]
-        return module
-
-
-def _numpy(value: mx.array) -> Array:
-    """Integers stay integers, everything else becomes float32."""
-    if mx.issubdtype(value.dtype, mx.floating):
-        value = value.astype(mx.float32)
-    return np.array(value)
 
 
 def _key(words: Array | None) -> mx.array | None:

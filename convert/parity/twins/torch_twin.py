@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,21 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from convert.parity.compare import Array, Arrays, Tokens
-from convert.parity.twins.choices import Preferences, routing_bias
-from convert.parity.twins.replaced import replaced
-from convert.parity.twins.twin import INPUTS, Batches, Choices, ComputeDtype, LayerPass, Operation, Traced
+from convert.parity.twins.choices import routing_bias
+from convert.parity.twins.twin import INPUTS, ComputeDtype, LayerPass, Operation, Traced, Twin
 from gpt_common.commands import SampleSettings
-from gpt_common.config import ModelConfig, RunConfig, to_dict
+from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
-from gpt_common.training.checkpoint import write_checkpoint
-from gpt_common.training.manifest import Manifest
 from torch_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
 from torch_gpt.device import to_device
 
 
-class TorchTwin:
+class TorchTwin(Twin):
     """A model and its optimiser on one PyTorch backend."""
+
+    network: model.GPT
 
     def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
         self.config = config
@@ -48,15 +46,7 @@ class TorchTwin:
         self.optimizer = optim.build_optimizer(self.network, self.config.optim)
         self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
 
-    # ---- weights -------------------------------------------------------------------------------------------------
-
-    def initialise(self, seed: int) -> None:
-        """Initial weights as the trainer draws them."""
-        self.network.initialise(seed)
-        self._forget()
-
     def set_weights(self, weights: Arrays) -> None:
-        """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
         places = self.network.state_dict()
         with torch.no_grad():
             for name in buffer_shapes(self.config.model):
@@ -65,65 +55,19 @@ class TorchTwin:
                 places[name].copy_(torch.from_numpy(value))
         self._forget()
 
-    def weights(self) -> Arrays:
-        """Every parameter by canonical name."""
-        return {name: _numpy(value) for name, value in self.network.named_parameters()}
-
-    def buffers(self) -> Arrays:
-        """Every buffer by canonical name."""
-        places = self.network.state_dict()
-        return {name: _numpy(places[name]) for name in buffer_shapes(self.config.model)}
-
     def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
         tensors = optim.optimizer_tensors(self.network, self.optimizer)
-        return {name: _numpy(value) for name, value in tensors.items()}
-
-    def loads(self) -> list[list[int]]:
-        """Tokens that each expert of each router got in the training steps since this was last asked."""
-        return self.network.routers.take_loads()
-
-    @contextmanager
-    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
-        """What every router prefers, call by call; `given` decides instead."""
-        preferred = Preferences(given)
-        with ExitStack() as stack:
-            for router in () if self.compiled else self.network.routers.layers:
-                right = router.choice
-
-                def choice(scores_NE: torch.Tensor, right: Any = right, router: Any = router) -> torch.Tensor:
-                    own_NE = right(scores_NE)
-                    return torch.from_numpy(preferred.decide(router, _numpy(own_NE))).to(own_NE)
-
-                stack.enter_context(replaced(router, "choice", choice))
-            yield preferred.own
-
-    # ---- one pass ------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def logits(self, tokens: Tokens) -> Array:
-        """(B, T) ids -> (B, T, V), without dropout."""
-        return _numpy(self.network(self._ids(tokens)))
-
-    @torch.no_grad()
-    def cached_logits(self, tokens: Tokens) -> Array:
-        """The same through the key-value cache."""
-        caches = self.network.new_caches()
-        half = max(1, tokens.shape[1] // 2)
-        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
-        return np.concatenate([_numpy(self.network(self._ids(part), caches=caches)) for part in parts], axis=1)
+        return {name: self._numpy(value) for name, value in tensors.items()}
 
     def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
-        """Loss in nats per token, and the gradient of every parameter."""
         value, loss = self.objective(self.network, to_device(batch, self.device), self._key(key))
         value.backward()
         self.network.routers.take_loads()  # of no training step
-        gradients = {name: _numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
+        gradients = {name: self._numpy(p.grad) for name, p in self.network.named_parameters() if p.grad is not None}
         self.network.zero_grad(set_to_none=True)
         return float(loss.detach()), gradients
 
     def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
-        """One module of the model on its own."""
         module = self.network.get_submodule(path)
         takes = inspect.signature(module.forward).parameters
         arguments: list[Any] = [
@@ -136,13 +80,12 @@ class TorchTwin:
             arguments += [self._key(key), None, self._angles(inputs[0])]
         output = module(*arguments)
         output.backward(self._tensor(upstream))
-        gradients = {name: _numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
-        gradients |= {name: _numpy(x.grad) for name, x in differentiable.items()}
+        gradients = {name: self._numpy(p.grad) for name, p in module.named_parameters() if p.grad is not None}
+        gradients |= {name: self._numpy(x.grad) for name, x in differentiable.items()}
         module.zero_grad(set_to_none=True)
-        return LayerPass(_numpy(output), gradients)
+        return LayerPass(self._numpy(output), gradients)
 
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:
-        """One building block on its own."""
         exact = torch.float64 if self.dtype == torch.float64 else torch.float32
         values = {f"input {i}": self._tensor(value) for i, value in enumerate(operation.inputs)}
         values |= {
@@ -160,10 +103,9 @@ class TorchTwin:
             more.append(operation.model)
         output = OPERATIONS[operation.kind](*values.values(), *more)
         output.backward(torch.from_numpy(upstream).to(self.device, output.dtype))
-        return LayerPass(_numpy(output), {name: _numpy(value.grad) for name, value in values.items()})
+        return LayerPass(self._numpy(output), {name: self._numpy(value.grad) for name, value in values.items()})
 
     def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
-        """A whole pass with hooks at every module."""
         traced = Traced([], {}, {})
         hooks = []
 
@@ -171,12 +113,12 @@ class TorchTwin:
             def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
                 takes = inspect.signature(module.forward).parameters
                 alone = arguments[:1] if "key" in takes or "dtype" in takes else arguments
-                traced.inputs[path] = tuple(_numpy(x) for x in alone)
+                traced.inputs[path] = tuple(self._numpy(x) for x in alone)
                 traced.taps.append((f"{path} input", traced.inputs[path][0]))
 
             def after(_: nn.Module, __: tuple[Any, ...], output: torch.Tensor) -> None:
-                traced.taps.append((f"{path} output", _numpy(output)))
-                output.register_hook(lambda gradient: traced.upstream.__setitem__(path, _numpy(gradient)))
+                traced.taps.append((f"{path} output", self._numpy(output)))
+                output.register_hook(lambda gradient: traced.upstream.__setitem__(path, self._numpy(gradient)))
 
             hooks.append(module.register_forward_pre_hook(before))
             hooks.append(module.register_forward_hook(after))
@@ -192,10 +134,7 @@ class TorchTwin:
             self.network.zero_grad(set_to_none=True)
         return traced
 
-    # ---- training ------------------------------------------------------------------------------------------------
-
     def update(self, gradients: Arrays, step: int, rate: float) -> float:
-        """Clip and update with given gradients; the norm before clipping."""
         for name, parameter in self.network.named_parameters():
             # A copy: clipping works in place.
             parameter.grad = torch.from_numpy(gradients[name]).to(self.device, parameter.dtype, copy=True)
@@ -205,32 +144,32 @@ class TorchTwin:
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
 
-    def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
-        """One training step; loss and gradient norm."""
-        loss, norm = self.train_step(batches, step, rate)
-        return float(loss), float(norm)
-
-    def save(self, folder: Path, step: int) -> Path:
-        """Write a checkpoint into a run folder."""
-        return write_checkpoint(
-            folder,
-            Manifest(step=step, config=to_dict(self.config)),
-            write_files=lambda files: checkpoint.save_tensors(files, self.network, self.optimizer),
-            best=False,
-            keep=2,
-        )
-
     def restore(self, path: Path) -> int:
-        """Take up a checkpoint; its step."""
         self._forget()
         self.resumed_at = checkpoint.load_checkpoint(path, self.network, self.optimizer).step
         return self.resumed_at
 
     def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
-        """New token ids."""
         return list(sample.generate(self.network, prompt, settings, draws))
 
     # ---- numpy and back ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _forward(self, tokens: Tokens, caches: Any) -> Array:
+        return self._numpy(self.network(self._ids(tokens), caches=caches))
+
+    def _save_tensors(self, folder: Path) -> None:
+        checkpoint.save_tensors(folder, self.network, self.optimizer)
+
+    def _like(self, tensor: torch.Tensor, values: Array) -> torch.Tensor:
+        return torch.from_numpy(values).to(tensor)
+
+    @staticmethod
+    def _numpy(tensor: Any) -> Array:
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point() and tensor.dtype != torch.float64:
+            tensor = tensor.float()
+        return np.array(tensor.numpy())
 
     def _ids(self, ids: Array) -> torch.Tensor:
         return torch.from_numpy(ids).to(self.device, torch.long)
@@ -238,20 +177,8 @@ class TorchTwin:
     def _tensor(self, values: Array) -> torch.Tensor:
         return torch.from_numpy(values).to(self.device, self.dtype)
 
-    def _angles(self, inputs: Array) -> Any:
-        rotary = self.network.rotary
-        return None if rotary is None else rotary.angles(0, inputs.shape[1])
-
     def _key(self, words: Array | None) -> torch.Tensor | None:
         return None if words is None else torch.from_numpy(words)
-
-
-def _numpy(value: Any) -> Array:
-    """float64 stays what it is, integers too; everything else becomes float32."""
-    value = value.detach().cpu()
-    if value.is_floating_point() and value.dtype != torch.float64:
-        value = value.float()
-    return np.array(value.numpy())
 
 
 def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:

@@ -1,22 +1,34 @@
-"""What the ladder asks of a twin on a backend. Numpy in, numpy out."""
+"""What the ladder asks of a twin on a backend, and what both answer alike. Numpy in, numpy out."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
+
+import numpy as np
 
 from convert.parity.compare import Array, Arrays, Tokens
+from convert.parity.twins.choices import Choices, Preferences
 from gpt_common.commands import SampleSettings
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.data.batches import NumpyBatch
+from gpt_common.network.parameters import buffer_shapes
+from gpt_common.training.checkpoint import write_checkpoint
+from gpt_common.training.manifest import Manifest
+
+if TYPE_CHECKING:
+    import mlx_gpt.model
+    import mlx_gpt.train
+    import torch_gpt.model
+    import torch_gpt.train
 
 ComputeDtype = Literal["float32", "float64", "bfloat16"]
 Batches = Sequence[NumpyBatch]
-Choices = list[Array]
-"""What routers prefer, (N, E) per call: scores with what balancing adds, before groups and the best are taken."""
 
 
 @dataclass(frozen=True)
@@ -66,67 +78,146 @@ class Operation:
     """Whether training ever takes its gradient."""
 
 
-class Twin(Protocol):
+class Twin(ABC):
     """A model and its optimiser on one backend."""
 
     config: RunConfig
+    compiled: bool
+    network: mlx_gpt.model.GPT | torch_gpt.model.GPT
+    train_step: mlx_gpt.train.TrainStep | torch_gpt.train.TrainStep
     resumed_at: int
     """Step of the checkpoint that was restored last; 0 before."""
 
+    # ---- weights -------------------------------------------------------------------------------------------------
+
     def initialise(self, seed: int) -> None:
         """Initial weights as the trainer draws them."""
+        with self._here():
+            self.network.initialise(seed)
+            self._forget()
 
+    @abstractmethod
     def set_weights(self, weights: Arrays) -> None:
         """Replace every parameter, and forget the optimiser's state; buffers that are not given become zero."""
 
     def weights(self) -> Arrays:
         """Every parameter by canonical name."""
+        return {name: self._numpy(value) for name, value in self.network.named_parameters()}
 
     def buffers(self) -> Arrays:
         """Every buffer by canonical name."""
+        places = self.network.state_dict()
+        return {name: self._numpy(places[name]) for name in buffer_shapes(self.config.model)}
 
+    @abstractmethod
     def moments(self) -> Arrays:
         """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
 
     def loads(self) -> list[list[int]]:
         """Tokens that each expert of each router got in the training steps since this was last asked."""
+        return self.network.routers.take_loads()
 
-    def choosing(self, given: Choices | None = None) -> AbstractContextManager[Choices]:
+    @contextmanager
+    def choosing(self, given: Choices | None = None) -> Iterator[Choices]:
         """What every router prefers, call by call, in the passes made meanwhile; compiled ones cannot be watched.
 
         Args:
             given: choose by these preferences instead.
         """
+        preferred = Preferences(given)
+        with ExitStack() as stack:
+            for router in () if self.compiled else self.network.routers.layers:
+                right = router.choice
+
+                def choice(scores_NE: Any, right: Any = right, router: Any = router) -> Any:
+                    own_NE = right(scores_NE)
+                    return self._like(own_NE, preferred.decide(router, self._numpy(own_NE)))
+
+                stack.enter_context(patch.object(router, "choice", choice))
+            yield preferred.own
+
+    # ---- one pass ------------------------------------------------------------------------------------------------
 
     def logits(self, tokens: Tokens) -> Array:
         """(B, T) ids -> (B, T, V), without dropout."""
+        with self._here():
+            return self._forward(tokens, None)
 
     def cached_logits(self, tokens: Tokens) -> Array:
         """The same through the key-value cache: half of the tokens at once, then one at a time."""
+        half = max(1, tokens.shape[1] // 2)
+        parts = [tokens[:, :half], *(tokens[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        with self._here():
+            caches = self.network.new_caches()
+            return np.concatenate([self._forward(part, caches) for part in parts], axis=1)
 
+    @abstractmethod
     def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
         """Loss in nats per token, and the gradient of every parameter."""
 
+    @abstractmethod
     def layer(self, path: str, inputs: tuple[Array, ...], upstream: Array, key: Array | None) -> LayerPass:
         """One module of the model on its own."""
 
+    @abstractmethod
     def operation(self, operation: Operation, upstream: Array) -> LayerPass:
         """One building block on its own; gradients are named "input 0", "parameter 0", ..."""
 
+    @abstractmethod
     def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
         """A whole pass with a tap at every module; MLX gives no upstream gradients."""
 
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
     def update(self, gradients: Arrays, step: int, rate: float) -> float:
         """Clip and update number `step` (from 0) with given gradients; returns the norm before clipping."""
 
     def step(self, batches: Batches, step: int, rate: float) -> tuple[float, float]:
         """One training step as the trainer does it; loss and gradient norm."""
+        with self._here():
+            loss, norm = self.train_step(batches, step, rate)
+            return float(loss), float(norm)
 
     def save(self, folder: Path, step: int) -> Path:
         """Write a checkpoint of `step` updates into a run folder; returns its path."""
+        manifest = Manifest(step=step, config=to_dict(self.config))
+        with self._here():
+            return write_checkpoint(folder, manifest, write_files=self._save_tensors, best=False, keep=2)
 
-    def restore(self, checkpoint: Path) -> int:
+    @abstractmethod
+    def restore(self, path: Path) -> int:
         """Take up a checkpoint; returns its step."""
 
+    @abstractmethod
     def generate(self, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float]) -> list[int]:
         """New token ids."""
+
+    # ---- what the framework decides ------------------------------------------------------------------------------
+
+    def _here(self) -> AbstractContextManager[Any]:
+        """Compute on this twin's device."""
+        return nullcontext()
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """Begin training anew, from the weights that there are."""
+
+    @abstractmethod
+    def _forward(self, tokens: Tokens, caches: Any) -> Array: ...
+
+    @abstractmethod
+    def _save_tensors(self, folder: Path) -> None: ...
+
+    @abstractmethod
+    def _like(self, tensor: Any, values: Array) -> Any:
+        """Numpy's values as a tensor of this framework, where and of the dtype that `tensor` is."""
+
+    @staticmethod
+    @abstractmethod
+    def _numpy(tensor: Any) -> Array:
+        """Integers and float64 stay what they are, everything else becomes float32."""
+
+    def _angles(self, inputs: Array) -> Any:
+        rotary = self.network.rotary
+        return None if rotary is None else rotary.angles(0, inputs.shape[1])
