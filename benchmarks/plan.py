@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from gpt_common.errors import UserError, nearest, run_main
 from gpt_common.files import write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.peaks import APPLE_GPUS
-from gpt_common.words import WIDTH, in_memory
+from gpt_common.words import WIDTH, in_memory, share
 
 PROG = "python benchmarks/plan.py"
 NVIDIA_CHIPS = {
@@ -96,6 +96,7 @@ def main(argv: Sequence[str]) -> None:
         mfu=command.mfu,
         watts=command.watts,
         measured=measured_speeds(command.result) if command.result else None,
+        assume=True,
     )
     if command.json is not None:
         _write_json(plan, command.json)
@@ -171,13 +172,13 @@ def _write_json(plan: dict[str, Any], path: Path) -> None:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """The tables, 80 columns wide."""
+    """The tables, 80 columns wide, of a plan in which nothing is unknown."""
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=WIDTH, highlight=False)
 
-    def table(title: str, rows: Iterator[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
+    def table(title: str, rows: Iterable[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
         grid = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 2, 0, 0))
         grid.show_header = bool(columns)
         for i, column in enumerate(columns or ("", "")):
@@ -187,14 +188,17 @@ def print_plan(plan: dict[str, Any]) -> None:
         console.print(grid)
         console.print()
 
+    def of_twins(title: str, rows: dict[str, Callable[[Any], str]]) -> None:
+        lines = [(name, *(write(one) for one in plan["twins"])) for name, write in rows.items()]
+        table("", lines, (title, *(_twin_name(one) for one in plan["twins"])))
+
     machine = plan["machine"]
     cores = f", {machine['gpu_cores']} GPU cores" if machine["gpu_cores"] else ""
-    has = f", {memory(machine['memory_bytes'])}" if machine["memory_bytes"] else ", memory unknown: add --memory"
+    has = memory(machine["memory_bytes"]) + (" assumed" if machine["memory_assumed"] else "")
     console.print()
-    table(f"{plan['name']} on {machine['chip']}{cores}{has}", _model_rows(plan))
-    columns = ("memory of one step", *(f"{_twin_name(one)}" for one in plan["twins"]))
-    table("", _memory_rows(plan), columns)
-    table("", _time_rows(plan), (f"{amount(plan['tokens']['count'])} tokens", *columns[1:]))
+    table(f"{plan['name']} on {machine['chip']}{cores}, {has}", _model_rows(plan))
+    of_twins("memory of one step", _memory_rows(plan))
+    of_twins(f"{amount(plan['tokens']['count'])} tokens", TIME_ROWS)
     for line in _notes(plan):
         console.print(line, markup=False)
 
@@ -218,59 +222,52 @@ def _model_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
         yield "compute-optimal", f"{amount(one['tokens'])} tokens: {one['source']}"
 
 
-def _memory_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    twins, train = plan["twins"], plan["config"]["train"]
-    for part in ("weights", "moments", "gradients", "activations", "logits", "temporary", "total"):
-        yield part, *(memory(one["memory"][part]) for one in twins)
-    yield "is largest at", *(one["memory"]["moment"] for one in twins)
-    usable = plan["machine"]["usable_bytes"]
-    answers = {True: "yes", False: "no", None: "-"}
-    yield f"fits in {memory(usable)}" if usable else "fits", *(answers[one["fits"]] for one in twins)
+def _memory_rows(plan: dict[str, Any]) -> dict[str, Callable[[Any], str]]:
+    """What the rows are called, and what each says of a twin."""
+    train = plan["config"]["train"]
     here, other = f" (here {train['batch_size']})", ""
     if train["gradient_checkpointing"]:
         here, other = other, here
-    yield f"largest batch{here}", *(_batch(one["largest_batch"]) for one in twins)
-    yield f"  with checkpointing{other}", *(_batch(one["largest_batch_checkpointing"]) for one in twins)
-    yield "generation keeps, per token", *(f"{one['kv_cache_bytes_per_token']:,} B" for one in twins)
-    if any(one["kv_cache_bytes_per_token"] != one["full_kv_bytes_per_token"] for one in twins):
-        yield "  as full keys and values", *(f"{one['full_kv_bytes_per_token']:,} B" for one in twins)
+    parts = ("weights", "moments", "gradients", "activations", "logits", "temporary", "total")
+    rows: dict[str, Callable[[Any], str]] = {
+        **{part: lambda one, part=part: memory(one["memory"][part]) for part in parts},  # type: ignore[misc]
+        "is largest at": lambda one: one["memory"]["moment"],
+        f"fits in {memory(plan['machine']['usable_bytes'])}": lambda one: "yes" if one["fits"] else "no",
+        f"largest batch{here}": lambda one: _batch(one["largest_batch"]),
+        f"  with checkpointing{other}": lambda one: _batch(one["largest_batch_checkpointing"]),
+        "generation keeps, per token": lambda one: f"{one['kv_cache_bytes_per_token']:,} B",
+    }
+    if any(one["kv_cache_bytes_per_token"] != one["full_kv_bytes_per_token"] for one in plan["twins"]):
+        rows["  as full keys and values"] = lambda one: f"{one['full_kv_bytes_per_token']:,} B"
+    return rows
 
 
-def _batch(size: int | None) -> str:
-    return "-" if size is None else "none" if size == 0 else f"{size:,}"
+def _batch(size: int) -> str:
+    return f"{size:,}" if size else "none"
 
 
-def _time_rows(plan: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    twins = plan["twins"]
-
-    def figures(write: Any, *keys: str) -> Iterator[str]:
-        for one in twins:
-            value = one
-            for key in keys:
-                value = value[key] if value is not None else None
-            yield "-" if value is None else write(value)
-
-    yield "peak, TFLOP/s", *figures(lambda v: f"{v:.1f}", "peak", "tflops")
-    yield "MFU", *figures(lambda v: f"{100 * v:.1f}%", "speed", "mfu")
-    yield "tokens/s", *figures(amount, "speed", "tokens_per_second")
-    yield "time", *figures(long_duration, "seconds")
-    yield "energy", *figures(lambda v: f"{v / 3.6e6:.3g} kWh", "joules")
+TIME_ROWS: dict[str, Callable[[Any], str]] = {
+    "peak, TFLOP/s": lambda one: f"{one['peak']['tflops']:.1f}",
+    "MFU": lambda one: share(one["speed"]["mfu"]),
+    "tokens/s": lambda one: amount(one["speed"]["tokens_per_second"]),
+    "time": lambda one: long_duration(one["seconds"]),
+    "energy": lambda one: f"{one['joules'] / 3.6e6:.3g} kWh",
+}
 
 
 def _notes(plan: dict[str, Any]) -> Iterator[str]:
     """Where the figures come from: one line each, those that both twins share once."""
     import textwrap
 
-    twins = plan["twins"]
+    twins, machine = plan["twins"], plan["machine"]
     notes = [f"tokens: {plan['tokens']['basis']}"]
-    if plan["machine"]["usable_bytes"]:
-        notes.append(f"fits: {plan['machine']['usable_basis']}")
+    if machine["memory_assumed"]:
+        notes.append(f"memory: {memory(machine['memory_bytes'])} assumed, {machine['memory_assumed']}; or --memory")
+    notes.append(f"fits: {machine['usable_basis']}")
     notes.append("memory: within 15 % of the measured peak on CPUs; unchecked on GPUs, where MLX may need less")
-    notes += [f"peak: {one['peak']['source']}" for one in twins if one["peak"]]
+    notes += [f"peak: {one['peak']['source']}" for one in twins]
     notes += [f"MFU: {one['speed']['basis']}" for one in twins]
-    notes += [f"energy: {one['power']['watts']:g} W, {one['power']['basis']}" for one in twins if one["power"]]
-    if not any(one["power"] for one in twins):
-        notes.append("energy: no source for the power of this machine: add --watts or --result")
+    notes += [f"energy: {one['power']['watts']:g} W, {one['power']['basis']}" for one in twins]
     for note in dict.fromkeys(notes):
         yield textwrap.fill(note, WIDTH, subsequent_indent="  ")
 

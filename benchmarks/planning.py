@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
@@ -59,6 +60,7 @@ def make_plan(
     mfu: float | None = None,
     watts: float | None = None,
     measured: dict[Twin, Measured] | None = None,
+    assume: bool = False,
 ) -> dict[str, Any]:
     """All figures as plain values, for JSON and for the tables.
 
@@ -70,6 +72,8 @@ def make_plan(
         mfu: assumed share of the published peak; `ASSUMED_MFU` if None.
         watts: power to reckon energy with; a measured or published one if None.
         measured: speeds that take the place of an assumption.
+        assume: whether a memory, peak or power that is not known is assumed, and said to be; otherwise what follows
+            from it is None.
 
     Raises:
         UserError: an MFU is given for a chip whose peak nobody has published.
@@ -77,14 +81,16 @@ def make_plan(
     model, train = config.model, config.train
     per_step = train.batch_size * train.grad_accum_steps * model.block_size
     count = tokens or per_step * train.max_steps
+    assumption = None
+    if assume and hardware.memory_bytes is None:
+        size, assumption = assumed_memory(hardware)
+        hardware = dataclasses.replace(hardware, memory_bytes=size)
     usable, basis = usable_memory(hardware, train.device)
     per_token = flops_per_token_palm(model)
     twins = [
-        _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin))
+        _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin), assume)
         for twin in get_args(Twin)
     ]
-    if mfu is not None and not any(one["peak"] for one in twins):
-        raise UserError(f"--mfu is a share of a published peak, and {hardware.chip} has none: use --result")
     return {
         "version": VERSION,
         "name": name,
@@ -100,7 +106,12 @@ def make_plan(
             "per_token_exact": flops_per_step_exact(model, 1) / model.block_size,
             "per_step_palm": per_token * per_step,
         },
-        "machine": {**asdict(hardware), "usable_bytes": usable, "usable_basis": basis},
+        "machine": {
+            **asdict(hardware),
+            "memory_assumed": assumption,
+            "usable_bytes": usable,
+            "usable_basis": basis,
+        },
         "tokens": {
             "count": count,
             "per_step": per_step,
@@ -120,19 +131,24 @@ def _twin(
     mfu: float | None,
     watts: float | None,
     measured: Measured | None,
+    assume: bool,
 ) -> dict[str, Any]:
     """Memory, time and energy of one twin."""
     device, dtype = _device_and_dtype(twin, config, hardware)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
     plan = memory_plan(config, twin)
     peak = published_peak(hardware, device, dtype)
+    if mfu is not None and peak is None:
+        raise UserError(f"--mfu is a share of a published peak, and {hardware.chip} has none: use --result")
+    if assume and peak is None:
+        peak = assumed_peak(hardware, device, dtype)
     rate, basis = None, "no published peak for this chip: measure one, and give the result with --result"
     if measured:
         rate, basis = measured.flops_per_second, f"measured: {measured.source}"
     elif peak:
         share = ASSUMED_MFU if mfu is None else mfu
         rate, basis = share * peak.flops, "assumed" if mfu is None else "given"
-    power = _power(hardware, watts, measured)
+    power = _power(hardware, watts, measured) or (assumed_power(hardware) if assume else None)
     seconds = flops / rate if rate else None
     number = 2 if dtype == "bfloat16" else 4
     return {
@@ -174,7 +190,7 @@ def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -
         return watts, "given"
     if measured and measured.watts:
         return measured.watts, f"measured: {measured.source}"
-    return largest_power(hardware.chip) if hardware.kind == "apple" else None
+    return largest_power(hardware.chip)
 
 
 def usable_memory(hardware: Hardware, device: str = "auto") -> tuple[int | None, str]:

@@ -41,38 +41,59 @@ class AppleGpu:
     """Cores of the largest configuration sold; a smaller one is scaled by the cores found."""
     mhz: int
     """Highest clock that macOS lists."""
+    gigabytes: int
+    """The least memory that a Mac with this chip was sold with."""
 
 
 APPLE_GPUS = {
-    "M1": AppleGpu(8, 1278),
-    "M1 Pro": AppleGpu(16, 1296),
-    "M1 Max": AppleGpu(32, 1296),
-    "M1 Ultra": AppleGpu(64, 1296),
-    "M2": AppleGpu(10, 1398),
-    "M2 Pro": AppleGpu(19, 1398),
-    "M2 Max": AppleGpu(38, 1398),
-    "M2 Ultra": AppleGpu(76, 1398),
-    "M3": AppleGpu(10, 1338),
-    "M3 Pro": AppleGpu(18, 1380),
-    "M3 Max": AppleGpu(40, 1380),
-    "M3 Ultra": AppleGpu(80, 1380),
-    "M4": AppleGpu(10, 1470),
-    "M4 Pro": AppleGpu(20, 1578),
-    "M4 Max": AppleGpu(40, 1578),
+    "M1": AppleGpu(8, 1278, 8),
+    "M1 Pro": AppleGpu(16, 1296, 16),
+    "M1 Max": AppleGpu(32, 1296, 32),
+    "M1 Ultra": AppleGpu(64, 1296, 64),
+    "M2": AppleGpu(10, 1398, 8),
+    "M2 Pro": AppleGpu(19, 1398, 16),
+    "M2 Max": AppleGpu(38, 1398, 32),
+    "M2 Ultra": AppleGpu(76, 1398, 64),
+    "M3": AppleGpu(10, 1338, 8),
+    "M3 Pro": AppleGpu(18, 1380, 18),
+    "M3 Max": AppleGpu(40, 1380, 36),
+    "M3 Ultra": AppleGpu(80, 1380, 96),
+    "M4": AppleGpu(10, 1470, 16),
+    "M4 Pro": AppleGpu(20, 1578, 24),
+    "M4 Max": AppleGpu(40, 1578, 36),
 }
 
-# (name as nvidia-smi prints it, without "NVIDIA "; float32, tfloat32, 16-bit TFLOP/s; source)
-NVIDIA_GPUS = (
-    (r"A100-(SXM4|PCIE)-\d+GB", 19.5, 156.0, 312.0, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
-    (r"H100 80GB HBM3", 66.9, 494.7, 989.4, "NVIDIA H100 architecture whitepaper v1.04, H100 SXM5"),
-    (r"H100 PCIe", 51.2, 378.0, 756.0, "NVIDIA H100 architecture whitepaper v1.04, H100 PCIe"),
-    (r"H200", 67.0, 494.5, 989.5, "NVIDIA H200 datasheet (2024), H200 SXM, half of the figure with sparsity"),
-    (r"H200 NVL", 60.0, 417.5, 835.5, "NVIDIA H200 datasheet (2024), H200 NVL, half of the figure with sparsity"),
-    (r"L4", 30.3, 60.0, 121.0, "NVIDIA L4 datasheet (2023), half of the figure with sparsity"),
-    (r"GeForce RTX 4090", 82.6, 82.6, 165.2, "NVIDIA Ada GPU architecture whitepaper v2.02, RTX 4090"),
-    (r"GeForce RTX 3090", 35.6, 35.6, 71.0, "NVIDIA Ampere GA102 whitepaper v2.1, RTX 3090"),
-)
 
+@dataclass(frozen=True)
+class NvidiaGpu:
+    """One NVIDIA GPU."""
+
+    name: str
+    """Pattern of what nvidia-smi prints, without "NVIDIA "."""
+    float32: float
+    """TFLOP/s, as the next two."""
+    tfloat32: float
+    half: float
+    watts: int
+    """Largest power of the board."""
+    source: str
+
+
+NVIDIA_GPUS = (
+    NvidiaGpu(r"A100-SXM4-\d+GB", 19.5, 156.0, 312.0, 400, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
+    NvidiaGpu(r"A100-PCIE-\d+GB", 19.5, 156.0, 312.0, 300, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
+    NvidiaGpu(r"H100 80GB HBM3", 66.9, 494.7, 989.4, 700, "NVIDIA H100 architecture whitepaper v1.04, H100 SXM5"),
+    NvidiaGpu(r"H100 PCIe", 51.2, 378.0, 756.0, 350, "NVIDIA H100 architecture whitepaper v1.04, H100 PCIe"),
+    NvidiaGpu(
+        r"H200", 67.0, 494.5, 989.5, 700, "NVIDIA H200 datasheet (2024), H200 SXM, half of the figure with sparsity"
+    ),
+    NvidiaGpu(
+        r"H200 NVL", 60.0, 417.5, 835.5, 600, "NVIDIA H200 datasheet (2024), H200 NVL, half of the figure with sparsity"
+    ),
+    NvidiaGpu(r"L4", 30.3, 60.0, 121.0, 72, "NVIDIA L4 datasheet (2023), half of the figure with sparsity"),
+    NvidiaGpu(r"GeForce RTX 4090", 82.6, 82.6, 165.2, 450, "NVIDIA Ada GPU architecture whitepaper v2.02, RTX 4090"),
+    NvidiaGpu(r"GeForce RTX 3090", 35.6, 35.6, 71.0, 350, "NVIDIA Ampere GA102 whitepaper v2.1, RTX 3090"),
+)
 
 MAC_WATTS = {
     "M1 Max": (115, "102027"),
@@ -97,16 +118,22 @@ def apple_peak(chip: str, gpu_cores: int | None, dtype: str) -> Peak | None:
     return Peak(tflops, f"derived: {gpu_cores} cores x {APPLE_ALUS_PER_CORE} ALUs x 2 x {gpu.mhz} MHz")
 
 
+def nvidia_gpu(name: str) -> NvidiaGpu | None:
+    """An NVIDIA GPU by the name nvidia-smi gives it; None for an unknown one or a slice of one."""
+    return next((gpu for gpu in NVIDIA_GPUS if re.fullmatch(gpu.name, name.removeprefix("NVIDIA "))), None)
+
+
 def nvidia_peak(name: str, dtype: str) -> Peak | None:
     """Peak of an NVIDIA GPU by the name nvidia-smi gives it; None for an unknown GPU, a slice of one, or dtype."""
-    for pattern, float32, tfloat32, half, source in NVIDIA_GPUS:
-        if re.fullmatch(pattern, name.removeprefix("NVIDIA ")):
-            rates = {"float32": float32, "tfloat32": tfloat32, "float16": half, "bfloat16": half}
-            return Peak(rates[dtype], source) if dtype in rates else None
-    return None
+    if (gpu := nvidia_gpu(name)) is None:
+        return None
+    rates = {"float32": gpu.float32, "tfloat32": gpu.tfloat32, "float16": gpu.half, "bfloat16": gpu.half}
+    return Peak(rates[dtype], gpu.source) if dtype in rates else None
 
 
 def largest_power(chip: str) -> tuple[float, str] | None:
-    """Watts that a desktop Mac with this chip draws at most, and the source; None if Apple has not said."""
+    """Watts that a desktop Mac with this chip, or an NVIDIA board, draws at most, and the source; None if unknown."""
+    if gpu := nvidia_gpu(chip):
+        return float(gpu.watts), f"largest power of the board, {gpu.source}"
     watts, page = MAC_WATTS.get(chip.removeprefix("Apple "), (0, ""))
     return (float(watts), f"largest power of the desktop, support.apple.com/{page}") if watts else None
