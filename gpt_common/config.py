@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import reprlib
 import tomllib
 from dataclasses import dataclass, field
@@ -252,6 +253,8 @@ class OptimConfig:
     """Largest global gradient norm; 0 turns clipping off."""
     muon_momentum: float = 0.95
     """Muon's Nesterov momentum."""
+    ema_decay: float = 0.0
+    """Decay rate per step of a running mean of the weights, which is then evaluated, sampled and saved; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "adam_eps"):
@@ -260,7 +263,7 @@ class OptimConfig:
         for name in ("min_lr", "warmup_steps", "decay_steps", "weight_decay", "grad_clip"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
-        for name in ("beta1", "beta2", "muon_momentum"):
+        for name in ("beta1", "beta2", "muon_momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 0 and below 1")
         if not 0 <= self.decay_fraction <= 1:
@@ -283,6 +286,10 @@ class TrainConfig:
 
     max_steps: int = 1000
     """Steps of the whole schedule."""
+    max_minutes: float = 0.0
+    """Train for so many minutes, with evaluations: the first steps are timed, and max_steps follows; 0: no limit."""
+    patience: int = 0
+    """End after so many evaluations without a better validation loss; 0: never."""
     batch_size: int = 12
     """Sequences per micro-step."""
     grad_accum_steps: int = 1
@@ -303,6 +310,8 @@ class TrainConfig:
     """Steps between two evaluations; 0 evaluates at the end only."""
     eval_batches: int = 20
     """Batches of batch_size sequences in an evaluation, the same ones every time."""
+    eval_full: bool = False
+    """Evaluate the whole validation split at the end even where it has more tokens than were trained on."""
     checkpoint_interval: int = 250
     """Steps between two checkpoints; 0 saves at the end only."""
     keep_checkpoints: int = 2
@@ -326,9 +335,13 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "grad_accum_steps", "log_interval", "eval_batches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("seed", "eval_interval", "checkpoint_interval", "sample_interval", "sample_tokens"):
+        for name in ("seed", "patience", "eval_interval", "checkpoint_interval", "sample_interval", "sample_tokens"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if not 0 <= self.max_minutes < math.inf:
+            raise UserError(f"max_minutes is {self.max_minutes}: it must be a number from 0")
+        if self.patience and not self.eval_interval:
+            raise UserError("patience counts evaluations, and eval_interval 0 has one, at the end: set eval_interval")
         if not self.sample_temperature >= 0:
             raise UserError(f"sample_temperature is {self.sample_temperature}: it must not be negative")
 

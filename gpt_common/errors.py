@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -64,6 +66,25 @@ def _edits(one: str, other: str) -> int:
             if i and j and a == other[j - 1] and one[i - 1] == b:
                 row[-1] = min(row[-1], last[j - 1] + 1)
     return row[-1]
+
+
+@contextmanager
+def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
+    """Let `remember` hear of the first SIGINT or SIGTERM, with its number, instead of ending the process.
+
+    A second SIGINT means now: KeyboardInterrupt.
+    """
+
+    def heard(number: int, _: object) -> None:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        remember(number)
+
+    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def quiet_pipe() -> None:

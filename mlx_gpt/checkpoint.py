@@ -11,25 +11,34 @@ from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from mlx_gpt.model import GPT
-from mlx_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
+from mlx_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 
 
-def save_tensors(folder: Path, model: GPT, optimizer: Optimizer) -> None:
-    """Write both tensor files of a checkpoint into `folder`."""
-    mx.save_safetensors(str(folder / MODEL_FILE), model.state_dict())
-    mx.save_safetensors(str(folder / OPTIMIZER_FILE), optimizer_tensors(model, optimizer))
+def save_tensors(folder: Path, model: GPT, optimizer: Optimizer, average: Average | None = None) -> None:
+    """Write both tensor files of a checkpoint into `folder`: what is sampled from, and what training goes on with."""
+    saved, state = model, optimizer_tensors(model, optimizer)
+    if average is not None and average.decay:
+        saved = average.model
+        state |= {f"weights.{name}": value for name, value in model.named_parameters()}
+    mx.save_safetensors(str(folder / MODEL_FILE), saved.state_dict())
+    mx.save_safetensors(str(folder / OPTIMIZER_FILE), state)
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer) -> Manifest:
-    """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average: Average | None = None) -> Manifest:
+    """Restore model, optimiser and mean of the weights, after every byte was checked; returns the manifest.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
     manifest = load_weights(checkpoint, model)
     if OPTIMIZER_FILE in manifest.tensors:
-        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), manifest.step)
-        mx.eval(optimizer.state)
+        state = read_tensors(checkpoint / OPTIMIZER_FILE)
+        load_optimizer_tensors(model, optimizer, state, manifest.step)
+        if average is not None and average.decay:
+            average.restart()  # the model's file held the mean
+            weights = {name: state[f"weights.{name}"] for name, _ in model.named_parameters()}
+            model.update(tree_unflatten(list(weights.items())))
+        mx.eval(optimizer.state, model.state)
     return manifest
 
 

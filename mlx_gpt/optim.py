@@ -129,6 +129,41 @@ def clip_gradients(gradients: Any, largest: float) -> tuple[Any, mx.array]:
     return tree_map(lambda gradient: gradient * scale, gradients) if largest else gradients, norm
 
 
+class Average:
+    """A running mean of the weights, whose noise of the last steps is gone; without `ema_decay` the weights themselves.
+
+    Its weights are evaluated, sampled and saved; those of the model are what training goes on with. Early on, when the
+    mean would still be of the initial weights, it forgets faster, min(decay, (1 + step) / (10 + step)) (TensorFlow's
+    ExponentialMovingAverage).
+
+    Args:
+        model: whose weights are averaged, from what they are at `restart`.
+    """
+
+    def __init__(self, model: GPT, config: OptimConfig) -> None:
+        self.source = model
+        self.decay = config.ema_decay
+        self.model = GPT(model.config, model.compute_dtype) if self.decay else model
+
+    def restart(self) -> None:
+        """The mean is the weights as they are."""
+        if self.decay:
+            self.model.update(self.source.parameters())
+
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` updates; what no gradient trains is taken as it is."""
+        if not self.decay:
+            return
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        means, values = self.model.state_dict(), self.source.state_dict()
+        for name, value in self.source.named_parameters():
+            change = value - means[name]
+            # As torch.lerp: from the nearer end.
+            values[name] = means[name] + share * change if share < 0.5 else value - (1 - share) * change
+        self.model.update(tree_unflatten(list(values.items())))
+        mx.async_eval(self.model.state)
+
+
 def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, mx.array]:
     """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     names = [name for name, _ in model.named_parameters()]

@@ -34,7 +34,7 @@ from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
 from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
 from mlx_gpt.layers import as_key
 from mlx_gpt.model import GPT, objective
-from mlx_gpt.optim import Optimizer, build_optimizer, clip_gradients, set_step
+from mlx_gpt.optim import Average, Optimizer, build_optimizer, clip_gradients, set_step
 from mlx_gpt.probe import TrainingProbe
 from mlx_gpt.sample import generate
 
@@ -128,16 +128,19 @@ def train(run: Run) -> None:
     dtype = compute_dtype(config.train, device)
     model = GPT(config.model, dtype, config.train.gradient_checkpointing)
     optimizer = build_optimizer(model, config.optim)
+    average = Average(model, config.optim)
     if run.resume_from:
-        load_checkpoint(run.resume_from, model, optimizer)
+        load_checkpoint(run.resume_from, model, optimizer, average)
     elif run.init_from:
         load_weights(run.init_from, model)
     else:
         model.initialise(config.train.seed)
+    if run.first_step == 0:
+        average.restart()
     train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
-    sampler = partial(generate, model)
+    sampler = partial(generate, average.model)
 
-    with run.start(compute_device(device, dtype), TrainingProbe(model)):
+    with run.start(compute_device(device, dtype), TrainingProbe(model), TrainingProbe(average.model)):
         # Before the first step: can this model learn at all, and what does it know without having learnt anything?
         run.check_start()
         if run.first_step == 0:
@@ -145,8 +148,9 @@ def train(run: Run) -> None:
             run.sample(0, sampler)
 
         for step in run.steps():
-            rate = learning_rate(step, config.optim, config.train.max_steps)
+            rate = learning_rate(step, config.optim, run.max_steps)
             loss, norm = train_step(run.batches(step), step, rate)
+            average.update(step + 1)
             due = run.after_step(step + 1)
             if due.log:
                 # Only here is the loss fetched: a number that Python waits for at every step would keep a GPU idle.
@@ -155,7 +159,7 @@ def train(run: Run) -> None:
             if due.evaluation:
                 run.evaluate(due.step)
             if due.save:
-                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer))
+                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer, average))
             if due.sample:
                 # After saving: nothing that is not needed stands between the last step and its checkpoint.
                 run.sample(due.step, sampler)

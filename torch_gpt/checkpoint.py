@@ -11,26 +11,33 @@ from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from torch_gpt.model import GPT
-from torch_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
+from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 
 
-def save_tensors(folder: Path, model: GPT, optimizer: Optimizer) -> None:
-    """Write both tensor files of a checkpoint into `folder`."""
-    save_file({name: p.detach().contiguous() for name, p in model.state_dict().items()}, folder / MODEL_FILE)
-    save_file(
-        {name: t.contiguous() for name, t in optimizer_tensors(model, optimizer).items()}, folder / OPTIMIZER_FILE
-    )
+def save_tensors(folder: Path, model: GPT, optimizer: Optimizer, average: Average | None = None) -> None:
+    """Write both tensor files of a checkpoint into `folder`: what is sampled from, and what training goes on with."""
+    saved, state = model, optimizer_tensors(model, optimizer)
+    if average is not None and average.decay:
+        saved = average.model
+        state |= {f"weights.{name}": value.detach() for name, value in model.named_parameters()}
+    save_file({name: p.detach().contiguous() for name, p in saved.state_dict().items()}, folder / MODEL_FILE)
+    save_file({name: t.contiguous() for name, t in state.items()}, folder / OPTIMIZER_FILE)
 
 
-def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer) -> Manifest:
-    """Restore model and optimiser from a checkpoint, after every byte was checked; returns its manifest.
+def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average: Average | None = None) -> Manifest:
+    """Restore model, optimiser and mean of the weights, after every byte was checked; returns the manifest.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
     manifest = load_weights(checkpoint, model)
     if OPTIMIZER_FILE in manifest.tensors:
-        load_optimizer_tensors(model, optimizer, read_tensors(checkpoint / OPTIMIZER_FILE), manifest.step)
+        state = read_tensors(checkpoint / OPTIMIZER_FILE)
+        load_optimizer_tensors(model, optimizer, state, manifest.step)
+        if average is not None and average.decay:
+            average.restart()  # the model's file held the mean
+            weights = {name: state[f"weights.{name}"] for name, _ in model.named_parameters()}
+            model.load_state_dict(weights, strict=False)
     return manifest
 
 

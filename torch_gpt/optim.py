@@ -91,6 +91,40 @@ def clip_gradients(model: GPT, largest: float) -> torch.Tensor:
     return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
 
 
+class Average:
+    """A running mean of the weights, whose noise of the last steps is gone; without `ema_decay` the weights themselves.
+
+    Its weights are evaluated, sampled and saved; those of the model are what training goes on with. Early on, when the
+    mean would still be of the initial weights, it forgets faster, min(decay, (1 + step) / (10 + step)) (TensorFlow's
+    ExponentialMovingAverage).
+
+    Args:
+        model: whose weights are averaged, from what they are at `restart`.
+    """
+
+    def __init__(self, model: GPT, config: OptimConfig) -> None:
+        self.source = model
+        self.decay = config.ema_decay
+        self.model = GPT(model.config, model.compute_dtype).to(model.device) if self.decay else model
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """The mean is the weights as they are."""
+        if self.decay:
+            self.model.load_state_dict(self.source.state_dict())
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after `step` updates; what no gradient trains is taken as it is."""
+        if not self.decay:
+            return
+        share = 1 - min(self.decay, (1 + step) / (10 + step))
+        for mean, value in zip(self.model.parameters(), self.source.parameters(), strict=True):
+            mean.lerp_(value, share)
+        for copy, buffer in zip(self.model.buffers(), self.source.buffers(), strict=True):
+            copy.copy_(buffer)
+
+
 def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, torch.Tensor]:
     """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
     tensors = {}

@@ -263,8 +263,9 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     refuse_all_but_gpt2(model, "nanoGPT")
     refuse_activation(model, "gelu", "nanoGPT", options.other_gelu)
     refuse_fields(model, "nanoGPT", {"tied_head": True, "norm_eps": 1e-5})
-    if contents.moments and config.optim.optimizer != "adamw":
-        raise UserError(f"nanoGPT has no optimizer {config.optim.optimizer}, only adamw: {WITHOUT_OPTIMIZER}")
+    if contents.moments and (config.optim.optimizer != "adamw" or config.optim.ema_decay):
+        what = "ema_decay" if config.optim.ema_decay else f"optimizer {config.optim.optimizer}"
+        raise UserError(f"nanoGPT has no {what}, only adamw: {WITHOUT_OPTIMIZER}")
     names = {name: translated(name, GPT2) for name in parameter_shapes(model)}
     stored: dict[str, Tensor] = {names[name]: contents.tensors[name] for name in names}
     groups = _groups(model)

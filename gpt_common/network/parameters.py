@@ -40,12 +40,17 @@ def tensor_shapes(model: ModelConfig) -> Shapes:
 
 
 def optimizer_shapes(model: ModelConfig, optim: OptimConfig) -> Shapes:
-    """Shape of everything in an optimiser file: both moments of AdamW, or the momentum of Muon."""
+    """Shape of everything in an optimiser file: both moments of AdamW, or the momentum of Muon.
+
+    Where the model file holds a mean of the weights (`ema_decay`), the weights that training goes on from are here too.
+    """
     shapes: Shapes = {}
     for moment in ("exp_avg", "exp_avg_sq", "momentum"):
         for name, shape in parameter_shapes(model).items():
             if (moment == "momentum") == (optim.optimizer == "muon" and is_block_matrix(name, len(shape))):
                 shapes[f"{moment}.{name}"] = shape
+    if optim.ema_decay:
+        shapes |= {f"weights.{name}": shape for name, shape in parameter_shapes(model).items()}
     return shapes
 
 

@@ -82,6 +82,10 @@ class RunConsole(ABC):
     def close(self) -> None:
         """Leave the terminal as it was. Harmless a second time."""
 
+    def reschedule(self, max_steps: int) -> None:
+        """The schedule has so many steps after all."""
+        self._progress.max_steps = max_steps
+
     def note(self, text: str) -> None:
         """A line by the way."""
         self._print(printable(text))
@@ -132,7 +136,6 @@ class PlainConsole(RunConsole):
     def __init__(self, progress: Progress, file: IO[str]) -> None:
         super().__init__(progress)
         self._file = file
-        self._stride = max(1.0, progress.max_steps / PLAIN_ROWS)
         self._last_row = (-1.0, -math.inf)
         self._needs_header = True
 
@@ -153,7 +156,8 @@ class PlainConsole(RunConsole):
         progress = self._progress
         progress.step = record.step
         progress.mark()
-        row, now = record.step // self._stride, progress.clock()
+        stride = max(1.0, progress.max_steps / PLAIN_ROWS)
+        row, now = record.step // stride, progress.clock()
         if not (row > self._last_row[0] or now - self._last_row[1] >= PLAIN_SILENCE):
             return
         self._last_row = (row, now)

@@ -16,6 +16,8 @@ class Due:
     train: TrainConfig
     first_step: int
     stop_at: int
+    over: Callable[[], bool]
+    """Whether the run ends here, whatever its schedule says. Asked late: an evaluation may have been the last one."""
     urgent: Callable[[], bool]
     """Whether to save out of turn. Asked late: an evaluation may find the best model yet, and a signal may come."""
 
@@ -26,18 +28,19 @@ class Due:
 
     @property
     def evaluation(self) -> bool:
-        """Every eval_interval, and at the end of the schedule."""
-        return self.step == self.train.max_steps or self._every(self.train.eval_interval)
+        """Every eval_interval, and at the end."""
+        return self.step == self.train.max_steps or self._every(self.train.eval_interval) or self.over()
 
     @property
     def sample(self) -> bool:
-        """Every sample_interval, and at the end of the schedule."""
-        return self.step == self.train.max_steps or self._every(self.train.sample_interval)
+        """Every sample_interval, and at the end."""
+        return self.step == self.train.max_steps or self._every(self.train.sample_interval) or self.over()
 
     @property
     def save(self) -> bool:
         """Every checkpoint_interval, at the end, after a signal, and when this is the best model yet."""
-        return self.step == self.stop_at or self.urgent() or self._every(self.train.checkpoint_interval)
+        out_of_turn = self.step == self.stop_at or self.over() or self.urgent()
+        return out_of_turn or self._every(self.train.checkpoint_interval)
 
     @property
     def anything(self) -> bool:
@@ -46,3 +49,8 @@ class Due:
 
     def _every(self, interval: int) -> bool:
         return interval > 0 and self.step % interval == 0
+
+
+def gave_up(train: TrainConfig, step: int, best_step: int | None) -> bool:
+    """Whether `patience` evaluations have gone by without a better loss than that of `best_step`."""
+    return bool(train.patience) and best_step is not None and step - best_step >= train.patience * train.eval_interval

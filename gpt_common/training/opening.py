@@ -17,16 +17,18 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
+from gpt_common.network.memory import Twin
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, find_checkpoint, read_manifest
+from gpt_common.training.due import gave_up
 from gpt_common.training.folder import RUNS, RunFolder, claim_new, take_up
 from gpt_common.training.manifest import Manifest
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}
-# Nor the text that it learns, nor the optimiser, whose state would mean nothing to another.
-FIXED_ON_RESUME = {"data.dataset", "optim.optimizer"}
+# Nor the text that it learns, nor the optimiser, whose state would mean nothing to another, nor a time that has begun.
+FIXED_ON_RESUME = {"data.dataset", "optim.optimizer", "optim.ema_decay", "train.max_minutes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,8 @@ class Opening:
     """Token ids by prompt."""
     hardware: Hardware
     """This machine; asked once, since macOS answers by four commands."""
+    planned_for: Twin
+    """For the memory plan."""
     hold: RunFolder
     """The run's folder, claimed: no other run writes into it."""
     resume_from: Path | None
@@ -85,8 +89,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     check_block(dataset, config.model.block_size)
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
+    planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
     if not command.force:
-        check_room(config, "mlx" if twin == "mlx_gpt" else "torch", hardware.memory_bytes)
+        check_room(config, planned_for, hardware.memory_bytes)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None and manifest is not None:
@@ -94,6 +99,11 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         if manifest.step:
             check_moments(resume_from, manifest, config)
         first_step, best_step, best_val_loss = manifest.step, manifest.best_step, manifest.best_val_loss
+        if gave_up(config.train, manifest.step, manifest.best_step):
+            raise UserError(
+                f"the run ended at step {manifest.step}, with no better loss since step {manifest.best_step}: raise "
+                "--patience to go on"
+            )
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:
         raise UserError(_nothing_to_do(first_step, command.stop_at, config.train.max_steps))
@@ -104,6 +114,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         prompts=prompts,
         hold=hold,
         hardware=hardware,
+        planned_for=planned_for,
         resume_from=resume_from,
         init_from=init_from,
         first_step=first_step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -31,3 +32,11 @@ class StepRecord:
     """Peak memory in bytes; None where the backend does not tell."""
     expert_load: list[list[float]] | None = None
     """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
+
+
+def fair_shares(loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
+    """Loads by router and expert as multiples of the fair share, 1 where all experts of a router are equally busy.
+
+    None without experts.
+    """
+    return [[round(len(row) * load / sum(row), 4) for load in row] for row in loads] or None

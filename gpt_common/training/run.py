@@ -11,9 +11,9 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -22,26 +22,26 @@ from gpt_common.config import to_dict
 from gpt_common.data.batches import NumpyBatch, evaluation_batches, training_batch
 from gpt_common.data.tokenizers import identity
 from gpt_common.data.writer import TokenIds
-from gpt_common.errors import Stopped, WorkFailed
+from gpt_common.errors import Stopped, WorkFailed, watching_signals
+from gpt_common.judging.whole_text import WholeText
 from gpt_common.keyed import draws
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
 from gpt_common.machine.provenance import versions
-from gpt_common.network.flops import describe_model, flops_per_token_palm, mfu
+from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import write_checkpoint
-from gpt_common.training.due import Due
+from gpt_common.training.due import Due, gave_up
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.gates import TrainedProbe, check_first_update, check_start
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.opening import open_run, write_run_files
-from gpt_common.training.record import StepRecord
-from gpt_common.training.report.ending import closing_rows, report_at_end
-from gpt_common.training.runlog import RunLog
+from gpt_common.training.record import StepRecord, fair_shares
+from gpt_common.training.report.beginning import long_way, opening_lines
+from gpt_common.training.report.ending import closing_rows, report_at_end, whole_split
+from gpt_common.training.runlog import RunLog, read_metrics
+from gpt_common.training.schedule import Pace
 from gpt_common.training.timing import StepTimer
-from gpt_common.words import duration, milliseconds
-
-LONG_SECONDS = 3600.0
 
 
 class Run:
@@ -69,8 +69,10 @@ class Run:
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
         self.interrupted: int | None = None
+        self.ended: str | None = None
+        """Why the run ends before the end of its schedule, if it does so by itself."""
         self.step = self.saved_step = self.first_step
-        self.expert_shares: list[list[float]] = []
+        self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
         self._said_how_long = False
 
@@ -85,18 +87,23 @@ class Run:
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
-    def start(self, device: ComputeDevice, probe: TrainedProbe) -> AbstractContextManager[Run]:
+    def start(self, device: ComputeDevice, probe: TrainedProbe, evaluated: TrainedProbe) -> AbstractContextManager[Run]:
         """Make or take up the folder, open the log, watch for signals; sums up and closes all of it at the end.
+
+        Args:
+            probe: of what is trained; the gates ask it.
+            evaluated: of what is evaluated: the same, or the mean of its weights.
 
         Raises:
             Stopped: at the end, if a signal ended the run.
         """
-        self.device, self.probe = device, probe
+        self.device, self.probe, self.evaluated = device, probe, evaluated
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops
         write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
         self.timer = StepTimer()
+        self.pace = self._new_pace()
         self.alarms = Alarms(
             vocab_size=self.config.model.vocab_size,
             unigram_entropy=self.dataset.unigram_entropy,
@@ -114,45 +121,27 @@ class Run:
             config=to_dict(self.config),
             run_name=self.folder.name,
         )
-        self._data_seconds, self._data_steps = 0.0, 0
-        self._announce(f"{device.description}, {device.dtype}", hardware.chip)
+        self._data_seconds, self._data_steps, self._evaluation_seconds = 0.0, 0, 0.0
+        for line in ([self.why_preset] if self.why_preset else []) + opening_lines(
+            self.opening, device, timed=self.pace is not None
+        ):
+            self.log.note(line)
         return self._opened()
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:
-        def remember(number: int, _: Any) -> None:
+        def remember(number: int) -> None:
             self.interrupted = number
-            # A second Ctrl-C means now.
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
             self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
 
-        before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with self.log:
-                try:
-                    yield self
-                except WorkFailed:
-                    if self.config.train.report and self.step > self.first_step:
-                        report_at_end(self.folder, self.log.encoding)
-                    raise
-                self._finish()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _announce(self, description: str, chip: str) -> None:
-        config, data = self.config, self.dataset
-        batch = config.train.batch_size * config.train.grad_accum_steps
-        if self.why_preset:
-            self.log.note(self.why_preset)
-        self.log.note(f"{description}, on {chip}")
-        self.log.note(describe_model(config.model))
-        floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
-        self.log.note(f"data: {data.name}, {len(data.train):,} + {len(data.val):,} tokens{floor}")
-        self.log.note(f"steps: {self.first_step} to {self.stop_at}, {batch} x {config.model.block_size} tokens each")
-        self.log.note(f"folder: {self.folder}")
-        for message in self.opening.messages:
-            self.log.note(message)
+        with watching_signals(remember), self.log:
+            try:
+                yield self
+            except WorkFailed:
+                if self.config.train.report and self.step > self.first_step:
+                    report_at_end(self.folder, self.log.encoding)
+                raise
+            self._finish()
 
     # ---- what the loop asks --------------------------------------------------------------------------------------
 
@@ -162,9 +151,13 @@ class Run:
             self._checksums = self.probe.checksums()
         self.timer.restart()
         self._start_up = time.monotonic() - self._began
-        for step in range(self.first_step, self.stop_at):
+        if self.pace:
+            self.pace.begin()
+        step = self.first_step
+        while step < self.stop_at:
             yield step
-            if self.interrupted is not None and self.saved_step == self.step:
+            step += 1
+            if (self.interrupted is not None or self.ended) and self.saved_step == self.step:
                 return
 
     def batches(self, step: int) -> list[NumpyBatch]:
@@ -196,18 +189,55 @@ class Run:
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
         self.step = step
-        due = Due(step, self.config.train, self.first_step, self.stop_at, self._save_out_of_turn)
+        if self.pace and self.pace.over:
+            self._end(f"the {self.config.train.max_minutes:g} minutes are over")
+            self.log.warn(f"steps became slower than they were timed: the learning rate stays at that of step {step}")
+        due = Due(
+            step, self.config.train, self.first_step, self.stop_at, lambda: self.ended is not None, self._must_save
+        )
         if due.anything:
             self.device.synchronise()
         for alarm in self.timer.lap(step, waited=self.device.synchronous or due.anything):
             self.log.warn(alarm)
+        if self.pace and self.pace.ready(self.timer.total_steps, self.timer.total_seconds):
+            self._set_pace(self.pace, step)
         if step == self.first_step + 1 and self.timer.first_seconds is not None:
             self.log.started(step, start_up=self._start_up, first_step_seconds=self.timer.first_seconds)
         self.log.tick(step)
         return due
 
-    def _save_out_of_turn(self) -> bool:
+    def _must_save(self) -> bool:
         return self.interrupted is not None or self.best_step == self.step
+
+    def _end(self, why: str) -> None:
+        """Let the run end with this step, and say why."""
+        if self.ended is None:
+            self.ended = why
+            self.log.event("end", self.step, why=why)
+            self.log.note(f"step {self.step}: {why}: the run ends here")
+
+    def _new_pace(self) -> Pace | None:
+        """What sets the number of steps, if it is a time that was asked for and not set by an earlier session."""
+        minutes = self.config.train.max_minutes
+        events = read_metrics(self.folder) if minutes and self.resume_from else []
+        return Pace(minutes) if minutes and not any(row.get("event") == "pace" for row in events) else None
+
+    def _set_pace(self, pace: Pace, step: int) -> None:
+        """The schedule is for as many steps as the time has room for."""
+        each, train = self.timer.total_seconds / self.timer.total_steps, self.config.train
+        between = self._evaluation_seconds / train.eval_interval if train.eval_interval else 0.0
+        max_steps = pace.steps(step, each + between)
+        self.stop_at = max_steps if self.stop_at == train.max_steps else min(self.stop_at, max_steps)
+        self.config = replace(self.config, train=replace(train, max_steps=max_steps))
+        self.alarms.max_steps = max_steps
+        self.log.reschedule(step, max_steps, each)
+        if max_steps < 2 * self.config.optim.warmup_steps:
+            self.log.warn(f"warm-up takes {self.config.optim.warmup_steps} of {max_steps} steps: lower --warmup-steps")
+
+    @property
+    def max_steps(self) -> int:
+        """Steps of the whole schedule."""
+        return self.config.train.max_steps
 
     # ---- what the loop reports -----------------------------------------------------------------------------------
 
@@ -229,6 +259,7 @@ class Run:
         train, block_size = self.config.train, self.config.model.block_size
         sequences = train.batch_size * train.grad_accum_steps / dt
         tokens = sequences * block_size
+        self.expert_loads = expert_loads or self.expert_loads
         self.log.step(
             StepRecord(
                 step=step,
@@ -241,35 +272,25 @@ class Run:
                 tps=tokens,
                 mfu=mfu(tokens * flops_per_token_palm(self.config.model), self.peak),
                 memory=memory,
-                expert_load=self._shares(expert_loads),
+                expert_load=fair_shares(expert_loads),
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
-        self._say_how_long(step, dt)
+        if not self._said_how_long and (line := long_way(self.stop_at - step, dt)):
+            self.log.note(line)
+        self._said_how_long |= not math.isnan(dt)
         for alarm in self.alarms.on_step(step, loss, grad_norm):
             self.log.warn(alarm)
         if self.config.train.health_gates and step == self.first_step + 1:
             with self.timer.paused():
                 check_first_update(self._checksums, self.probe.checksums(), lr)
 
-    def _say_how_long(self, step: int, dt: float) -> None:
-        """Once, as soon as steps were timed, if the run takes hours: nobody should find that out the next day."""
-        left = (self.stop_at - step) * dt
-        if not self._said_how_long and left > LONG_SECONDS:
-            self.log.note(f"at {milliseconds(dt)} ms a step the training itself takes {duration(left)} to the end")
-        self._said_how_long |= not math.isnan(dt)
-
-    def _shares(self, expert_loads: Sequence[Sequence[int]]) -> list[list[float]] | None:
-        """Loads as multiples of the fair share, 1 if all experts of a router are equally busy; None without experts."""
-        if not expert_loads:
-            return None
-        self.expert_shares = [[len(loads) * load / sum(loads) for load in loads] for loads in expert_loads]
-        return [[round(share, 4) for share in shares] for shares in self.expert_shares]
-
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
         with self.timer.paused():
+            began = time.monotonic()
             train_loss, val_loss = self._loss_on(self.dataset.train), self._loss_on(self.dataset.val)
+            self._evaluation_seconds = time.monotonic() - began
             best = self.best_val_loss is None or val_loss < self.best_val_loss
             if best:
                 self.best_step, self.best_val_loss = step, val_loss
@@ -277,6 +298,8 @@ class Run:
             self.log.evaluation(step, train_loss=train_loss, val_loss=val_loss, floor=self.dataset.floor, best=best)
             for alarm in self.alarms.on_evaluation(step, val_loss):
                 self.log.warn(alarm)
+            if gave_up(self.config.train, step, self.best_step):
+                self._end(f"no better validation loss since step {self.best_step}")
 
     def _loss_on(self, tokens: TokenIds) -> float:
         """Mean loss on fixed batches of a split, nats per token."""
@@ -284,7 +307,7 @@ class Run:
         batches = evaluation_batches(
             tokens, block_size=self.config.model.block_size, batch_size=train.batch_size, batches=train.eval_batches
         )
-        return float(np.mean([self.probe.loss(batch) for batch in batches]))
+        return float(np.mean([self.evaluated.loss(batch) for batch in batches]))
 
     def sample(
         self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float], int], Iterator[int]]
@@ -327,22 +350,34 @@ class Run:
             write_checkpoint(self.folder, manifest, write_files=write_files, best=best, keep=keep)
             self.saved_step = step
 
+    def _evaluate_whole(self) -> WholeText | str | None:
+        """The loss on the whole validation split, when training is at its end; or why it was not evaluated."""
+        if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
+            return None
+        enough = lambda: self.interrupted is not None  # noqa: E731
+        found = whole_split(self.step, self.config, self.dataset, self.evaluated.loss, self.log.note, enough)
+        if isinstance(found, WholeText):
+            self.log.whole_text(self.step, found)
+        return found
+
     def _finish(self) -> None:
         rows = closing_rows(
             self.step,
             self.config,
+            ended=self.ended,
+            whole=self._evaluate_whole(),
             best=(self.best_step, self.best_val_loss),
             floor=self.dataset.floor,
             timer=self.timer,
             peak_memory=self.peak_memory,
-            expert_shares=self.expert_shares,
+            expert_shares=fair_shares(self.expert_loads) or (),
         )
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)
         rows += found
         if problem:
             self.log.note(problem)
         rows.append(("files", str(self.folder)))
-        done = self.step == self.config.train.max_steps
+        done = self.step == self.config.train.max_steps or self.ended is not None
         hint = f"python -m {self.twin}." + (f"sample {self.folder}" if done else f"train --resume {self.folder}")
         self.log.summary(title="done" if done else "stopped", rows=rows, command_hint=hint)
         if self.interrupted is not None:

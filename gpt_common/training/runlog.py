@@ -1,9 +1,10 @@
 """What a run writes down: metrics.jsonl and samples.jsonl, the console, optional trackers.
 
 A row is one line, written whole and at once, so a crash leaves at most one torn line, and re-opening repairs it.
-Rows of metrics.jsonl are of four kinds, told apart by their keys: a logged step ("loss"), an evaluation ("val_loss"),
-an alarm ("alarm") and an event ("event"; "resume" says that the rows after its step are run again, "start" how long it
-took to begin). Each says how long its session had been going ("time").
+Rows of metrics.jsonl are of five kinds, told apart by their keys: a logged step ("loss"), an evaluation ("val_loss"),
+one of the whole split ("whole_val_loss"), an alarm ("alarm") and an event ("event"; "resume" says that the rows after
+its step are run again, "start" how long it took to begin, "pace" how many steps fit into the time, "end" why the run
+ended early). Each says how long its session had been going ("time").
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gpt_common.errors import UserError
+from gpt_common.judging.whole_text import WholeText
 from gpt_common.training.console import Progress, open_console
 from gpt_common.training.record import StepRecord
 from gpt_common.training.trackers import Tracker, open_trackers
+from gpt_common.words import milliseconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,7 +75,7 @@ class RunLog:
             self._files = files.pop_all()
         self._console = open_console(Progress(max_steps, first_step), console)
         if self._metrics.had_rows or first_step > 0:
-            self._write({"event": "resume", "step": first_step})
+            self.event("resume", first_step)
 
     def note(self, text: str) -> None:
         """One line on the console, above the progress bar."""
@@ -87,7 +90,29 @@ class RunLog:
     def started(self, step: int, *, start_up: float, first_step_seconds: float) -> None:
         """Write down how long it took to begin, and how long the first step took; when that is done."""
         row = {"start_up": round(start_up, 3), "first_step_seconds": round(first_step_seconds, 6)}
-        self._write({"event": "start", "step": step, **row})
+        self.event("start", step, **row)
+
+    def event(self, name: str, step: int, **values: Any) -> None:
+        """Write down what happened after `step` steps."""
+        self._write({"event": name, "step": step, **values})
+
+    def reschedule(self, step: int, max_steps: int, seconds_per_step: float) -> None:
+        """Write down how many steps the schedule has after all, and what a step takes, by which that was found."""
+        self.event("pace", step, max_steps=max_steps, seconds_per_step=round(seconds_per_step, 6))
+        self._console.reschedule(max_steps)
+        self.note(f"at {milliseconds(seconds_per_step)} ms a step the schedule has {max_steps} steps")
+
+    def whole_text(self, step: int, found: WholeText) -> None:
+        """Write the loss on the whole validation split down."""
+        row = {
+            "step": step,
+            "whole_val_loss": found.loss,
+            "bits_per_byte": found.bits_per_byte,
+            "tokens": found.tokens,
+            "bytes": found.bytes,
+        }
+        self._write(row)
+        self._track(row)
 
     def tick(self, step: int) -> None:
         """Tell the progress bar that `step` steps are done. Call it every step: it is cheap."""

@@ -52,7 +52,7 @@ class Alarms:
         self._best = (math.inf, 0)
         self._start: float | None = None
         self._worse = False
-        self._max_steps = max_steps
+        self.max_steps = max_steps
         self._above_best: list[float] = []
         self._said: set[str] = set()
 
@@ -101,7 +101,7 @@ class Alarms:
             self._above_best = []
             return alarms
         # Twice in a row, or at the end: a fine-tuned model may leave its place before it finds a better one.
-        if val_loss > 1.005 * self._start and (step >= self._max_steps or self._worse):
+        if val_loss > 1.005 * self._start and (step >= self.max_steps or self._worse):
             worse = f"step {step}: validation loss {val_loss:.4f} is worse than the {self._start:.4f} it started from"
             alarms += self._once("worse", f"{worse}. Lower --learning-rate")
         self._worse = val_loss > 1.005 * self._start

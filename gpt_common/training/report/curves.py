@@ -65,6 +65,10 @@ class Course:
     expert_loads: Sequence[tuple[int, Sequence[Sequence[float]]]]
     """(step, loads in fair shares: of each expert, by router)."""
     tokens_per_step: int
+    whole: tuple[int, float, float] | None = None
+    """(step, loss in nats per token, bits per byte) on the whole validation split, where it was evaluated."""
+    ended: str | None = None
+    """Why the run ended before its schedule, if it did so by itself and was not taken up again."""
 
     @property
     def last_step(self) -> int:
@@ -131,7 +135,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
     clock = _Clock()
     logged, evaluated = _Rows(LOGGED), _Rows(("val_loss", "train_loss"))
     sessions, alarms, loads = [Session(first_step=0)], [], []
-    floor = None
+    floor, whole, ended = None, None, None
     for number, row in enumerate(rows, start=1):
         step = row.get("step")
         if type(step) is not int or step < 0:
@@ -144,10 +148,15 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
         elif "val_loss" in row:
             evaluated.add(step, seconds, row)
             floor = _number(row.get("floor")) if row.get("floor") is not None else floor
+        elif "whole_val_loss" in row:
+            whole = (step, _number(row["whole_val_loss"]), _number(row.get("bits_per_byte")))
         elif "alarm" in row:
             alarms.append((step, str(row["alarm"])))
+        elif row.get("event") == "end":
+            ended = str(row.get("why"))
         elif row.get("event") == "resume":
             sessions.append(Session(first_step=step))
+            ended = None
         elif row.get("event") == "start":
             known = {name: _number(row.get(name)) for name in ("start_up", "first_step_seconds")}
             sessions[-1] = Session(
@@ -161,6 +170,8 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
         alarms=alarms,
         expert_loads=loads,
         tokens_per_step=tokens_per_step,
+        whole=whole,
+        ended=ended,
     )
 
 

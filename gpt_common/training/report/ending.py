@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt_common.config import RunConfig
+from gpt_common.data import Dataset
+from gpt_common.data.batches import NumpyBatch
+from gpt_common.judging.whole_text import WholeText, whole_text
 from gpt_common.training.report.curves import loss_line
 from gpt_common.training.report.page import write_report
 from gpt_common.training.report.past import read_run
@@ -17,6 +20,8 @@ def closing_rows(
     step: int,
     config: RunConfig,
     *,
+    ended: str | None,
+    whole: WholeText | str | None,
     best: tuple[int | None, float | None],
     floor: float | None,
     timer: StepTimer,
@@ -27,20 +32,29 @@ def closing_rows(
 
     Args:
         step: steps done.
+        ended: why the run ended before its schedule, if it did so by itself.
+        whole: loss on the whole validation split, or why it was not evaluated; None in the middle of a run.
         best: step and loss of the best evaluation, nats per token; None where there was none.
         floor: best possible validation loss, where it is known.
         peak_memory: bytes; 0 where it is not known.
         expert_shares: by router and expert, as multiples of the fair share.
     """
-    rows = [("steps", f"{step} of {config.train.max_steps}")]
+    rows = [("steps", f"{step} of {config.train.max_steps}" + (f": {ended}" if ended else ""))]
     best_step, best_loss = best
     if best_loss is not None:
         improved = best_step != 0 or not step
         at = f"at step {best_step}" if improved else "before step 1: training never improved on it"
-        rows.append(("best validation loss", f"{best_loss:.4f} nats/token {at}"))
+        sequences = config.train.eval_batches * config.train.batch_size
+        on = f" (on {sequences * config.model.block_size:,} tokens)" if whole else ""
+        rows.append(("best validation loss", f"{best_loss:.4f} nats/token {at}{on}"))
         if floor is not None:
             side = "above" if best_loss >= floor else "below"
             rows.append(("floor of this corpus", f"{floor:.4f} ({abs(best_loss - floor):.4f} {side} the floor)"))
+    if isinstance(whole, WholeText):
+        figures = f"{whole.loss:.4f} nats/token, {whole.bits_per_byte:.4f} bits/byte"
+        rows.append(("whole split, at the end", f"{figures} (on {whole.tokens:,} tokens)"))
+    elif whole:
+        rows.append(("whole split", whole))
     if timer.total_steps:
         tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
         per_step = timer.total_seconds / timer.total_steps
@@ -53,6 +67,35 @@ def closing_rows(
     if timer.skipped:
         rows.append(("left out of averages", f"{timer.skipped} slow steps (machine asleep or throttled)"))
     return rows
+
+
+def whole_split(
+    step: int,
+    config: RunConfig,
+    dataset: Dataset,
+    loss: Callable[[NumpyBatch], float],
+    note: Callable[[str], None],
+    enough: Callable[[], bool],
+) -> WholeText | str:
+    """The loss on the whole validation split, or why it was not evaluated.
+
+    A split with more tokens than were trained on would take longer than a third of the training, and is left out
+    unless `eval_full` asks for it.
+
+    Args:
+        step: steps done.
+        loss: of a batch, nats per token.
+        note: says that it begins.
+        enough: asked between batches whether to stop.
+    """
+    train, tokens = config.train, dataset.val
+    trained = step * train.batch_size * train.grad_accum_steps * config.model.block_size
+    if len(tokens) > trained and not train.eval_full:
+        return f"not evaluated: its {len(tokens):,} tokens are more than were trained on (--eval-full does)"
+    note(f"evaluating the whole validation split, {len(tokens):,} tokens")
+    sizes = {"block_size": config.model.block_size, "batch_size": train.batch_size}
+    found = whole_text(tokens, dataset.tokenizer, loss, **sizes, enough=enough)
+    return "not evaluated: interrupted" if found is None else found
 
 
 def report_at_end(folder: Path, encoding: str) -> tuple[list[tuple[str, str]], str | None]:

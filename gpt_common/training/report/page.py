@@ -145,7 +145,7 @@ def sentence(run: PastRun) -> str:
     """How a run went, in a sentence or two."""
     course, of = run.course, run.config.train.max_steps
     how = {"running": "Still running", "done": "Done", "stopped": "Stopped"}[run.state]
-    said = f"{how}: {course.last_step:,} of {of:,} steps."
+    said = f"{how}: {course.last_step:,} of {of:,} steps" + (f", {course.ended}." if course.ended else ".")
     if course.best is None:
         return f"{said} It was not evaluated yet."
     step, best = course.best
@@ -164,6 +164,9 @@ def facts(run: PastRun) -> list[tuple[str, str]]:
         found.append(("of them active", f"{run.parameters[1]:,}"))
     found.append(("tokens", rate(course.last_step * course.tokens_per_step)))
     found.append(("training time", duration(course.seconds)))
+    if course.whole is not None:
+        found.append(("whole split", f"{loss(course.whole[1])} nats"))
+        found.append(("bits per byte", loss(course.whole[2])))
     found.append(("tokens/s", rate(course.tokens_per_second)))
     if session.start_up is not None:
         found.append(("start-up", seconds(session.start_up)))

@@ -45,8 +45,8 @@ class PastRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the schedule is done."""
-        return self.course.last_step >= self.config.train.max_steps
+        """Whether the schedule is done, or the run ended by itself."""
+        return self.course.ended is not None or self.course.last_step >= self.config.train.max_steps
 
     @property
     def state(self) -> str:

@@ -1,0 +1,85 @@
+"""Loss over a whole text, every token of it once: what an estimate from some batches is an estimate of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.data.batches import Batch, NumpyBatch
+from gpt_common.data.tokenizers import Tokenizer
+from gpt_common.data.writer import TokenIds
+from gpt_common.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeText:
+    """What a model makes of a text."""
+
+    loss: float
+    """Mean over all predicted tokens, nats."""
+    tokens: int
+    """How many were predicted: all but the first."""
+    bytes: int
+    """Their text in UTF-8; the end of a document has none."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """The same loss whatever the tokenizer: models with different vocabularies compare by it."""
+        return self.loss * self.tokens / (math.log(2) * self.bytes) if self.bytes else math.nan
+
+
+def whole_text(
+    tokens: TokenIds,
+    tokenizer: Tokenizer,
+    loss: Callable[[NumpyBatch], float],
+    *,
+    block_size: int,
+    batch_size: int,
+    enough: Callable[[], bool] = lambda: False,
+) -> WholeText | None:
+    """The loss of a model over a whole text, block after block; None if it was enough before the end.
+
+    The first token of a block is predicted from nothing but the one before it, as in training: a model that could
+    look further back at every position would do a little better.
+
+    Args:
+        tokens: (N,) ids.
+        loss: the model's mean loss of a batch, nats per token.
+        enough: asked before every batch.
+    """
+    nats = 0.0
+    for batch in whole_batches(tokens, block_size=block_size, batch_size=batch_size):
+        if enough():
+            return None
+        nats += loss(batch) * batch.tokens.size
+    counts = np.bincount(tokens[1:], minlength=tokenizer.vocab_size)
+    size = int(counts @ byte_lengths(tokenizer))
+    return WholeText(loss=nats / (len(tokens) - 1), tokens=len(tokens) - 1, bytes=size)
+
+
+def whole_batches(tokens: TokenIds, *, block_size: int, batch_size: int) -> Iterator[NumpyBatch]:
+    """Blocks side by side, in which every token but the first is a label once; the last block may be shorter."""
+    blocks, rest = divmod(len(tokens) - 1, block_size)
+    for first in range(0, blocks, batch_size):
+        count = min(batch_size, blocks - first)
+        start = first * block_size
+        span = tokens[start : start + count * block_size + 1].astype(np.int32)
+        yield Batch(span[:-1].reshape(count, block_size), span[1:].reshape(count, block_size))
+    if rest:
+        span = tokens[blocks * block_size :].astype(np.int32)
+        yield Batch(span[None, :-1], span[None, 1:])
+
+
+def byte_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
+    """(V,) bytes of text that each id stands for; none for the end of a document, or an id that was never given."""
+    lengths = np.zeros(tokenizer.vocab_size, np.int64)
+    for token in range(tokenizer.vocab_size):
+        if token != tokenizer.end_of_text:
+            with suppress(UserError):
+                lengths[token] = len(tokenizer.decode_bytes([token]))
+    return lengths

@@ -1,0 +1,43 @@
+"""What a run says before its first step: where it computes, what it trains, on what, what that takes, and where to."""
+
+from __future__ import annotations
+
+from gpt_common.machine.device import ComputeDevice
+from gpt_common.network.flops import describe_model
+from gpt_common.network.room import planned_bytes
+from gpt_common.training.opening import Opening
+from gpt_common.words import duration, in_memory, milliseconds
+
+LONG_SECONDS = 3600.0
+
+
+def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> list[str]:
+    """The lines on the console.
+
+    Args:
+        timed: the number of steps follows from a time.
+    """
+    config, data, memory = opening.config, opening.dataset, opening.hardware.memory_bytes
+    train = config.train
+    floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
+    planned = in_memory(planned_bytes(config, opening.planned_for))
+    steps = f"{opening.first_step} to {opening.stop_at}"
+    if timed:
+        steps = f"what fits into {train.max_minutes:g} minutes, by the time of the first"
+    return [
+        f"{device.description}, {device.dtype}, on {opening.hardware.chip}",
+        describe_model(config.model),
+        f"data: {data.name}, {len(data.train):,} + {len(data.val):,} tokens{floor}",
+        f"memory: about {planned} for a training step" + (f", of {in_memory(memory)}" if memory else ""),
+        f"steps: {steps}, {train.batch_size * train.grad_accum_steps} x {config.model.block_size} tokens each",
+        f"folder: {opening.folder}",
+        *opening.messages,
+    ]
+
+
+def long_way(steps_left: int, seconds_per_step: float) -> str | None:
+    """A line on the time to the end, if it is hours: nobody should find that out the next day. None if NaN too."""
+    left = steps_left * seconds_per_step
+    if not left > LONG_SECONDS:
+        return None
+    return f"at {milliseconds(seconds_per_step)} ms a step the training itself takes {duration(left)} to the end"
