@@ -255,19 +255,3 @@ def write_corpus(seed: int, split: Literal["train", "val"], characters: int) -> 
     deviation = nats - floor * lengths
     error = math.sqrt(float(deviation @ deviation) * len(stories) / max(1, len(stories) - 1)) / length
     return Corpus("".join(story.text for story in stories), floor, error)
-
-
-def log_probability(text: str) -> float:
-    """log P(text) in nats, by finding all derivations of `text`; -inf if the grammar cannot make it."""
-    probability = sum(1 / ways for _, ways in GRAMMAR.derivations(text))
-    return math.log(probability) if probability else -math.inf
-
-
-def consistency_errors(text: str) -> list[str]:
-    """Facts that change in mid-story, and sentences that no story has, in text that a model wrote.
-
-    The text starts at the start of a story; its last story may be unfinished. One line per error.
-    """
-    stories = text.split(END)
-    whole, rest = [story + END for story in stories[:-1]], stories[-1]
-    return [error for story in [*whole, rest] for error in GRAMMAR.contradictions(story)]

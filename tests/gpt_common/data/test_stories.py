@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from gpt_common.data import stories
-from gpt_common.data.grammar import Grammar, Rule, Say, Slot, Template
-from gpt_common.data.stories import GRAMMAR, RULES, SLOTS, WORDS, consistency_errors, log_probability, write_story
+from gpt_common.data.grammar import Rule, Say, Slot, Template
+from gpt_common.data.stories import RULES, SLOTS, WORDS, write_story
+from tests.gpt_common.data.parsing import GRAMMAR, Grammar, consistency_errors, log_probability
 
 
 def small_grammar(plot: int, alternatives: int, words: int) -> Grammar:
