@@ -8,7 +8,7 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from benchmarks.report.writing import write_report
 from benchmarks.results import VERSION, EnergySource, Environment, ParityCheck, Result, Settings
 from benchmarks.workload import parse_sweep, smallest
 from gpt_common.config import RunConfig, preset_names, to_dict
+from gpt_common.errors import Stopped, UserError, WorkFailed
 from gpt_common.machine.hardware import Hardware
 from gpt_common.machine.power import find_reader
 from gpt_common.machine.provenance import git_state, versions
@@ -35,21 +36,13 @@ VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "VECLIB_", "MLX_", "METAL_", "MTL_", "
 """Beginnings of the names of environment variables that decide about speed."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a benchmark ended."""
+def measure(command: Benchmark, name: str, hardware: Hardware) -> None:
+    """Do what the command says, print the table, write the files.
 
-    measured: bool
-    """Whether any row has figures."""
-    interrupted: bool
-    reasons: dict[str, str]
-    """Why rows have none."""
-    all_absent: bool
-    """Whether all of those are absent, which the person can change and the program cannot."""
-
-
-def measure(command: Benchmark, name: str, hardware: Hardware) -> Outcome:
-    """Do what the command says, print the table, write the files."""
+    Raises:
+        Stopped: by Ctrl-C, after what was measured has been written.
+        UserError, WorkFailed: nothing could be measured, because it is not here, or for another reason.
+    """
     backends = choose_backends(command.backends, command.peers)
     sweep = parse_sweep(command.sweep, command.run)
     settings = Settings(
@@ -75,14 +68,13 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> Outcome:
     about = describe_environment(hardware, environment, idle, reader.source if reader else None, no_energy)
     result = assemble(session, verdict, name=name, created=created, checked=command.parity, environment=about)
     write_report(command.out, created, result, verdict.reports)
+    if session.interrupted:
+        raise Stopped(2)
     rows = [row for case in cases for row in case.rows if not row.backend.control]
-    without = {row.backend.name: row.reason or "" for row in rows if row.status not in ("measured", "waiting")}
-    return Outcome(
-        measured=any(row.status == "measured" for row in rows),
-        interrupted=session.interrupted,
-        reasons=without,
-        all_absent=all(row.status == "absent" for row in rows),
-    )
+    if not any(row.status == "measured" for row in rows):
+        reasons = {row.backend.name: row.reason or "" for row in rows if row.status != "waiting"}
+        kind = UserError if all(row.status == "absent" for row in rows) else WorkFailed
+        raise kind(f"nothing could be measured. {'; '.join(f'{name}: {why}' for name, why in reasons.items())}")
 
 
 def assemble(

@@ -8,15 +8,13 @@ work ahead of the device, the second is faster.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from benchmarks.measuring.resources import resident, swapped
 from benchmarks.measuring.samples import Clocks, Series, median_of
 from benchmarks.measuring.thermal import ThrottleWatch
-from benchmarks.measuring.work import Batcher, Work
+from benchmarks.measuring.work import Batcher, Batches, Work, run_steps
 from benchmarks.readings import Measured, Memory, Plan, SelfTest, Throttling, WarmUp
 from gpt_common.config import RunConfig
-from gpt_common.training.schedule import learning_rate
 
 BLOCK = 10
 """Steps between two waits in a throughput series."""
@@ -91,12 +89,8 @@ class Measurement:
             throttling=Throttling(known=self._watch.known, evidence=self._watch.seen),
         )
 
-    def _steps(self, steps: list[tuple[int, Any]]) -> None:
-        config = self._config
-        for number, batches in steps:
-            rate = learning_rate(number, config.optim, config.train.max_steps)
-            self._work.step(batches, number, rate)
-        self._work.wait()
+    def _steps(self, steps: list[tuple[int, Batches]]) -> None:
+        run_steps(self._work, self._config, steps)
 
     def _first_steps(self) -> tuple[float, list[float]]:
         """Seconds of the first step, which compiles what is compiled, and the losses of the first few."""

@@ -14,13 +14,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.work import Absent, Batches
+from benchmarks.measuring.work import Absent, Batches, gpt2_weights
 from benchmarks.readings import Compilation
-from convert.formats.names import GPT2, translate
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
-from gpt_common.network.init import initial_weights
 from mlx_gpt.device import compiles, compute_dtype, describe, name_of, select_device
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import build_optimizer, clip_gradients, set_step
@@ -138,10 +136,8 @@ class MlxLmWork(MlxWork):
             )
         )
         weights = {}
-        for name, array in initial_weights(model, config.train.seed):
-            foreign = translate(name, GPT2)
-            assert foreign is not None
-            weights["model." + foreign.removeprefix("transformer.")] = mx.array(array)
+        for name, array in gpt2_weights(config):
+            weights["model." + name.removeprefix("transformer.")] = mx.array(array)
         present: Any = tree_flatten(self._model.parameters())
         for name, value in present:
             if name.endswith(".bias") and name not in weights:

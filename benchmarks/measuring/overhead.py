@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.measure import BLOCK
 from benchmarks.measuring.samples import median_of
-from benchmarks.measuring.work import Batcher, OpenWork, Work
+from benchmarks.measuring.work import Batcher, OpenWork, Work, run_steps
 from benchmarks.readings import Overhead
 from benchmarks.report.pairs import paired_ratio
 from gpt_common.commands import TrainCommand
@@ -35,7 +35,6 @@ from gpt_common.data.writer import write_dataset
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.due import Due
 from gpt_common.training.run import Run
-from gpt_common.training.schedule import learning_rate
 
 GROUPS = 8
 """Ratios for the interval, each of medians over its share of the blocks."""
@@ -190,9 +189,7 @@ def bare_blocks(work: Work, config: RunConfig) -> Callable[[], float]:
     def block() -> float:
         steps = batcher.take(BLOCK)
         began = time.perf_counter()
-        for number, batches in steps:
-            work.step(batches, number, learning_rate(number, config.optim, config.train.max_steps))
-        work.wait()
+        run_steps(work, config, steps)
         return time.perf_counter() - began
 
     return block

@@ -60,41 +60,43 @@ def run_worker(
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.write(json.dumps(job))
                 process.stdin.close()
-            last: Event = {}
+            answers: list[Event] = []
             try:
                 with _watchdog(process, silence) as heard:
-                    for event in _events(process.stdout):
-                        heard()
-                        if event["event"] == "progress":
-                            on_progress(event["phase"], event["share"])
-                        else:
-                            last = event
+                    _follow(process.stdout, answers, heard, on_progress)
             except KeyboardInterrupt:
                 # It ends its series and answers with what it has; a second Ctrl-C ends it here.
                 process.send_signal(signal.SIGINT)
                 with _watchdog(process, PARTING_SECONDS):
-                    for event in _events(process.stdout):
-                        last = event if event["event"] != "progress" else last
-                if last.get("event") != "result":
+                    _follow(process.stdout, answers, lambda: None, lambda *_: None)
+                if not answers or answers[-1]["event"] != "result":
                     raise
-                last["interrupted"] = True
+                answers[-1]["interrupted"] = True
             process.wait()
         finally:
             process.kill()
             process.wait()
             process.stdout.close()
-        if last:
-            return last
+        if answers:
+            return answers[-1]
         complaint.seek(0)
         return {"event": "failed", "reason": _reason(complaint, process.returncode)}
 
 
-def _events(lines: IO[str]) -> Iterator[Event]:
+def _follow(
+    lines: IO[str], answers: list[Event], heard: Callable[[], None], on_progress: Callable[[str, float], None]
+) -> None:
+    """Add the events that are no progress to `answers`; whatever is no event is passed over."""
     for line in lines:
-        with contextlib.suppress(ValueError):
+        heard()
+        try:
             event = json.loads(line)
-            if isinstance(event, dict) and "event" in event:
-                yield event
+        except ValueError:
+            continue
+        if isinstance(event, dict) and event.get("event") == "progress":
+            on_progress(event["phase"], event["share"])
+        elif isinstance(event, dict) and "event" in event:
+            answers.append(event)
 
 
 @contextlib.contextmanager

@@ -10,13 +10,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from gpt_common.machine.hardware import thermal_pressure
+from gpt_common.machine.hardware import query_nvidia_smi, thermal_pressure
 
 SECONDS_BETWEEN = 1.0
 """Asking costs some milliseconds; it is done between samples."""
@@ -69,10 +68,8 @@ def _macos() -> str | None:
 
 
 def _nvidia() -> str | None:
-    command = ["nvidia-smi", f"--query-gpu={NVIDIA_REASONS}", "--format=csv,noheader"]
-    try:
-        text = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    text = query_nvidia_smi(NVIDIA_REASONS)
+    if "Active" not in text:  # no nvidia-smi, or one that does not know the question
         return None
     return "thermal slowdown of the GPU" if "Active" in text.replace("Not Active", "") else ""
 

@@ -10,13 +10,11 @@ import numpy as np
 import torch
 
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.work import Absent, Batches
+from benchmarks.measuring.work import Absent, Batches, gpt2_weights
 from benchmarks.readings import Compilation
-from convert.formats.names import CONV1D, GPT2, translate
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
-from gpt_common.network.init import initial_weights
 from torch_gpt.device import compute_dtype, describe, select_device, synchronise, to_device
 from torch_gpt.model import GPT
 from torch_gpt.optim import build_optimizer
@@ -128,11 +126,7 @@ class TransformersWork(TorchWork):
         self.description = f"transformers {transformers.__version__}, {self.description}"
         if not model.bias:
             self.notes.append("has biases, which start at zero and are trained")
-        weights = {}
-        for name, array in initial_weights(model, config.train.seed):
-            foreign = translate(name, GPT2)
-            assert foreign is not None
-            weights[foreign] = torch.from_numpy(array.T.copy() if name.endswith(CONV1D) else array)
+        weights = {name: torch.from_numpy(array) for name, array in gpt2_weights(config, conv1d=True)}
         missing, unexpected = self._model.load_state_dict(weights, strict=False)
         unknown = [name for name in missing if not name.endswith((".bias", "lm_head.weight"))]
         if unknown or unexpected:

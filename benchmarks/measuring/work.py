@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.readings import Compilation
+from convert.formats.names import CONV1D, GPT2, translate
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, training_batch
 from gpt_common.keyed import keyed_generator
+from gpt_common.network.init import initial_weights
+from gpt_common.training.schedule import learning_rate
 
 Batches = list[NumpyBatch]
 CORPUS_TOKENS = 1_000_000
@@ -58,8 +62,27 @@ class Work(Protocol):
         """Greedy continuation, one token at a time, with a key-value cache."""
 
 
+def run_steps(work: Work, config: RunConfig, steps: Iterable[tuple[int, Batches]]) -> None:
+    """Do the steps that `Batcher.take` gave, at the schedule's learning rates, and wait for them."""
+    for number, batches in steps:
+        work.step(batches, number, learning_rate(number, config.optim, config.train.max_steps))
+    work.wait()
+
+
 OpenWork = Callable[[Backend, RunConfig], Work]
 """`worker.open_work`."""
+
+
+def gpt2_weights(config: RunConfig, *, conv1d: bool = False) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Our initial weights under the names that published implementations of GPT-2 give them.
+
+    Args:
+        conv1d: matrices of blocks transposed, as transformers keeps them.
+    """
+    for name, array in initial_weights(config.model, config.train.seed):
+        foreign = translate(name, GPT2)
+        assert foreign is not None
+        yield foreign, array.T.copy() if conv1d and name.endswith(CONV1D) else array
 
 
 class Batcher:

@@ -14,13 +14,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from typing import IO, Any
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.thermal import open_watch
 from benchmarks.measuring.work import Absent, Work
-from benchmarks.readings import About, Generation, Measured, Plan
+from benchmarks.readings import Plan, Record
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.machine.provenance import versions
@@ -58,17 +57,27 @@ def main() -> None:
         events.send("result", devices=_presence(job["backends"], from_dict(job["config"])))
         return
     backend, config = Backend(**job["backend"]), from_dict(job["config"])
+    about = None
     try:
         events.progress("start", 0)
         if job["task"] == "overhead":
             from benchmarks.measuring.overhead import measure_overhead
 
-            cost = measure_overhead(open_work, backend, config, events.progress)
-            events.send("result", about=None, **cost.model_dump())
-            return
-        work = open_work(backend, config)
-        found = _do(job, work, config, events, lambda: bool(stopped))
-        events.send("result", about=_about(work).model_dump(), **found.model_dump())
+            found: Record = measure_overhead(open_work, backend, config, events.progress)
+        else:
+            work = open_work(backend, config)
+            if job["task"] == "generation":
+                from benchmarks.measuring.generation import measure_generation
+
+                found = measure_generation(work, config, events.progress)
+            else:
+                from benchmarks.measuring.measure import Measurement
+
+                watch, plan = open_watch(work.device), Plan(**job["plan"])
+                found = Measurement(work, config, plan, watch, events.progress, lambda: bool(stopped)).run()
+            about = {name: getattr(work, name) for name in ("description", "device", "dtype", "notes")}
+            about["versions"] = versions()
+        events.send("result", about=about, **found.model_dump())
     except Absent as absent:
         events.send("absent", reason=str(absent))
 
@@ -93,16 +102,6 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
     return TransformersWork(backend, config) if backend.peer else TorchWork(backend, config)
 
 
-def _about(work: Work) -> About:
-    return About(
-        description=work.description,
-        device=work.device,  # type: ignore[arg-type] # checked when it is made
-        dtype=work.dtype,
-        notes=work.notes,
-        versions=versions(),
-    )
-
-
 def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, dict[str, str]]:
     """By label, the `device` on which a backend computes, or the `reason` why it does not."""
     found = {}
@@ -112,18 +111,6 @@ def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[st
         except Absent as absent:
             found[label] = {"reason": str(absent)}
     return found
-
-
-def _do(
-    job: dict[str, Any], work: Work, config: RunConfig, events: Events, stop: Callable[[], bool]
-) -> Measured | Generation:
-    if job["task"] == "generation":
-        from benchmarks.measuring.generation import measure_generation
-
-        return measure_generation(work, config, events.progress)
-    from benchmarks.measuring.measure import Measurement
-
-    return Measurement(work, config, Plan(**job["plan"]), open_watch(work.device), events.progress, stop).run()
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ take turns, A B B A; what is printed is the median of the turns' ratios and thei
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import repeat
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.turns import take_turns, work_on_request
+from benchmarks.studies.turns import start_side, take_turns, work_on_request
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, load_preset
@@ -94,13 +94,7 @@ def main(argv: Sequence[str]) -> None:
         return
     print(f"{'without cache / with':22} {'median':>7} {'range':>16}   median time of each side")
     for twin in [command.twin] if command.twin else ["torch", "mlx"]:
-
-        def start(side: str, twin: str = twin) -> subprocess.Popen[str]:
-            flags = ["--side", side, "--twin", twin]
-            return subprocess.Popen(
-                [sys.executable, __file__, *flags], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-
+        start = partial(start_side, __file__, twin=twin)
         pairs = take_turns(("no cache", "cache"), start, command.turns, command.seconds)
         ratios = [without / cached for without, cached in pairs]
         spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"

@@ -21,9 +21,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
+from benchmarks.measuring.backends import BACKENDS
+from benchmarks.measuring.work import Batcher, run_steps
+from benchmarks.measuring.worker import open_work
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
-from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import WorkFailed, run_main
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.network.memory import Twin, memory_plan
@@ -123,31 +125,15 @@ def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def _batches(config: RunConfig) -> list[NumpyBatch]:
-    shape = (config.train.batch_size, config.model.block_size)
-    ids = np.random.default_rng(0).integers(0, config.model.vocab_size, shape, dtype=np.int32)
-    return [Batch(ids, ids)] * config.train.grad_accum_steps
-
-
 def _measure_torch(config: RunConfig) -> int:
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from torch_gpt.device import compute_dtype
-    from torch_gpt.model import GPT
-    from torch_gpt.optim import build_optimizer
-    from torch_gpt.train import TrainStep
-
     torch.set_num_threads(1)
-    batches = _batches(config)
     # A model before this one may still be there, in a cycle of references: its end must not count as ours.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        dtype = compute_dtype(config.train, torch.device("cpu"))
-        model = GPT(config.model, dtype, config.train.gradient_checkpointing)
-        step = TrainStep(model, build_optimizer(model, config.optim), config, compiled=False)
-        for i in range(STEPS):
-            step(batches, i, 1e-3)
+        run_steps(open_work(BACKENDS["cpu"], config), config, Batcher(config).take(STEPS))
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return int(np.cumsum([change for _, change in changes]).max())
@@ -159,23 +145,11 @@ def _measure_mlx(config: RunConfig) -> int:
     gc.collect()
     import mlx.core as mx
 
-    from mlx_gpt.device import compute_dtype, select_device
-    from mlx_gpt.model import GPT
-    from mlx_gpt.optim import build_optimizer
-    from mlx_gpt.train import TrainStep
-
-    batches = _batches(config)
-    device = select_device("cpu")
     before = mx.get_active_memory()
-    model = GPT(config.model, compute_dtype(config.train, device), config.train.gradient_checkpointing)
-    model.initialise(0)
-    optimizer = build_optimizer(model, config.optim)
-    mx.eval(model.parameters(), optimizer.state)  # type: ignore[no-untyped-call]
-    step = TrainStep(model, optimizer, config, compiled=False)
+    work = open_work(BACKENDS["mlx-cpu"], config)
+    work.wait()
     mx.reset_peak_memory()
-    for i in range(STEPS):
-        step(batches, i, 1e-3)
-    mx.synchronize()
+    run_steps(work, config, Batcher(config).take(STEPS))
     return mx.get_peak_memory() - before
 
 

@@ -14,18 +14,16 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.report.pairs import MINIMUM_ROUNDS, Ratio, paired_ratio
-from benchmarks.studies.turns import take_turns, twin_step, work_on_request
+from benchmarks.studies.turns import start_side, take_turns, twin_step, work_on_request
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.errors import UserError, WorkFailed, run_main
@@ -90,25 +88,15 @@ def configuration(command: MoeCost, side: Side) -> RunConfig:
     return RunConfig(model=model, train=TrainConfig(batch_size=command.batch_size, device="cpu"))
 
 
-def start(side: str, *, twin: str, command: MoeCost) -> subprocess.Popen[str]:
-    """One model in a process of its own."""
-    sizes = ("n_layer", "n_embd", "block_size", "batch_size")
-    flags = [f"--{name.replace('_', '-')}={getattr(command, name)}" for name in sizes]
-    return subprocess.Popen(
-        [sys.executable, __file__, "--side", side, "--twin", twin, *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
 def measure(command: MoeCost, twin: str) -> list[tuple[float, float]]:
     """Seconds per step with experts and without, one pair per round."""
+    sizes = ("n_layer", "n_embd", "block_size", "batch_size")
+    flags = [f"--{name.replace('_', '-')}={getattr(command, name)}" for name in sizes]
     rounds = []
     for number in range(command.rounds):
         # The one that begins in this round ends in the next.
         sides = ("experts", "dense") if number % 2 == 0 else ("dense", "experts")
-        turns = take_turns(sides, partial(start, twin=twin, command=command), TURNS, command.seconds)
+        turns = take_turns(sides, lambda side: start_side(__file__, side, twin, *flags), TURNS, command.seconds)
         times = {side: statistics.geometric_mean(turn[i] for turn in turns) for i, side in enumerate(sides)}
         rounds.append((times["experts"], times["dense"]))
     return rounds

@@ -72,3 +72,9 @@ def twin_step(twin: str, config: RunConfig) -> Callable[[], None]:
         work.wait()
 
     return step
+
+
+def start_side(script: str, side: str, twin: str, *flags: str) -> subprocess.Popen[str]:
+    """One side of a study's comparison: its script again, which then does as `work_on_request`."""
+    command = [sys.executable, script, "--side", side, "--twin", twin, *flags]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -235,7 +235,12 @@ def _nvidia_gpus() -> list[str]:
 
 def nvidia_smi() -> list[tuple[str, int]]:
     """Name and memory in bytes of each NVIDIA GPU; empty without nvidia-smi. Takes up to a second."""
-    return parse_nvidia_smi(_output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"))
+    return parse_nvidia_smi(query_nvidia_smi("name,memory.total"))
+
+
+def query_nvidia_smi(fields: str) -> str:
+    """What nvidia-smi says of each GPU, a line for each; "" without it."""
+    return _output("nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits")
 
 
 def parse_nvidia_smi(text: str) -> list[tuple[str, int]]:
