@@ -15,7 +15,7 @@ from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.folder import newest_run
-from gpt_common.training.pretrained import local_run
+from gpt_common.training.pretrained import is_local, local_run
 from gpt_common.width import rate_for, scaled, width_of, with_rate
 
 FINE_TUNING_SHARE = 0.1
@@ -137,10 +137,15 @@ def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
 
 
 def _with_local_runs(argv: Sequence[str]) -> list[str]:
-    """The arguments with a run of this machine for an `--init-from hf:OWNER/NAME`, which is fetched if need be."""
+    """The arguments with a run of this machine for an `--init-from hf:OWNER/NAME`, which is fetched if need be.
+
+    For a page of help nothing is fetched: what a model that is not here would bring is left out.
+    """
     words = [word for given in argv for word in (given.split("=", 1) if given.startswith("--init-from=") else [given])]
     for i, word in enumerate(words[:-1]):
-        if word in ("--init-from", "--init_from") and not asked(argv):
+        if word in ("--init-from", "--init_from"):
+            if asked(argv) and not is_local(Path(words[i + 1])):
+                return words[:i] + words[i + 2 :]
             words[i + 1] = str(local_run(Path(words[i + 1])))
     return words
 

@@ -22,6 +22,15 @@ HUB_RUNS = RUNS / "hub"
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
+def is_local(source: Path) -> bool:
+    """Whether nothing has to be fetched for `source`: it is a path, or its name on the hub was brought in before."""
+    return not str(source).startswith(PREFIX) or _folder_of(str(source)).exists()
+
+
+def _folder_of(name: str) -> Path:
+    return HUB_RUNS / name.removeprefix(PREFIX).replace("/", "--")
+
+
 def local_run(source: Path) -> Path:
     """The run or checkpoint that `source` means: a path is itself; `hf:OWNER/NAME[@REVISION]` is brought in, once.
 
@@ -31,7 +40,7 @@ def local_run(source: Path) -> Path:
     name = str(source)
     if not name.startswith(PREFIX):
         return source
-    folder = HUB_RUNS / name.removeprefix(PREFIX).replace("/", "--")
+    folder = _folder_of(name)
     if folder.exists():
         return folder
     command = [sys.executable, "-m", "convert", "import", name, "-o", str(folder)]

@@ -225,6 +225,29 @@ def test_bpe_decodes_as_its_library_does(bpe: BpeTokenizer, tmp_path: Path) -> N
         assert bpe.decode([i]) == reference.decode([i], skip_special_tokens=False)
 
 
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize(
+    "words", [("õ",), ("<début>", "čaj", "数"), ("Ġx", "Ċ", "¡"), ("ab", "<|ende_für_heute|>", " ž")]
+)
+def test_added_tokens_are_text_and_not_letters_of_bytes(
+    words: tuple[str, ...], special: bool, bpe: BpeTokenizer, tmp_path: Path
+) -> None:
+    # Vocabulary entries spell bytes with letters such as Ġ and õ; a token that was added is the text that it says.
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Library
+
+    bpe.save(tmp_path / "saved.json")
+    library = Library.from_str(json.dumps(json.loads((tmp_path / "saved.json").read_text())["tokenizer"]))
+    add = library.add_special_tokens if special else library.add_tokens
+    add([AddedToken(word, normalized=False) for word in words])
+    library.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path / "tokenizer.json")
+    assert [ours.decode([library.token_to_id(word)]) for word in words] == list(words)
+    text = "the " + " cat ".join(words) + " sat."
+    assert ours.decode(ours.encode(text)) == text
+    assert ours.encode(text) == library.encode(text, add_special_tokens=False).ids or special
+
+
 @pytest.mark.parametrize(("size", "message"), [(256, "256 is too small.*257"), (0, "too small")])
 def test_a_bpe_vocabulary_holds_all_bytes(size: int, message: str) -> None:
     with pytest.raises(UserError, match=message):

@@ -51,3 +51,10 @@ def test_the_rest_is_the_bases_and_this_machines(base: Path) -> None:
     assert (command.run.model.n_embd, command.run.train.batch_size, command.run.data.dataset) == (32, 4, "stories")
     assert command.run.model.dropout == 0.1
     assert command.run.train.device == "auto"
+
+
+def test_help_names_a_model_of_the_hub_and_fetches_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        parse_training(["--init-from", "hf:someone/not-here", "--help"], prog="x", has_gpu=False)
+    assert stop.value.code in (0, None)
+    assert "--init-from" in capsys.readouterr().out
