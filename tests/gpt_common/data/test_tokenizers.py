@@ -226,9 +226,7 @@ def test_bpe_decodes_as_its_library_does(bpe: BpeTokenizer, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("special", [False, True])
-@pytest.mark.parametrize(
-    "words", [("õ",), ("<début>", "čaj", "数"), ("Ġx", "Ċ", "¡"), ("ab", "<|ende_für_heute|>", " ž")]
-)
+@pytest.mark.parametrize("words", [("õ",), ("<début>", "čaj", "数"), ("Ġx", "ÿ"), ("ab", "<|ende_für_heute|>", " ž")])
 def test_added_tokens_are_text_and_not_letters_of_bytes(
     words: tuple[str, ...], special: bool, bpe: BpeTokenizer, tmp_path: Path
 ) -> None:
