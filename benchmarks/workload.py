@@ -12,7 +12,7 @@ from gpt_common.config import RunConfig, from_dict, load_preset, load_toml
 from gpt_common.errors import UserError, nearest
 from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
-from gpt_common.width import scaled
+from gpt_common.network.width import scaled
 
 VOCABULARIES = {"stories": 54, "shakespeare_char": 65, "shakespeare": 50257, "tinystories": 10000}
 """Entries of the tokenizers of named corpora, so that nothing must be downloaded to measure speed."""

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
 from gpt_common import foreign, manual
@@ -133,3 +134,10 @@ def _hint(kind: type[Any], word: str) -> str:
         return "see --help"
     hint = nearest("--" + word.partition("=")[0].lstrip("-").replace("_", "-"), flag_names(kind))
     return hint if len(hint) < 200 else "see --help"
+
+
+def __getattr__(name: str) -> Any:
+    """`parse_training`, for scripts: it builds on this module, and comes when it is asked for."""
+    if name == "parse_training":
+        return import_module("gpt_common.training.command_line").parse_training
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,10 +13,10 @@ from gpt_common.config import RunConfig, load_preset, load_toml
 from gpt_common.errors import UserError, run_main
 from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
+from gpt_common.network.width import rate_for, scaled, width_of, with_rate
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.folder import newest_run
 from gpt_common.training.pretrained import is_local, local_run
-from gpt_common.width import rate_for, scaled, width_of, with_rate
 
 FINE_TUNING_SHARE = 0.1
 """Of the base's peak learning rate; and of that, where the schedule ends."""

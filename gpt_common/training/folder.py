@@ -21,15 +21,25 @@ RUNS = Path("runs")
 
 @dataclass
 class RunFolder:
-    """A folder that no other process of ours writes into while this one lives.
+    """A folder that no other process of ours writes into, from `claim` until this process ends.
 
     The system holds the lock on the folder itself: it dies with its process, and leaves no file behind.
     """
 
     path: Path
+    """Once claimed; before that the one that is wanted."""
     new: bool
     """Made for this run."""
-    _descriptor: int | None
+    or_next: bool = False
+    """If the one that is wanted is taken by then, take the next free name."""
+    claimed: bool = False
+    _descriptor: int | None = None
+
+    def claim(self) -> None:
+        """Make a new folder, the moment before something is written into it; raises as `claim_new`."""
+        if not self.claimed:
+            made = claim_new(self.path, or_next=self.or_next)
+            self.path, self._descriptor, self.claimed = made.path, made._descriptor, True
 
     def release(self) -> None:
         """Let others have it."""
@@ -40,7 +50,12 @@ class RunFolder:
     def discard_unused(self) -> None:
         """Remove a new folder in which nothing was ever logged or saved: the start failed."""
         log = self.path / "metrics.jsonl"
-        if self.new and not (self.path / "checkpoints").exists() and not (log.exists() and log.stat().st_size):
+        if (
+            self.new
+            and self.claimed
+            and not (self.path / "checkpoints").exists()
+            and not (log.exists() and log.stat().st_size)
+        ):
             shutil.rmtree(self.path, ignore_errors=True)
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()  # runs/, if it was made for this
@@ -63,17 +78,27 @@ def claim_new(wanted: Path, *, or_next: bool) -> RunFolder:
         except FileExistsError:
             if or_next:
                 continue
-            if path.is_dir() and _is_empty(path) and (held := _lock(path)) is not None:
-                return RunFolder(path, True, held)
+            refuse_used(path)
+            if (held := _lock(path)) is not None:
+                return RunFolder(path, True, claimed=True, _descriptor=held)
             raise UserError(
-                f"{path} already holds a run: continue it with --resume {path}, or name another --out"
-                if (path / "run.json").exists() or (path / "checkpoints").exists()
-                else f"{path} is there already and is no empty folder: name another --out"
+                f"{path} is there already: another process begins a run in it; name another --out"
             ) from None
         except OSError as error:
             raise cannot_write(path, error) from None
-        return RunFolder(path, True, _lock(path))
+        return RunFolder(path, True, claimed=True, _descriptor=_lock(path))
     raise AssertionError("numbers do not end")
+
+
+def refuse_used(path: Path) -> None:
+    """Refuse a folder for a new run that holds something already; raises UserError."""
+    if not path.exists() or (path.is_dir() and _is_empty(path)):
+        return
+    raise UserError(
+        f"{path} already holds a run: continue it with --resume {path}, or name another --out"
+        if (path / "run.json").exists() or (path / "checkpoints").exists()
+        else f"{path} is there already and is no empty folder: name another --out"
+    )
 
 
 def take_up(path: Path) -> RunFolder:
@@ -85,7 +110,7 @@ def take_up(path: Path) -> RunFolder:
     descriptor = _lock(path)
     if descriptor is None:
         raise UserError(f"{path} is being trained by another process: wait until it ends, or start a run of its own")
-    return RunFolder(path, False, descriptor)
+    return RunFolder(path, False, claimed=True, _descriptor=descriptor)
 
 
 def is_held(path: Path) -> bool:

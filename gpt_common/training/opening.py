@@ -22,7 +22,7 @@ from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
-from gpt_common.training.folder import RUNS, RunFolder, claim_new, take_up
+from gpt_common.training.folder import RUNS, RunFolder, refuse_used, take_up
 from gpt_common.training.manifest import Manifest
 
 # What a resumed run may change of its model: nothing that changes a shape.
@@ -33,7 +33,7 @@ FIXED_ON_RESUME = {"data.dataset", "optim.optimizer", "optim.ema_decay", "train.
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What a run starts from. Nothing is on disk yet but its folder, which is empty or the resumed run's."""
+    """What a run starts from. Of a new one nothing is on disk yet."""
 
     config: RunConfig
     """With the vocabulary settled."""
@@ -45,7 +45,7 @@ class Opening:
     planned_for: Twin
     """For the memory plan."""
     hold: RunFolder
-    """The run's folder, claimed: no other run writes into it."""
+    """The run's folder: no other run writes into it, once it is claimed."""
     resume_from: Path | None
     """Checkpoint to continue."""
     init_from: Path | None
@@ -63,12 +63,12 @@ class Opening:
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """The run's folder; a new one has its name when it is claimed."""
         return self.hold.path
 
 
 def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
-    """Check a parsed command line against data, checkpoints and this machine's memory, and claim the run's folder.
+    """Check a parsed command line against data, checkpoints and this machine's memory; hold a run that is resumed.
 
     Args:
         twin: "mlx_gpt" or "torch_gpt", for the memory plan.
@@ -183,10 +183,10 @@ def _run_folder(checkpoint: Path) -> Path:
 
 def _new_folder(command: TrainCommand, config: RunConfig) -> RunFolder:
     """The folder of a new run: as asked, or the first free one named after what makes the run."""
-    if command.out is not None:
-        return claim_new(command.out, or_next=False)
-    if command.name is not None:
-        return claim_new(RUNS / check_name(command.name), or_next=False)
+    asked_for = command.out if command.name is None else RUNS / check_name(command.name)
+    if asked_for is not None:
+        refuse_used(asked_for)
+        return RunFolder(asked_for, new=True)
     if command.init_from is not None:
         name = f"{_run_name(command.init_from)}-{config.data.dataset}"
     elif command.config is not None:
@@ -196,7 +196,7 @@ def _new_folder(command: TrainCommand, config: RunConfig) -> RunFolder:
         # Own text under a preset's settings: the text is what one will look for.
         if command.preset and config.data.dataset != load_preset(command.preset).data.dataset:
             name = config.data.dataset
-    return claim_new(RUNS / name, or_next=True)
+    return RunFolder(RUNS / name, new=True, or_next=True)
 
 
 def _run_name(source: Path) -> str:
@@ -206,11 +206,12 @@ def _run_name(source: Path) -> str:
 
 
 def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> None:
-    """config.toml and run.json in the run's folder; the latter gains an entry every time that the run is taken up.
+    """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: another run has the folder, or it cannot be written.
     """
+    opening.hold.claim()
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join([f"python -m {twin}.train", *sys.argv[1:]]),

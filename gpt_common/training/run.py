@@ -102,6 +102,7 @@ class Run:
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops
         write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
+        self.folder = self.opening.folder
         self.timer = StepTimer()
         self.pace = self._new_pace()
         self.alarms = Alarms(

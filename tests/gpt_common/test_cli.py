@@ -23,8 +23,8 @@ from gpt_common.cli import flag_names
 from gpt_common.commands import SampleCommand, TrainCommand
 from gpt_common.config import RunConfig, load_preset, preset_names
 from gpt_common.data.__main__ import List, Prepare
+from gpt_common.network.width import heads_for, rate_for
 from gpt_common.training.command_line import parse_training
-from gpt_common.width import heads_for, rate_for
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
