@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gpt_common.machine.power_samples import Energy
+
 Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
 Mark = Literal["asleep", "throttled", "outlier"]
@@ -115,20 +117,6 @@ class Measured(Readings):
     """What a worker answers."""
 
     interrupted: bool = Field(description="Whether a series was ended early.")
-
-
-class Energy(Record):
-    """Energy of one process's throughput series; an estimate."""
-
-    joules: float = Field(description="Gross.")
-    seconds: float = Field(description="Length of the stretch.")
-    idle_watts: float | None = Field(description="Power of the idle machine before.")
-    net_joules: float | None = Field(description="Gross less idle.")
-    source: str = Field(description="Which reader.")
-    scope: str = Field(description="What it counts.")
-    parts: dict[str, float] = Field(description="Joules of cpu, gpu and ane, where told apart.")
-    thermal_pressure: str | None = Field(description="What the source said about heat.")
-    estimate: bool = Field(description="Always true.")
 
 
 class Before(Record):

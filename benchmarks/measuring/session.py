@@ -19,11 +19,12 @@ from benchmarks.measuring.processes import Event, run_worker
 from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.resources import load
 from benchmarks.measuring.samples import median_of, valid
-from benchmarks.readings import About, Before, Energy, Generation, Overhead, Process
+from benchmarks.readings import About, Before, Generation, Overhead, Process
 from benchmarks.results import Settings, Status, Verified
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.machine.hardware import Hardware, published_peak, thermal_pressure
 from gpt_common.machine.power import Reader
+from gpt_common.machine.power_samples import Energy
 from gpt_common.words import milliseconds
 
 START_SECONDS = 8.0
@@ -244,17 +245,11 @@ class _EnergyMeter:
             if self._running:
                 self._reader.start()
             else:
-                self._stop(self._reader)
+                self._energy = self._reader.stop()
         self._progress(phase, share)
-
-    def _stop(self, reader: Reader) -> None:
-        energy = reader.stop()
-        self._running = False
-        if energy is not None:
-            self._energy = Energy(**dataclasses.asdict(energy), net_joules=energy.net_joules)
 
     def result(self) -> Energy | None:
         """Joules and seconds of the throughput series, None without a source."""
         if self._running and self._reader is not None:
-            self._stop(self._reader)
+            self._running, self._energy = False, self._reader.stop()
         return self._energy

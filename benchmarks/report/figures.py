@@ -96,8 +96,12 @@ def certainty(case: CaseResult) -> Draw | None:
     return draw
 
 
-def steps(case: CaseResult) -> Draw | None:
-    """Every step of the latency series, with the middle half and the median."""
+def steps(case: CaseResult, *, titled: bool = False) -> Draw | None:
+    """Every step of the latency series, with the middle half and the median.
+
+    Args:
+        titled: say what is seen, for a picture that no page surrounds.
+    """
     rows = [(row.label, summary.latency, every_step(row)) for row, summary in measured(case) if summary.latency]
     if not rows:
         return None
@@ -122,6 +126,9 @@ def steps(case: CaseResult) -> Draw | None:
         )
         logarithmic(axes.xaxis, most=4 if narrow(figure) else 7)
         axes.set_xlabel("milliseconds per step")
+        if titled:
+            title = f"Every step: {parameters(case.work)}, {case.work.tokens_per_step:,} tokens"
+            axes.set_title(f"{title}\nbox: middle half; thick line: median")
 
     return draw
 
@@ -189,29 +196,18 @@ def pictures(result: Result) -> Iterator[tuple[str, Draw, float]]:
     rows, shades = measured(case), colours(case)
     drawn: list[tuple[str, Draw | None, float]] = [
         ("speed", speed(case) if rows else None, 90 + 45 * len(rows)),
-        ("steps", steps(case), 90 + 55 * len(rows)),
+        ("steps", steps(case, titled=True), 90 + 55 * len(rows)),
         ("session", over_time(course({row.label: row.processes for row, _ in rows}), shades), 360),
     ]
     if rows and (found := growth(result.cases)) is not None:
         drawn.append(("sweep", panels(found, sweep_colours(result.cases)), 620))
-    for name, draw, height in drawn:
-        if draw is not None:
-            yield name, _titled(draw, case) if name == "steps" else draw, height
+    yield from ((name, draw, height) for name, draw, height in drawn if draw is not None)
 
 
 def sweep_colours(cases: Sequence[CaseResult]) -> dict[str, str]:
     """A colour for every backend that any case measured."""
     labels = dict.fromkeys(row.label for case in cases for row, _ in measured(case))
     return {label: colour(i) for i, label in enumerate(labels)}
-
-
-def _titled(draw: Draw, case: CaseResult) -> Draw:
-    def with_title(figure: Figure) -> None:
-        draw(figure)
-        title = f"Every step: {parameters(case.work)}, {case.work.tokens_per_step:,} tokens"
-        figure.axes[0].set_title(f"{title}\nbox: middle half; thick line: median")
-
-    return with_title
 
 
 def write_pictures(stem: Path, result: Result) -> list[Path]:

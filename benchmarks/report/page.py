@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import figures
+from benchmarks.report import figures, published
 from benchmarks.report.findings import (
     Panels,
     course,
@@ -20,7 +20,6 @@ from benchmarks.report.findings import (
     size,
     times,
 )
-from benchmarks.report.published import RUNS, same_work
 from benchmarks.results import CaseResult, Result
 from gpt_common.drawing import Draw, css, page_colour, svg
 from gpt_common.words import milliseconds, rate, share
@@ -47,11 +46,11 @@ def render_page(result: Result) -> str:
         hardware=result.environment.hardware,
         css=css(),
         cases=[describe_case(case, f"case{i}") for i, case in enumerate(result.cases)],
-        warnings=machine_doubts(result.environment),
+        machine_doubts=machine_doubts,
         growth=found,
         growth_picture=found and _panels(found, "growth", figures.sweep_colours(result.cases)),
-        published=RUNS,
-        same_work=any(same_work(case.run_config) for case in result.cases),
+        published=published,
+        same_work=any(published.same_work(case.run_config) for case in result.cases),
     )
 
 

@@ -29,11 +29,12 @@ class Energy:
     """A level above nominal that was seen, or "Nominal"; None if the source does not say."""
     estimate: bool = True
     """Every source there is estimates."""
+    net_joules: float | None = None
+    """Gross less what the idle machine would have used; None if idle power is unknown."""
 
-    @property
-    def net_joules(self) -> float | None:
-        """Gross less what the idle machine would have used; None if idle power is unknown."""
-        return None if self.idle_watts is None else self.joules - self.idle_watts * self.seconds
+    def __post_init__(self) -> None:
+        if self.idle_watts is not None:
+            object.__setattr__(self, "net_joules", self.joules - self.idle_watts * self.seconds)
 
 
 @dataclass(frozen=True)

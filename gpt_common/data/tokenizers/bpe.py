@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_common.data.tokenizers.cutting import cut_pieces, last_checked_cut, last_cut_before_whitespace
-from gpt_common.data.tokenizers.tokenizer import BYTE_OF_LETTER, END_OF_TEXT, ByteTable, check_unicode, sha256_of
+from gpt_common.data.tokenizers.tokenizer import BYTE_OF_LETTER, END_OF_TEXT, Tokenizer, check_unicode
 from gpt_common.errors import UserError
 
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "<｜end▁of▁sentence｜>", "</s>", "<eos>")
@@ -18,7 +18,7 @@ CHARACTERS_PER_TOKEN = 500
 SMALLEST_VOCABULARY, LARGEST_VOCABULARY = 512, 32768
 
 
-class BpeTokenizer(ByteTable):
+class BpeTokenizer(Tokenizer):
     """Byte-level BPE in Hugging Face's format: trained by `train_bpe`, or somebody's `tokenizer.json`.
 
     Args:
@@ -46,16 +46,14 @@ class BpeTokenizer(ByteTable):
         self._tokenizer.encode_special_tokens = True  # their names in a text are text
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
-        self.end_of_text = next((vocabulary[end] for end in ENDS if end in added), vocabulary.get(END_OF_TEXT))
+        end_of_text = next((vocabulary[end] for end in ENDS if end in added), vocabulary.get(END_OF_TEXT))
         merges: list[list[str] | str] = model.get("merges") or []
         self._splits_as_gpt2 = _splits_as_gpt2(definition)
-        document = {"kind": self.kind, "tokenizer": definition}
         # The name of an added token is its text, also where its letters are those that stand for bytes; unless merges
         # of bytes make the token as well.
         named = added - {"".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges}
         table = {i: token.encode() if token in named else _byte_level(token) for token, i in vocabulary.items()}
-        super().__init__(table, document)
-        self.fingerprint = sha256_of(document)
+        super().__init__(table, {"kind": self.kind, "tokenizer": definition}, end_of_text)
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt_common.data.tokenizers.tokenizer import END_OF_TEXT, ByteTable, check_unicode, sha256_of
+from gpt_common.data.tokenizers.tokenizer import END_OF_TEXT, Tokenizer, check_unicode
 from gpt_common.errors import UserError
 
 
-class CharTokenizer(ByteTable):
+class CharTokenizer(Tokenizer):
     """One id per character, in the order of `characters`.
 
     Args:
@@ -26,13 +26,11 @@ class CharTokenizer(ByteTable):
         check_unicode(characters)
         document: dict[str, Any] = {"kind": self.kind, "characters": characters}
         table = {i: c.encode() for i, c in enumerate(characters)}
-        self.end_of_text = len(characters) if end_of_text else None
         if end_of_text:
             document["end_of_text"] = True
             table[len(characters)] = END_OF_TEXT.encode()
-        super().__init__(table, document)
+        super().__init__(table, document, len(characters) if end_of_text else None)
         self.characters = characters
-        self.fingerprint = sha256_of(document)
         self._ids = {c: i for i, c in enumerate(characters)}
 
     def encode(self, text: str) -> list[int]:

@@ -12,7 +12,7 @@ from gpt_common.data.tokenizers.tokenizer import (
     BYTE_LETTERS,
     BYTE_OF_LETTER,
     END_OF_TEXT,
-    ByteTable,
+    Tokenizer,
     check_unicode,
     sha256_of,
 )
@@ -34,7 +34,7 @@ _LONG_BLANK = 100_000
 _BLANK = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # \s of the rule
 
 
-class Gpt2Tokenizer(ByteTable):
+class Gpt2Tokenizer(Tokenizer):
     """GPT-2's 50 257 tokens, by tiktoken. Saved with its tokens, so that who has the file needs no download.
 
     Args:
@@ -49,10 +49,9 @@ class Gpt2Tokenizer(ByteTable):
 
     def __init__(self, names: Sequence[str] | None = None) -> None:
         self._encoding = _published() if names is None else _made_of(names)
-        self.end_of_text = self._encoding.eot_token
         table = {i: self._encoding.decode_single_token_bytes(i) for i in range(self._encoding.n_vocab)}
         letters = ["".join([BYTE_LETTERS[byte] for byte in table[i]]) for i in range(TOKENS)]
-        super().__init__(table, {"kind": self.kind, "tokens": letters})
+        super().__init__(table, {"kind": self.kind, "tokens": letters}, self._encoding.eot_token)
         self.fingerprint = sha256_of({"kind": self.kind, "tokens": [token.hex() for token in table.values()]})
 
     @property

@@ -1,14 +1,15 @@
-"""What every tokenizer has: the protocol, and decoding by one table, id -> bytes."""
+"""What every tokenizer has: decoding by one table, id -> bytes."""
 
 from __future__ import annotations
 
 import codecs
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gpt_common.errors import UserError
 from gpt_common.files import write_atomically
@@ -16,25 +17,32 @@ from gpt_common.files import write_atomically
 END_OF_TEXT = "<|endoftext|>"
 
 
-class Tokenizer(Protocol):
-    """What the three kinds have in common."""
+class Tokenizer(ABC):
+    """Text to ids and back; decoding is by one table of each token's bytes.
 
-    @property
-    def kind(self) -> str:
-        """ "char", "gpt2" or "bpe"."""
+    Args:
+        token_bytes: what each id decodes to.
+        document: what `load_tokenizer` makes it of again.
+        end_of_text: see below.
+    """
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of ids; every id that `encode` returns is below it."""
+    kind: str
+    """ "char", "gpt2" or "bpe"."""
+    vocab_size: int
+    """Number of ids; every id that `encode` returns is below it."""
+    fingerprint: str
+    """SHA-256 (hex) of what defines the mapping: equal fingerprints, equal encodings."""
+    end_of_text: int | None
+    """Id of the token that ends a document; None where there is none. `encode` never returns it."""
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of what defines the mapping: equal fingerprints, equal encodings."""
+    def __init__(self, token_bytes: Mapping[int, bytes], document: dict[str, Any], end_of_text: int | None) -> None:
+        self._token_bytes = token_bytes
+        self._document = document
+        self.vocab_size = max(token_bytes) + 1
+        self.fingerprint = sha256_of(document)
+        self.end_of_text = end_of_text
 
-    @property
-    def end_of_text(self) -> int | None:
-        """Id of the token that ends a document; None where there is none. `encode` never returns it."""
-
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; the names of special tokens in it are ordinary text.
 
@@ -42,11 +50,11 @@ class Tokenizer(Protocol):
             UserError: a character that the vocabulary does not have, with its position.
         """
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD.
+    @abstractmethod
+    def last_cut(self, text: str) -> int:
+        """Last position found at which `text`, whatever may follow it, can be cut without changing its encoding.
 
-        Raises:
-            UserError: an id outside the vocabulary.
+        For any `more`: encode(text[:cut]) + encode(text[cut:] + more) == encode(text + more). 0 where none is known.
         """
 
     def decode_bytes(self, ids: Sequence[int]) -> bytes:
@@ -55,15 +63,25 @@ class Tokenizer(Protocol):
         Raises:
             UserError: an id outside the vocabulary.
         """
+        try:
+            return b"".join([self._token_bytes[token] for token in ids])
+        except KeyError as error:
+            raise UserError(
+                f"token id {error} is outside the {self.kind} tokenizer's vocabulary of {self.vocab_size}: "
+                "the model was not made for this tokenizer, or its vocab_size is larger"
+            ) from None
 
-    def last_cut(self, text: str) -> int:
-        """Last position found at which `text`, whatever may follow it, can be cut without changing its encoding.
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; bytes that are no valid UTF-8 become U+FFFD.
 
-        For any `more`: encode(text[:cut]) + encode(text[cut:] + more) == encode(text + more). 0 where none is known.
+        Raises:
+            UserError: an id outside the vocabulary.
         """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def save(self, path: Path) -> None:
         """Write one JSON file that `load_tokenizer` reads."""
+        write_atomically(path, json.dumps(self._document, ensure_ascii=False) + "\n")
 
 
 def identity(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -78,33 +96,6 @@ def default_prompt(tokenizer: Tokenizer) -> str:
             if "\ufffd" not in text and tokenizer.encode(text):
                 return text
     return "\n"
-
-
-class ByteTable:
-    """Decoding by a table of each token's bytes, and saving a JSON document atomically."""
-
-    kind: str
-    end_of_text: int | None
-
-    def __init__(self, token_bytes: Mapping[int, bytes], document: dict[str, Any]) -> None:
-        self._token_bytes = token_bytes
-        self._document = document
-        self.vocab_size = max(token_bytes) + 1
-
-    def decode_bytes(self, ids: Sequence[int]) -> bytes:
-        try:
-            return b"".join([self._token_bytes[token] for token in ids])
-        except KeyError as error:
-            raise UserError(
-                f"token id {error} is outside the {self.kind} tokenizer's vocabulary of {self.vocab_size}: "
-                "the model was not made for this tokenizer, or its vocab_size is larger"
-            ) from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self.decode_bytes(ids).decode("utf-8", errors="replace")
-
-    def save(self, path: Path) -> None:
-        write_atomically(path, json.dumps(self._document, ensure_ascii=False) + "\n")
 
 
 class TextStream:
