@@ -199,11 +199,7 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
 def _tokenizer(
     path: Path, find: Callable[[], FoundTokenizer], given: Path | Literal["none"] | None, vocab_size: int
 ) -> FoundTokenizer:
-    """The tokenizer that was asked for, else the source's own.
-
-    Raises:
-        UserError: it cannot be read, or has more tokens than the model.
-    """
+    """The tokenizer that was asked for, else the source's own."""
     if given == "none":
         return None, ()
     tokenizer, notes = (given_tokenizer(given), ()) if given is not None else find()
@@ -216,11 +212,7 @@ def _tokenizer(
 
 
 def _read(command: Command) -> Contents:
-    """The source, of the kind that the command is for.
-
-    Raises:
-        UserError: it is of the other kind, unknown or damaged.
-    """
+    """The source, of the kind that the command is for."""
     given = {name: getattr(command, name) for name in ("preset", "config", "latest") if hasattr(command, name)}
     source = registry.read(command.src, ReadOptions(optimizer=command.optimizer, **given))
     ours = source.format == native.FORMAT.name
@@ -254,11 +246,7 @@ def _default_destination(command: Command, named: HubModel | None) -> Path:
 
 
 def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -> None:
-    """Refuse to replace anything but an earlier conversion, and anything at all unless that was asked for.
-
-    Raises:
-        UserError: says what is in the way.
-    """
+    """Refuse to replace anything but an earlier conversion, and anything at all unless that was asked for."""
     source, place = Path(os.path.realpath(src)), Path(os.path.realpath(destination))
     if source == place or place in source.parents:
         raise UserError(f"{destination} is where the source is: choose another -o")

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.storage.weights import WEIGHTS
 from gpt_common.errors import UserError
 from gpt_common.progress import Progress
 from gpt_common.training.pretrained import PREFIX
 
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The first that is there is taken: safetensors before pickles, one file before shards."""
 TOKENIZER = "tokenizer.json"
 OLD_TOKENIZER = ("vocab.json", "merges.txt")
 """What GPT-2's tokenizer was before there was tokenizer.json."""

@@ -15,10 +15,6 @@ Source = Annotated[Positional[Path], arg(metavar="SRC")]
 """What a command reads: its first argument."""
 
 
-def _silent(_: int) -> None:
-    pass
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
     """How to read a source."""
@@ -35,5 +31,5 @@ class WriteOptions:
 
     other_gelu: bool = False
     tokenizer: Tokenizer | None = None
-    progress: Callable[[int], None] = _silent
+    progress: Callable[[int], None] = lambda _: None
     """Is told the bytes of every block that was written."""

@@ -157,11 +157,7 @@ def _unusable(path: Path, what: str) -> UserError:
 
 
 def _read_groups(path: Path, optimizer: Any) -> list[dict[str, Any]]:
-    """AdamW's two parameter groups, after a look at everything in them that our AdamW does not have.
-
-    Raises:
-        UserError: another optimiser, or a setting that would be lost.
-    """
+    """AdamW's two parameter groups, after a look at everything in them that our AdamW does not have."""
     groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
     if not isinstance(groups, list) or not isinstance(optimizer.get("state"), dict):
         raise _unusable(path, "optimizer has no param_groups and state, as AdamW's state_dict() has")

@@ -9,7 +9,7 @@ from convert.parity import material
 from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Array, Arrays, Measurement, distances, key_bias_is_idle, relative
 from convert.parity.ladder import Report, Result
-from convert.parity.rungs.passes import OUTPUT, dropout_keys, layers
+from convert.parity.rungs.passes import OUTPUT, layers, passes
 from gpt_common.config import RunConfig, differences
 from gpt_common.machine.backends import BACKENDS
 from gpt_common.machine.hardware import detect
@@ -68,11 +68,7 @@ def search(climb: Climb, result: Result) -> Blame:
     name, worst = suspect(result, climb.reference)
     if result.rung.name in WITHOUT_LAYERS or name not in BACKENDS:
         return Blame(worst.tensor, WITHOUT_LAYERS.get(result.rung.name, "unknown"), worst.error, worst.gate)
-    states = {
-        state + dropped: (weights, key)
-        for state, weights in climb.states().items()
-        for dropped, key in dropout_keys(climb).items()
-    }
+    states = {state: (weights, key) for state, weights, key in passes(climb)}
     # A trajectory belongs to no state: then all of them are searched.
     for state in [worst.state] if worst.state in states else states:
         found = _search_state(climb, name, state, *states[state])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -95,15 +94,9 @@ def _compiled_layer_norm(backend: Backend) -> Iterator[float]:
             import mlx.core as mx
 
             fused = mx.compile(lambda value: mx.fast.layer_norm(value, None, None, 1e-5))
-            with mx.stream(_mlx_device(backend)):
+            with mx.stream(mx.cpu if backend.device == "cpu" else mx.gpu):
                 found = np.array(fused(mx.array(x)))
         yield relative(found, _layer_norm(x))
-
-
-def _mlx_device(backend: Backend) -> Any:
-    import mlx.core as mx
-
-    return mx.cpu if backend.device == "cpu" else mx.gpu
 
 
 def _layer_norm_bias_gradient(backend: Backend) -> Iterator[float]:
@@ -235,7 +228,7 @@ def run_canaries(backends: Sequence[Backend], canaries: Sequence[Canary] = CANAR
             if canary.framework not in (None, backend.framework):
                 continue
             try:
-                error = _worst(canary, backend)
+                error = float(np.max(list(canary.errors(backend))))  # NaN if any is
             except Exception as failure:
                 # A compiler that is not installed is no wrong result.
                 reason = str(failure).strip().splitlines()[:1] or [""]
@@ -248,9 +241,3 @@ def run_canaries(backends: Sequence[Backend], canaries: Sequence[Canary] = CANAR
             print(f"{backend.name:<10} {canary.name}: {verdict} {figures}", flush=True)
     if dead:
         raise WorkFailed(f"{dead} known backend {'fault is' if dead == 1 else 'faults are'} present on this machine")
-
-
-def _worst(canary: Canary, backend: Backend) -> float:
-    """The largest error; NaN counts as the largest."""
-    errors = list(canary.errors(backend))
-    return float("nan") if any(np.isnan(error) for error in errors) else max(errors)

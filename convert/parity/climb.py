@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -26,10 +25,6 @@ Result = TypeVar("Result")
 DTYPES = {"strict": "float32", "tf32": "float32", "bf16": "bfloat16"}
 
 
-def _silent(_: str, __: int, ___: int) -> None:
-    pass
-
-
 @dataclass
 class Climb:
     """One climb: configuration, backends, class, and what the rungs share.
@@ -50,7 +45,7 @@ class Climb:
     """Length of generated texts."""
     long_sums: bool = True
     """Whether L1 includes the canary shapes."""
-    progress: Callable[[str, int, int], None] = _silent
+    progress: Callable[[str, int, int], None] = lambda *_: None
     """Is told what is under way, how far it is, and of how much."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Trajectories for the report, by name."""
@@ -156,7 +151,6 @@ class Climb:
     def compare(
         self,
         found: Mapping[str, Arrays],
-        exact: Arrays | None,
         gate: float,
         state: str = "",
         *,
@@ -166,19 +160,19 @@ class Climb:
         """Every backend against the oracle, every other one against the reference, and MLX's error against PyTorch's.
 
         Args:
-            found: tensors by backend and name.
-            exact: the oracle's; None leaves the oracle out.
+            found: tensors by backend and name; the oracle's too, where it was asked.
             gate: largest relative distance.
             state: which weights they come from.
             split_bias: see `distances`.
             ratio: compare the errors of MLX and PyTorch; False where a few elements make them.
         """
         split_bias = split_bias and key_bias_is_idle(self.config.model)
+        exact = found.get(ORACLE)
         noise: dict[str, float] = {}
         for name in found.keys() & COARSENED:
             for tensor, error in distances(found[name], exact or {}, split_bias=split_bias):
                 noise[tensor] = max(noise.get(tensor, 0.0), error)
-        found = {name: tensors for name, tensors in found.items() if name not in COARSENED}
+        found = {name: tensors for name, tensors in found.items() if name not in (ORACLE, *COARSENED)}
         worst = dict.fromkeys(found, 0.0)
         for name, tensors in found.items():
             pairs = [] if exact is None else [(ORACLE, exact)]
@@ -225,8 +219,3 @@ def top1_disagreements(a: Array, b: Array, margin: float) -> int:
     top = np.sort(b, axis=-1)
     clear = top[..., -1] - top[..., -2] > margin * error if b.shape[-1] > 1 else np.zeros(b.shape[:-1], bool)
     return int((clear & (a.argmax(-1) != b.argmax(-1))).sum())
-
-
-def finite(value: float) -> float | None:
-    """For JSON, which knows neither infinity nor NaN."""
-    return value if math.isfinite(value) else None

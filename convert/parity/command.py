@@ -127,8 +127,9 @@ def _climb(command: ParityCommand, backends: Sequence[Backend], missing: dict[st
 
     _check_rungs(command, NAMES)
     climb, rungs = _prepare(command, backends, NAMES)
-    with Display(climb, missing) as display:
-        climb.progress = display.progress
+    display = Display(climb, missing)
+    climb.progress = display.progress
+    with display.progress:
         report = climb_ladder(climb, rungs, display.result)
         failure = paragraph(report, repeat) if report.failed else None
         rejections = _mutants(display.progress) if command.mutants or command.mode == "full" else {}
@@ -137,15 +138,11 @@ def _climb(command: ParityCommand, backends: Sequence[Backend], missing: dict[st
     write(result, command.json, command.html)
     if failure:
         raise WorkFailed(failure)
-    if wrong := [name for name, (wanted, found) in rejections.items() if found is None or _later(found, wanted, NAMES)]:
+    if wrong := [name for name, (wanted, found) in rejections.items() if found not in NAMES[: NAMES.index(wanted) + 1]]:
         raise WorkFailed(f"the gates let wrong twins pass: {', '.join(wrong)}")
     display.verdict(report)
     if command.mode == "full" and not command.rungs and not command.checkpoint:
         _quality(command, backends, result)
-
-
-def _later(found: str, wanted: str, names: Sequence[str]) -> bool:
-    return names.index(found) > names.index(wanted)
 
 
 def _check_rungs(command: ParityCommand, names: Sequence[str]) -> None:

@@ -78,13 +78,6 @@ class Report:
         return next((result for result in self.results if not result.passed), None)
 
 
-def run_rung(rung: Rung, climb: Climb) -> Result:
-    """Measure one rung."""
-    began = time.perf_counter()
-    measurements = list(rung.measure(climb))
-    return Result(rung, measurements, time.perf_counter() - began)
-
-
 def climb_ladder(
     climb: Climb, rungs: Sequence[str] = NAMES, on_result: Callable[[Result], None] = lambda _: None
 ) -> Report:
@@ -96,7 +89,9 @@ def climb_ladder(
     report = Report(climb)
     for rung in RUNGS:
         if rung.name in rungs:
-            result = run_rung(rung, climb)
+            began = time.perf_counter()
+            measurements = list(rung.measure(climb))
+            result = Result(rung, measurements, time.perf_counter() - began)
             report.results.append(result)
             on_result(result)
             if not result.passed:

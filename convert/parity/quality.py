@@ -8,7 +8,6 @@ losses lies within `MARGIN` nats per token (TOST, two one-sided paired t-tests; 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -23,6 +22,7 @@ import numpy as np
 
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.machine.backends import Backend
+from gpt_common.training.runlog import read_metrics
 
 MARGIN = 0.005
 """Nats per token, from the design; another seed changes 0.0085 (standard deviation, docs/results/parity-l9.json)."""
@@ -144,17 +144,10 @@ def _train(plan: QualityPlan, backend: Backend, seed: int, folder: Path) -> floa
 def _final_loss(folder: Path, steps: int) -> float | None:
     """Validation loss after the last step; None if the run is not finished."""
     try:
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except OSError:
+        last = [row["val_loss"] for row in read_metrics(folder) if row.get("step") == steps and "val_loss" in row]
+    except UserError:
         return None
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("step") == steps and record.get("val_loss") is not None:
-            return float(record["val_loss"])
-    return None
+    return last[-1] if last else None
 
 
 def summary(plan: QualityPlan, losses: dict[str, dict[int, float]]) -> dict[str, Any]:

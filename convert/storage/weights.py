@@ -13,6 +13,7 @@ from convert.storage.torch_file import TorchFile, is_torch_file
 from gpt_common.errors import UserError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The first that is there is taken: safetensors before pickles, one file before shards."""
 Weights = tuple[dict[str, Tensor], dict[str, str], Callable[[], None]]
 """Tensors by name, the header entries of a single safetensors file, and what checks all that is not read."""
 

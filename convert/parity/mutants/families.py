@@ -26,15 +26,8 @@ def _with(owner: Any, method: str, **values: Callable[[Any], Any]) -> Change:
     def make(right: Any) -> Any:
         @functools.wraps(right)
         def wrong(self: Any, *args: Any) -> Any:
-            before = {name: getattr(self, name) for name in values}
-            changed = {name: value(self) for name, value in values.items()}
-            try:
-                for name, value in changed.items():
-                    setattr(self, name, value)
+            with patch.multiple(self, **{name: value(self) for name, value in values.items()}):
                 return right(self, *args)
-            finally:
-                for name, value in before.items():
-                    setattr(self, name, value)
 
         return wrong
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -26,21 +26,10 @@ from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
 
 @contextmanager
-def _all_of(*changes: Change) -> Iterator[None]:
-    with ExitStack() as stack:
-        for change in changes:
-            stack.enter_context(change)
-        yield
-
-
-def _dropout(wrong: Callable[[Any], Any]) -> Change:
+def _dropout(wrong: Callable[[Any], Any]) -> Iterator[None]:
     """Dropout is known by three names."""
-    return _all_of(*(wrap(module, "dropout", wrong) for module in (layers, attention, model)))
-
-
-def _loss(wrong: Callable[[Any], Any]) -> Change:
-    """The loss that training minimises."""
-    return wrap(model, "loss", wrong)
+    with wrap(layers, "dropout", wrong), wrap(attention, "dropout", wrong), wrap(model, "dropout", wrong):
+        yield
 
 
 def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
@@ -67,13 +56,10 @@ def _interleaved(call: Any) -> Any:
 
     def wrong(self: Any, x: Any) -> Any:
         y = call(self, x)
-        return y.reshape(*y.shape[:-1], -1, 3).swapaxes(-1, -2).reshape(y.shape) if _is_qkv(x, y) else y
+        is_qkv = y.shape[-1] == 3 * x.shape[-1]
+        return y.reshape(*y.shape[:-1], -1, 3).swapaxes(-1, -2).reshape(y.shape) if is_qkv else y
 
     return wrong
-
-
-def _is_qkv(x: Any, y: Any) -> bool:
-    return bool(y.shape[-1] == 3 * x.shape[-1])
 
 
 def _positions(wrong: Callable[[Any, int, int], Any]) -> Callable[[Any], Any]:
@@ -115,7 +101,9 @@ GPT: Changes = {
             lambda c, seed: ((n, w * math.sqrt(2 * c.n_layer) if n.endswith(RESIDUAL) else w) for n, w in f(c, seed))
         ),
     ),
-    ("L0", "no optimiser state on resume"): lambda: wrap(checkpoint, "load_optimizer_tensors", lambda _: _nothing),
+    ("L0", "no optimiser state on resume"): lambda: wrap(
+        checkpoint, "load_optimizer_tensors", lambda _: lambda *_: None
+    ),
     # ---- L1: operations
     ("L1", "tanh GELU for the exact one"): lambda: wrap(nn, "gelu", lambda _: nn.gelu_approx),
     ("L1", "exact GELU for the tanh one"): lambda: wrap(nn, "gelu_approx", lambda _: nn.gelu),
@@ -160,15 +148,17 @@ GPT: Changes = {
         mx, "arange", _positions(lambda f, start, stop: f(start, stop)[::-1])
     ),
     # ---- L4: loss
-    ("L4", "labels not shifted"): lambda: _loss(
-        lambda f: lambda network, batch, key=None: f(network, Batch(batch.tokens, batch.tokens), key)
+    ("L4", "labels not shifted"): lambda: wrap(
+        model, "loss", lambda f: lambda network, batch, key=None: f(network, Batch(batch.tokens, batch.tokens), key)
     ),
-    ("L4", "last position left out of the loss"): lambda: _loss(
+    ("L4", "last position left out of the loss"): lambda: wrap(
+        model,
+        "loss",
         lambda _: (
             lambda network, batch, key=None: nn.losses.cross_entropy(
                 network(batch.tokens, key)[:, :-1], batch.labels[:, :-1], reduction="mean"
             )
-        )
+        ),
     ),
     # ---- L5: gradients
     ("L5", "head untied: its gradient does not reach the embedding"): lambda: wrap(
@@ -258,7 +248,3 @@ MUTANTS = (
 
 def _first_repeated(values: Any, length: int) -> Any:
     return mx.broadcast_to(values[:, :, :1], (*values.shape[:2], length, values.shape[3]))
-
-
-def _nothing(*_: Any) -> None:
-    pass

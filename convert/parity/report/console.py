@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
-from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from convert.parity.climb import Climb, finite
+from convert.parity.climb import Climb
 from convert.parity.compare import Measurement
 from convert.parity.gates import MEASURED
 from convert.parity.ladder import Report, Result
@@ -26,8 +26,8 @@ from gpt_common.progress import Progress
 HEADER = f"{'rung':<25}{'error':>9}{'gate':>9}{'margin':>8}{'time':>8}  worst tensor"
 
 
-class Display(AbstractContextManager["Display"]):
-    """One line per rung as it ends; on a terminal also what is under way."""
+class Display:
+    """One line per rung as it ends; within `progress`, on a terminal also what is under way."""
 
     def __init__(self, climb: Climb, missing: dict[str, str]) -> None:
         self.climb = climb
@@ -52,15 +52,6 @@ class Display(AbstractContextManager["Display"]):
         for line in unmeasured(climb):
             self.console.print(f"note: {line}")
         self.console.print(HEADER)
-
-    def __enter__(self) -> Display:
-        """Start the bar."""
-        self.progress.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Remove the bar."""
-        self.progress.__exit__(None, None, None)
 
     def result(self, result: Result) -> None:
         """A rung has ended."""
@@ -159,7 +150,8 @@ def as_dict(
 
 
 def _plain(m: Measurement) -> dict[str, Any]:
-    return {**dataclasses.asdict(m), "error": finite(m.error), "passed": m.passed}
+    # JSON knows neither infinity nor NaN.
+    return {**dataclasses.asdict(m), "error": m.error if math.isfinite(m.error) else None, "passed": m.passed}
 
 
 def write(report: dict[str, Any], json_path: Path | None, html_path: Path | None) -> None:

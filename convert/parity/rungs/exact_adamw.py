@@ -3,28 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import numpy as np
 
 from convert.parity.compare import Array, Arrays
 from gpt_common.config import OptimConfig
-
-
-class Optimizing(Protocol):
-    """What L6a asks of a twin."""
-
-    def set_weights(self, weights: Arrays) -> None:
-        """Begin."""
-
-    def update(self, gradients: Arrays, step: int, rate: float) -> float:
-        """Clip and update number `step` (from 0); returns the gradient norm before clipping."""
-
-    def weights(self) -> Arrays:
-        """Weights by name."""
-
-    def moments(self) -> Arrays:
-        """exp_avg.<name> and exp_avg_sq.<name>, or momentum.<name>."""
 
 
 class ExactAdamW:

@@ -9,7 +9,7 @@ import numpy as np
 
 from convert.parity import material
 from convert.parity.climb import ORACLE, Climb
-from convert.parity.compare import Array, Arrays, Measurement
+from convert.parity.compare import Array, Measurement
 from convert.parity.twins.choices import choice_gates, for_cache
 from gpt_common.commands import SampleSettings
 from gpt_common.keyed import draws
@@ -31,15 +31,13 @@ def rung_generation(climb: Climb) -> Iterator[Measurement]:
     for state, weights in climb.states().items():
         twins = climb.loaded(weights)
         with twins[ORACLE].choosing() as whole:
-            exact = twins.pop(ORACLE).logits(tokens)
+            found = {ORACLE: {"logits from the cache": twins.pop(ORACLE).logits(tokens)}}
         own = {ORACLE: for_cache(whole, *tokens.shape)}
-        found: dict[str, Arrays] = {}
         for name, twin in twins.items():
-            with twin.choosing(own[ORACLE] or None) as choices:
+            with twin.choosing(own[ORACLE] or None) as own[name]:
                 found[name] = {"logits from the cache": twin.cached_logits(tokens)}
-            own |= {name: choices} if name in twins else {}
         yield from choice_gates(own, config.model, None, state)
-        yield from climb.compare(found, {"logits from the cache": exact}, gate, state)
+        yield from climb.compare(found, gate, state)
 
     # The last state is the one that has learnt something, or looks as if.
     prompt = tokens[0, : max(1, config.model.block_size // 4)].tolist()

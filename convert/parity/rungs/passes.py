@@ -17,17 +17,19 @@ OUTPUT = ": output"
 GRADIENT = ": gradient of "
 
 
-def dropout_keys(climb: Climb) -> dict[str, Array | None]:
-    """Passes to make: without dropout, and with it where the model has it."""
+def passes(climb: Climb) -> Iterator[tuple[str, Arrays, Array | None]]:
+    """The passes to make, with their weights and dropout key: from every state, and with dropout where there is any."""
     key = dropout_key(climb.config.train.seed, 0)
-    return {"": None, **({" with dropout": key} if climb.config.model.dropout else {})}
+    for state, weights in climb.states().items():
+        yield state, weights, None
+        if climb.config.model.dropout:
+            yield f"{state} with dropout", weights, key
 
 
 def rung_layers(climb: Climb) -> Iterator[Measurement]:
     """Every module on its own, forward and backward, from the oracle's input and upstream gradient."""
-    for state, weights in climb.states().items():
-        for dropped, key in dropout_keys(climb).items():
-            yield from layers(climb, state + dropped, weights, key)
+    for state, weights, key in passes(climb):
+        yield from layers(climb, state, weights, key)
 
 
 def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iterator[Measurement]:
@@ -47,8 +49,8 @@ def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iter
             for name, result in results.items()
         }
         yield from choice_gates(own, climb.config.model, climb.gate("L2 forward"), state)
-        yield from climb.compare(outputs, outputs.pop(ORACLE), climb.gate("L2 forward"), state)
-        yield from climb.compare(gradients, gradients.pop(ORACLE), climb.gate("L2 backward"), state)
+        yield from climb.compare(outputs, climb.gate("L2 forward"), state)
+        yield from climb.compare(gradients, climb.gate("L2 backward"), state)
 
 
 def rung_logits(climb: Climb) -> Iterator[Measurement]:
@@ -57,12 +59,11 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
     gate = climb.gate("L3")
     for state, weights in climb.states().items():
         logits, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.logits(tokens))
-        exact = logits.pop(ORACLE)
         found = {name: {"logits": values} for name, values in logits.items()}
         yield from choice_gates(own, climb.config.model, gate, state)
-        yield from climb.compare(found, {"logits": exact}, gate, state)
+        yield from climb.compare(found, gate, state)
         for name in climb.names:
-            count = top1_disagreements(logits[name], exact, TOP1_MARGIN)
+            count = top1_disagreements(logits[name], logits[ORACLE], TOP1_MARGIN)
             yield Measurement(
                 tensor="top-1 where it leads clearly", error=count, gate=0, between=f"{name} ~ {ORACLE}", state=state
             )
@@ -71,10 +72,10 @@ def rung_logits(climb: Climb) -> Iterator[Measurement]:
 def rung_loss(climb: Climb) -> Iterator[Measurement]:
     """Mean cross entropy."""
     gate = climb.gate("L4")
-    for state, found, exact, own in _passes(climb):
+    for state, found, own in _passes(climb):
         yield from choice_gates(own, climb.config.model, climb.gate("L3"), state)
         losses = {name: {"loss": arrays["loss"]} for name, arrays in found.items()}
-        for measurement in climb.compare(losses, {"loss": exact["loss"]}, gate, state):
+        for measurement in climb.compare(losses, gate, state):
             if measurement.between.endswith(f"~ {climb.reference}"):
                 climb.loss_noise = max(climb.loss_noise, measurement.error)
             yield measurement
@@ -83,19 +84,16 @@ def rung_loss(climb: Climb) -> Iterator[Measurement]:
 def rung_gradients(climb: Climb) -> Iterator[Measurement]:
     """The gradient of every parameter; the worst tensor counts."""
     gate = climb.gate("L5")
-    for state, found, exact, _ in _passes(climb):
-        for arrays in (*found.values(), exact):
+    for state, found, _ in _passes(climb):
+        for arrays in found.values():
             arrays.pop("loss")
-        yield from climb.compare(found, exact, gate, state)
+        yield from climb.compare(found, gate, state)
 
 
-def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], Arrays, dict[str, Choices]]]:
+def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], dict[str, Choices]]]:
     """Loss, gradients and choices of every backend and the oracle, in every state, with and without dropout."""
     batch = material.batches(climb.config, 0)[0]
-    for state, weights in climb.states().items():
-        for dropped, key in dropout_keys(climb).items():
-            twins = climb.loaded(weights)
-            passes, own = climb.routed_alike(twins, lambda twin: twin.gradients(batch, key))  # noqa: B023
-            found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in passes.items()}
-            exact = found.pop(ORACLE)
-            yield state + dropped, found, exact, own
+    for state, weights, key in passes(climb):
+        results, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.gradients(batch, key))  # noqa: B023
+        found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in results.items()}
+        yield state, found, own

@@ -152,7 +152,7 @@ def rung_trajectory(climb: Climb) -> Iterator[Measurement]:
                 times=True,
             )
     if climb.has_gate("L7 weights"):
-        for measurement in climb.compare(weights, None, climb.gate("L7 weights")):
+        for measurement in climb.compare(weights, climb.gate("L7 weights")):
             noise = moved[measurement.tensor]
             after = dataclasses.replace(measurement, tensor=f"{measurement.tensor} after {steps} steps")
             # Where noise breaks the gate on its own no twin could keep it. So it is with queries of custom-llm-tiny:

@@ -10,7 +10,7 @@ import numpy as np
 from convert.parity import material
 from convert.parity.climb import ORACLE, Climb
 from convert.parity.compare import Arrays, Measurement, without_key_bias
-from convert.parity.rungs.exact_adamw import ExactAdamW, Optimizing
+from convert.parity.rungs.exact_adamw import ExactAdamW
 from convert.parity.rungs.exact_muon import ExactMuon
 from convert.parity.twins.choices import choice_gates
 from convert.parity.twins.twin import Twin
@@ -55,7 +55,7 @@ def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
         for name, value in material.fresh(config).items()
     }
     oracle = ExactMuon(config.optim) if muon else ExactAdamW(config.optim)
-    twins: dict[str, Optimizing] = {ORACLE: oracle, **climb.twins(config)}
+    twins: dict[str, ExactAdamW | Twin] = {ORACLE: oracle, **climb.twins(config)}
     norms: dict[str, Arrays] = {}
     for name, twin in twins.items():
         twin.set_weights(start)
@@ -69,8 +69,7 @@ def rung_optimizer(climb: Climb) -> Iterator[Measurement]:
     moments = {name: twin.moments() for name, twin in twins.items()}
     updates = {name: {f"update of {t}": v - start[t] for t, v in w.items()} for name, w in weights.items()}
     for found_by_name, gate in ((updates, "L6a update"), (moments, "L6a moments"), (norms, "L6a moments")):
-        exact = found_by_name.pop(ORACLE)
-        yield from climb.compare(found_by_name, exact, climb.gate(gate), split_bias=False)
+        yield from climb.compare(found_by_name, climb.gate(gate), split_bias=False)
     limit = climb.gate("L6a distance")
     for name in climb.names:
         for tensor, value in weights[name].items():
@@ -92,9 +91,10 @@ def _large_norm(climb: Climb) -> Iterator[Measurement]:
         for tensor, shape in parameter_shapes(MANY_ROWS).items()
     }
     name = "norm of a large gradient"
-    exact = {name: np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradients.values()))}
+    exact = np.sqrt(sum(np.sum(g.astype(np.float64) ** 2) for g in gradients.values()))
     norms = {n: twin.update(gradients, 0, config.optim.learning_rate) for n, twin in climb.twins(config).items()}
-    yield from climb.compare({n: {name: np.array(norm)} for n, norm in norms.items()}, exact, climb.gate("L5"))
+    found = {n: {name: np.array(norm)} for n, norm in {ORACLE: exact, **norms}.items()}
+    yield from climb.compare(found, climb.gate("L5"))
 
 
 def _random_gradients(like: Arrays, step: int) -> Arrays:
@@ -140,21 +140,20 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
         share = sum(int(left.sum()) for left in decided.values()) / sum(left.size for left in decided.values())
         label = "share of the update that is left to rounding"
         yield Measurement(tensor=label, error=share, gate=ROUNDED_SHARE, between=ORACLE, state=state)
-        exact = updates.pop(ORACLE)
         stored = {
             tensor: float(
                 np.linalg.norm(weights[tensor.removeprefix("update of ")]) * 2.0**-24 / np.linalg.norm(update)
             )
-            for tensor, update in exact.items()
+            for tensor, update in updates[ORACLE].items()
             if update.any()
         }
-        for measured in climb.compare(updates, exact, gate, state, ratio=False):
+        for measured in climb.compare(updates, gate, state, ratio=False):
             # A gradient far below Adam's epsilon moves a weight by less than storing it in float32 can tell.
             noise = stored.get(measured.tensor, 0.0)
             yield measured.allowing(noise, STORED) if noise > gate else measured
         for figure, limit in (("loss", climb.gate("L4")), ("gradient norm", climb.gate("L5"))):
             one = {name: {figure: arrays[figure]} for name, arrays in figures.items()}
-            yield from climb.compare(one, one.pop(ORACLE), limit, state)
+            yield from climb.compare(one, limit, state)
 
 
 def routing_differences(twins: Mapping[str, Twin], reference: str, state: str = "") -> Iterator[Measurement]:

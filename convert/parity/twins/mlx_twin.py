@@ -88,8 +88,7 @@ class MlxTwin(Twin):
             module.update(tree_unflatten(list(zip(names, values, strict=False))))
             given = dict(zip(differentiable, values[len(names) :], strict=True))
             arguments = [given[i] if i in given else mx.array(x) for i, x in enumerate(inputs)]
-            output: mx.array = module(*arguments, *more)
-            return output
+            return module(*arguments, *more)
 
         with self._here():
             if "key" in takes:
@@ -240,4 +239,4 @@ OPERATIONS: dict[str, Callable[..., mx.array]] = {
         logits.astype(mx.float32), labels, reduction="mean"
     ),
 }
-"""The building blocks of the model, by the name that rungs_operations.py uses."""
+"""The building blocks of the model, by the name that rungs/operations.py uses."""

@@ -181,33 +181,14 @@ class TorchTwin(Twin):
         return None if words is None else torch.from_numpy(words)
 
 
-def _call(layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+def _call(layer: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None, *arguments: Any) -> torch.Tensor:
     parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-    output: torch.Tensor = functional_call(layer, parameters, (x,))
-    return output
-
-
-def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return _call(layers.Linear(weight.shape[1], weight.shape[0], bias is not None), x, weight, bias)
-
-
-def _layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return _call(layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), x, weight, bias)
-
-
-def _rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    return _call(layers.RMSNorm(weight.shape[0], 1e-5), x, weight, None)
+    return functional_call(layer, parameters, arguments)
 
 
 def _rotary(x_BHTK: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     angles = layers.Rotary(config).to(x_BHTK.device).angles(0, x_BHTK.shape[2])
     return layers.ROTATIONS[config.rope_layout](x_BHTK, angles)
-
-
-def _stacked_linear(x_MD: torch.Tensor, weight_EFD: torch.Tensor, expert_M: torch.Tensor) -> torch.Tensor:
-    E, F, D = weight_EFD.shape
-    output: torch.Tensor = functional_call(layers.StackedLinear(E, D, F), {"weight": weight_EFD}, (x_MD, expert_M))
-    return output
 
 
 class _Router(experts.MixtureOfExperts):
@@ -226,28 +207,31 @@ def _router(x_ND: torch.Tensor, weight_ED: torch.Tensor, config: ModelConfig) ->
     router = _Router(config).to(x_ND.device)
     if config.balancing == "bias":
         router.routing_bias.copy_(torch.from_numpy(routing_bias(config)))
-    output: torch.Tensor = functional_call(router, {"router.weight": weight_ED}, (x_ND,))
-    return output
+    return functional_call(router, {"router.weight": weight_ED}, (x_ND,))
 
 
 OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
-    "linear": _linear,
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
+    "linear": lambda x, weight, bias=None: _call(
+        layers.Linear(weight.shape[1], weight.shape[0], bias is not None), weight, bias, x
+    ),
+    "layer_norm": lambda x, weight, bias=None: _call(
+        layers.LayerNorm(weight.shape[0], 1e-5, bias is not None), weight, bias, x
+    ),
+    "rms_norm": lambda x, weight: _call(layers.RMSNorm(weight.shape[0], 1e-5), weight, None, x),
     "rotary": _rotary,
     "silu_product": lambda gate, up: F.silu(gate) * up,
     "relu2": feed_forward.ACTIVATIONS["relu2"],
-    "stacked_linear": _stacked_linear,
+    "stacked_linear": lambda x, weight, expert_M: _call(
+        layers.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None, x, expert_M
+    ),
     "router": _router,
     "orthogonal": optim.orthogonal,
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "embedding": lambda table, ids, dtype: functional_call(
-        layers.Embedding(*table.shape), {"weight": table}, (ids, dtype)
-    ),
+    "embedding": lambda table, ids, dtype: _call(layers.Embedding(*table.shape), table, None, ids, dtype),
     "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
     "softmax": lambda x: torch.softmax(layers.upcast(x), dim=-1),
     "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
     "cross_entropy": lambda logits, labels: F.cross_entropy(layers.upcast(logits).flatten(0, 1), labels.flatten()),
 }
-"""The building blocks of the model, by the name that rungs_operations.py uses."""
+"""The building blocks of the model, by the name that rungs/operations.py uses."""
