@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -222,11 +223,7 @@ def largest_batch(config: RunConfig, twin: Twin, usable: int | None, *, checkpoi
 
 def largest(holds: Callable[[int], bool], limit: int) -> int:
     """The largest number from 1 to `limit` for which something holds that holds for all smaller ones; or 0."""
-    low, high = 0, limit + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
+    return bisect_left(range(1, limit + 1), True, key=lambda number: not holds(number))
 
 
 def compute_optimal(parameters: int) -> dict[str, Any]:

@@ -49,11 +49,9 @@ def not_waiting(self_test: SelfTest, products: Mapping[str, float]) -> str | Non
     return None
 
 
-def above_peak(
-    what: str, flops_per_second: float | None, peak: float | None, source: str, margin: float = PEAK_MARGIN
-) -> str | None:
+def above_peak(what: str, flops_per_second: float | None, peak: float | None, source: str) -> str | None:
     """Why a rate cannot be true, or None if it can or if nothing is known."""
-    if flops_per_second is None or peak is None or flops_per_second <= margin * peak:
+    if flops_per_second is None or peak is None or flops_per_second <= PEAK_MARGIN * peak:
         return None
     return f"{what} at {flops_per_second / 1e12:.3g} TFLOP/s is above the {source} of {peak / 1e12:.3g}: impossible"
 

@@ -22,9 +22,9 @@ NEW_TOKENS = 32
 REPEATS = 5
 
 
-def prompt_lengths(block_size: int, new_tokens: int = NEW_TOKENS) -> list[int]:
+def prompt_lengths(block_size: int) -> list[int]:
     """Powers of four from 4, and the longest prompt that leaves room for the new tokens."""
-    longest = max(1, block_size - new_tokens)
+    longest = max(1, block_size - NEW_TOKENS)
     lengths = [length for length in (4, 16, 64, 256, 1024, 4096) if length < longest]
     return [*lengths, longest]
 

@@ -64,20 +64,20 @@ class MlxWork:
     def build(self) -> None:
         """Model and optimiser."""
         config = self._config
-        self._model: Any = CountedGPT(config.model, self._dtype, config.train.gradient_checkpointing)
-        self._model.initialise(config.train.seed)
-        self._optimizer = build_optimizer(self._model, config.optim)
-        self._train_step = TrainStep(self._model, self._optimizer, config, self.compiled)
+        self.model: Any = CountedGPT(config.model, self._dtype, config.train.gradient_checkpointing)
+        self.model.initialise(config.train.seed)
+        self._optimizer = build_optimizer(self.model, config.optim)
+        self._train_step = TrainStep(self.model, self._optimizer, config, self.compiled)
 
     def step(self, batches: Batches, step: int, rate: float) -> None:
         self._loss, _ = self._train_step(batches, step, rate)
 
     def wait(self) -> None:
-        mx.eval(self._loss, self._model.parameters(), self._optimizer.state)
+        mx.eval(self._loss, self.model.parameters(), self._optimizer.state)
         mx.synchronize()
 
     def force(self) -> float:
-        parameters: Any = tree_flatten(self._model.parameters())
+        parameters: Any = tree_flatten(self.model.parameters())
         return float(self._loss) + float(parameters[0][1].flatten()[-1].item())
 
     def loss(self) -> float:
@@ -99,10 +99,10 @@ class MlxWork:
         if not self.compiled:
             return None
         # MLX compiles without saying how long, and cannot break a graph: it raises an error instead.
-        return Compilation(seconds=None, graphs=1, graph_breaks=0, recompiles=max(0, self._model.runs - 1))
+        return Compilation(seconds=None, graphs=1, graph_breaks=0, recompiles=max(0, self.model.runs - 1))
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
-        return generate(self._model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
+        return generate(self.model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
 
 
 class MlxLmWork(MlxWork):
@@ -123,7 +123,7 @@ class MlxLmWork(MlxWork):
             self.notes.append("has biases, which start at zero and are trained")
         if model.feed_forward != "gelu_tanh":
             self.notes.append("computes the tanh form of GELU, which is cheaper than the exact one")
-        self._model = gpt2.Model(
+        self.model = gpt2.Model(
             gpt2.ModelArgs(
                 model_type="gpt2",
                 n_ctx=model.block_size,
@@ -138,16 +138,16 @@ class MlxLmWork(MlxWork):
         weights = {}
         for name, array in gpt2_weights(config):
             weights["model." + name.removeprefix("transformer.")] = mx.array(array)
-        present: Any = tree_flatten(self._model.parameters())
+        present: Any = tree_flatten(self.model.parameters())
         for name, value in present:
             if name.endswith(".bias") and name not in weights:
                 weights[name] = mx.zeros_like(value)
-        self._model.load_weights(list(weights.items()), strict=True)
-        self._optimizer = build_optimizer(self._model, config.optim)
-        self._compute = nn.value_and_grad(self._model, self._cross_entropy)
+        self.model.load_weights(list(weights.items()), strict=True)
+        self._optimizer = build_optimizer(self.model, config.optim)
+        self._compute = nn.value_and_grad(self.model, self._cross_entropy)
         self._update = self._clip_and_update
         if self.compiled:
-            state = [self._model.state, self._optimizer.state]
+            state = [self.model.state, self._optimizer.state]
             self._compute = mx.compile(self._compute, inputs=state, outputs=state)
             self._update = mx.compile(self._clip_and_update, inputs=state, outputs=state)
 
@@ -156,11 +156,11 @@ class MlxLmWork(MlxWork):
         return unknown if self.compiled else None
 
     def _cross_entropy(self, tokens: mx.array, labels: mx.array) -> mx.array:
-        return nn.losses.cross_entropy(self._model(tokens).astype(mx.float32), labels, reduction="mean")
+        return nn.losses.cross_entropy(self.model(tokens).astype(mx.float32), labels, reduction="mean")
 
     def _clip_and_update(self, gradients: Any) -> mx.array:
         gradients, norm = clip_gradients(gradients, self._config.optim.grad_clip)
-        self._optimizer.update(self._model, gradients)
+        self._optimizer.update(self.model, gradients)
         return norm
 
     def step(self, batches: Batches, step: int, rate: float) -> None:
@@ -174,15 +174,15 @@ class MlxLmWork(MlxWork):
                 mx.eval(total, gradients)
         set_step(self._optimizer, step + 1, rate)
         self._update(gradients)
-        mx.async_eval(total, self._model.parameters(), self._optimizer.state)
+        mx.async_eval(total, self.model.parameters(), self._optimizer.state)
         mx.eval(previous)
         self._loss = total
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
         from mlx_lm.models.cache import make_prompt_cache
 
-        cache, fresh = make_prompt_cache(self._model), mx.array([list(prompt)])
+        cache, fresh = make_prompt_cache(self.model), mx.array([list(prompt)])
         for _ in range(tokens):
-            token = int(np.argmax(np.array(self._model(fresh, cache=cache)[0, -1].astype(mx.float32))))
+            token = int(np.argmax(np.array(self.model(fresh, cache=cache)[0, -1].astype(mx.float32))))
             fresh = mx.array([[token]])
             yield token

@@ -44,9 +44,9 @@ class TorchWork:
     def build(self) -> None:
         """Model and optimiser."""
         config = self._config
-        self._model: Any = GPT(config.model, self._dtype, config.train.gradient_checkpointing).to(self._device)
-        self._model.initialise(config.train.seed)
-        self._train_step = TrainStep(self._model, build_optimizer(self._model, config.optim), config, self.compiled)
+        self.model: Any = GPT(config.model, self._dtype, config.train.gradient_checkpointing).to(self._device)
+        self.model.initialise(config.train.seed)
+        self._train_step = TrainStep(self.model, build_optimizer(self.model, config.optim), config, self.compiled)
 
     def step(self, batches: Batches, step: int, rate: float) -> None:
         self._loss, _ = self._train_step(batches, step, rate)
@@ -55,7 +55,7 @@ class TorchWork:
         synchronise(self._device)
 
     def force(self) -> float:
-        return float(self._loss) + float(next(self._model.parameters()).detach().flatten()[-1])
+        return float(self._loss) + float(next(self.model.parameters()).detach().flatten()[-1])
 
     def loss(self) -> float:
         return float(self._loss)
@@ -94,7 +94,7 @@ class TorchWork:
         )
 
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
-        return generate(self._model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
+        return generate(self.model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
 
 
 class TransformersWork(TorchWork):
@@ -122,19 +122,19 @@ class TransformersWork(TorchWork):
             bos_token_id=None,
             eos_token_id=None,
         )
-        self._model = transformers.GPT2LMHeadModel(settings)
+        self.model = transformers.GPT2LMHeadModel(settings)
         self.description = f"transformers {transformers.__version__}, {self.description}"
         if not model.bias:
             self.notes.append("has biases, which start at zero and are trained")
         weights = {name: torch.from_numpy(array) for name, array in gpt2_weights(config, conv1d=True)}
-        missing, unexpected = self._model.load_state_dict(weights, strict=False)
+        missing, unexpected = self.model.load_state_dict(weights, strict=False)
         unknown = [name for name in missing if not name.endswith((".bias", "lm_head.weight"))]
         if unknown or unexpected:
             raise Absent(f"transformers' GPT-2 has other weights: {', '.join([*unknown, *unexpected])}")
-        self._model.to(self._device).train()
+        self.model.to(self._device).train()
         if config.train.gradient_checkpointing:
-            self._model.gradient_checkpointing_enable()
-        self._optimizer = build_optimizer(self._model, config.optim)
+            self.model.gradient_checkpointing_enable()
+        self._optimizer = build_optimizer(self.model, config.optim)
 
     def step(self, batches: Batches, step: int, rate: float) -> None:  # noqa: ARG002 (no keyed dropout)
         total = torch.zeros((), device=self._device)
@@ -142,12 +142,12 @@ class TransformersWork(TorchWork):
         for batch in batches:
             there = to_device(batch, self._device)
             with bf16:
-                logits = self._model(there.tokens, use_cache=False).logits
+                logits = self.model(there.tokens, use_cache=False).logits
             logits_NV, labels_N = logits.float().flatten(0, 1), there.labels.flatten()
             loss = torch.nn.functional.cross_entropy(logits_NV, labels_N) / len(batches)
             loss.backward()
             total = total + loss.detach()
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._config.optim.grad_clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optim.grad_clip or float("inf"))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.step()
@@ -156,10 +156,10 @@ class TransformersWork(TorchWork):
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
-        self._model.eval()
+        self.model.eval()
         past, fresh = None, torch.tensor([list(prompt)], device=self._device)
         for _ in range(tokens):
-            out = self._model(fresh, past_key_values=past, use_cache=True)
+            out = self.model(fresh, past_key_values=past, use_cache=True)
             past, token = out.past_key_values, int(np.argmax(out.logits[0, -1].float().cpu().numpy()))
             fresh = torch.tensor([[token]], device=self._device)
             yield token

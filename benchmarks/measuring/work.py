@@ -34,6 +34,8 @@ class Work(Protocol):
     """"cpu", "gpu", "mps" or "cuda"."""
     dtype: str
     """Compute dtype."""
+    model: Any
+    """The model at work."""
     notes: list[str]
     """In what this work differs from the others', if it does."""
 

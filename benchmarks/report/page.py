@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from benchmarks.report.findings import (
     times,
 )
 from benchmarks.results import CaseResult, Result
-from gpt_common.drawing import Draw, css, page_colour, svg
+from gpt_common.drawing import css, page_colour, svg
 from gpt_common.words import milliseconds, rate, share
 
 TEMPLATE = "page.html.jinja"
@@ -64,10 +63,21 @@ def describe_case(case: CaseResult, name: str) -> dict[str, Any]:
     sustained = {row.label: [row.sustained.process] for row, _ in rows if row.sustained}
     session, written = course({row.label: row.processes for row, _ in rows}), generation(case)
 
-    def picture(draw: Draw | None, kind: str, label: str, height: float, narrow_height: float | None = None) -> str:
-        return svg(draw, f"{name}-{kind}", label, height=height, narrow_height=narrow_height) if draw else ""
-
-    by_rows: Callable[[int], float] = lambda each: 60 + each * len(rows)  # noqa: E731
+    found = {
+        "certainty": (figures.certainty(case) if rows else None, "How sure", 60 + 38 * len(rows), None),
+        "steps": (figures.steps(case), "Milliseconds of every step", 60 + 48 * len(rows), None),
+        "course": (figures.over_time(session, shades), "Milliseconds per step over the session", 320, 300),
+        "sustained": (
+            figures.over_time(course(sustained, from_zero=True), shades),
+            "Milliseconds per step of the sustained runs",
+            320,
+            300,
+        ),
+    }
+    pictures = {
+        kind: svg(draw, f"{name}-{kind}", label, height=height, narrow_height=on_a_telephone) if draw else ""
+        for kind, (draw, label, height, on_a_telephone) in found.items()
+    }
     return {
         "case": case,
         "work": case.work,
@@ -86,19 +96,8 @@ def describe_case(case: CaseResult, name: str) -> dict[str, Any]:
         ],
         "missing": [row for row in case.rows if not row.summary and not (row.control and not row.reason)],
         "noise": noise(case),
-        "certainty": picture(figures.certainty(case) if rows else None, "certainty", "How sure", by_rows(38)),
-        "steps": picture(figures.steps(case), "steps", "Milliseconds of every step", by_rows(48)),
-        "course": picture(
-            figures.over_time(session, shades), "course", "Milliseconds per step over the session", 320, 300
-        ),
+        **pictures,
         "invalid": sum(not point.counts for points in session.values() for point in points),
-        "endurance": picture(
-            figures.over_time(course(sustained, from_zero=True), shades),
-            "sustained",
-            "Milliseconds per step of the sustained runs",
-            320,
-            300,
-        ),
         "generation": written,
         "generation_picture": written and _panels(written, f"{name}-generation", shades),
         "same_text": len({row.generation.greedy_sha256 for row, _ in rows if row.generation}) == 1,

@@ -76,13 +76,13 @@ def paired_ratio(times: Sequence[float | None], others: Sequence[float | None], 
     return Ratio(math.exp(float(logs.mean())), low, high, len(pairs))
 
 
-def unpaired_ratio(times: Sequence[float], others: Sequence[float], *, seed: int = 0) -> Ratio | None:
+def unpaired_ratio(times: Sequence[float], others: Sequence[float]) -> Ratio | None:
     """Ratio of two backends' times from different sessions: rounds do not belong together, each side is resampled."""
     if not times or not others:
         return None
     logs = [np.log(times), np.log(others)]
     rounds = min(len(times), len(others))
-    low, high = (None, None) if rounds < MINIMUM_ROUNDS else _interval(logs, [1.0, -1.0], seed)
+    low, high = (None, None) if rounds < MINIMUM_ROUNDS else _interval(logs, [1.0, -1.0], 0)
     return Ratio(math.exp(float(logs[0].mean() - logs[1].mean())), low, high, rounds)
 
 

@@ -11,19 +11,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.turns import start_side, take_turns, work_on_request
+from benchmarks.studies.turns import cpu_work, start_side, take_turns, work_on_request
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
-from gpt_common.config import ModelConfig, load_preset
+from gpt_common.config import ModelConfig, RunConfig, load_preset
 from gpt_common.errors import UserError, run_main
-from gpt_common.machine.blas import load_fast_blas
 from gpt_common.sampling import choose
 
 PROG = "python benchmarks/studies/cache.py"
@@ -51,21 +48,15 @@ class CacheStudy:
 
 def generation(twin: Twin, config: ModelConfig, tokens: int, *, cached: bool) -> Callable[[], list[int]]:
     """A function that generates tokens after one, with the cache or with a whole pass for each; gives them all."""
-    if twin == "mlx":
-        load_fast_blas()  # before MLX is imported
-    part = {name: import_module(f"{twin}_gpt.{name}") for name in ("device", "model", "sample")}
-    part["device"].select_device("cpu")
-    model = part["model"].GPT(config)
-    model.initialise(0)
-    settings = SampleSettings(max_new_tokens=tokens, temperature=0)
+    work = cpu_work(twin, RunConfig(model=config))
 
     def with_cache() -> list[int]:
-        return [0, *part["sample"].generate(model, [0], settings, repeat(0.0))]
+        return [0, *work.generate([0], tokens)]
 
     def without_cache() -> list[int]:
-        context = [0]
+        context, settings = [0], SampleSettings(temperature=0)
         for _ in range(tokens):
-            context.append(choose(last_logits(twin, model, context[-config.block_size :]), settings, 0.0))
+            context.append(choose(last_logits(twin, work.model, context[-config.block_size :]), settings, 0.0))
         return context
 
     return with_cache if cached else without_cache

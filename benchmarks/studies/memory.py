@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from benchmarks.measuring.backends import BACKENDS
 from benchmarks.measuring.work import Batcher, run_steps
-from benchmarks.measuring.worker import open_work
+from benchmarks.studies.turns import cpu_work
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
 from gpt_common.errors import WorkFailed, run_main
@@ -133,7 +132,7 @@ def _measure_torch(config: RunConfig) -> int:
     # A model before this one may still be there, in a cycle of references: its end must not count as ours.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run_steps(open_work(BACKENDS["cpu"], config), config, Batcher(config).take(STEPS))
+        run_steps(cpu_work("torch", config), config, Batcher(config).take(STEPS))
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return int(np.cumsum([change for _, change in changes]).max())
@@ -146,7 +145,7 @@ def _measure_mlx(config: RunConfig) -> int:
     import mlx.core as mx
 
     before = mx.get_active_memory()
-    work = open_work(BACKENDS["mlx-cpu"], config)
+    work = cpu_work("mlx", config)
     work.wait()
     mx.reset_peak_memory()
     run_steps(work, config, Batcher(config).take(STEPS))

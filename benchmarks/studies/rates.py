@@ -39,9 +39,9 @@ class Rates:
     """Trainings for each figure."""
 
 
-def generated_text(characters: int, seed: int = 0) -> str:
+def generated_text(characters: int) -> str:
     """Words of a made-up language: frequent and rare ones (Zipf), each with its own few followers; in sentences."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
     words = ["".join(random.choice(syllables, random.integers(1, 5))) for _ in range(800)]
     share = 1 / np.arange(1, 801)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.measuring.backends import BACKENDS
-from benchmarks.measuring.work import Batcher
+from benchmarks.measuring.work import Batcher, Work
 from benchmarks.measuring.worker import open_work
 from gpt_common.config import RunConfig
 from gpt_common.errors import WorkFailed
@@ -62,9 +62,14 @@ def work_on_request(work: Callable[[], object]) -> None:
         print((time.perf_counter() - began) / units, flush=True)
 
 
+def cpu_work(twin: str, config: RunConfig) -> Work:
+    """One twin's model at its initial weights, on the CPU."""
+    return open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config)
+
+
 def twin_step(twin: str, config: RunConfig) -> Callable[[], None]:
     """A training step of one twin on the CPU, waited for."""
-    work = open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config)
+    work = cpu_work(twin, config)
     batches, number = Batcher(config).take(1)[0][1], itertools.count()
 
     def step() -> None:

@@ -34,6 +34,7 @@ class Machine:
     description: str = "made-up"
     device: str = "gpu"
     dtype: str = "float32"
+    model: None = None
     notes: list[str] = field(default_factory=list)
 
     @property
