@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
-from unittest.mock import patch
 
 from convert.parity.climb import Climb
 from convert.parity.ladder import climb_ladder
+from convert.parity.twins.replaced import replaced
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from gpt_common.machine.backends import BACKENDS
 
@@ -81,7 +81,7 @@ def mutants(family: str, changes: Changes) -> list[Mutant]:
 
 def wrap(owner: Any, name: str, wrong: Callable[[Any], Any]) -> Change:
     """Replace `owner.name` by what `wrong` makes of it."""
-    return patch.object(owner, name, wrong(getattr(owner, name)))
+    return replaced(owner, name, wrong(getattr(owner, name)))
 
 
 def mutant_config(family: str = "gpt") -> RunConfig:

@@ -8,11 +8,11 @@ import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-from unittest.mock import patch
 
 import mlx.core as mx
 
 from convert.parity.mutants.climb import FAMILIES, Change, Changes, mutants, wrap
+from convert.parity.twins.replaced import replaced, replaced_entry
 from mlx_gpt import attention, experts, layers, optim
 from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
 from mlx_gpt.experts import Experts, MixtureOfExperts
@@ -26,8 +26,15 @@ def _with(owner: Any, method: str, **values: Callable[[Any], Any]) -> Change:
     def make(right: Any) -> Any:
         @functools.wraps(right)
         def wrong(self: Any, *args: Any) -> Any:
-            with patch.multiple(self, **{name: value(self) for name, value in values.items()}):
+            before = {name: getattr(self, name) for name in values}
+            changed = {name: value(self) for name, value in values.items()}
+            try:
+                for name, value in changed.items():
+                    setattr(self, name, value)
                 return right(self, *args)
+            finally:
+                for name, value in before.items():
+                    setattr(self, name, value)
 
         return wrong
 
@@ -107,11 +114,11 @@ def _towards_the_busy(right: Any) -> Any:
 
 LLAMA: Changes = {
     # ---- rotary positions
-    ("L1", "halves rotated as if interleaved"): lambda: patch.dict(
-        layers.ROTATIONS, {"halves": layers.rotate_interleaved}
+    ("L1", "halves rotated as if interleaved"): lambda: replaced_entry(
+        layers.ROTATIONS, "halves", layers.rotate_interleaved
     ),
-    ("L1", "interleaved rotated as halves"): lambda: patch.dict(
-        layers.ROTATIONS, {"interleaved": layers.rotate_halves}
+    ("L1", "interleaved rotated as halves"): lambda: replaced_entry(
+        layers.ROTATIONS, "interleaved", layers.rotate_halves
     ),
     ("L1", "rotary base off by a hundredth"): lambda: wrap(
         layers, "rotary_tables", lambda f: lambda c: f(dataclasses.replace(c, rope_theta=1.01 * c.rope_theta))
@@ -173,7 +180,7 @@ DEEPSEEK: Changes = {
         score=lambda self: lambda x, right=self.score: right(x) + getattr(self, "routing_bias", 0),
         choice=lambda self: self.unbiased,
     ),
-    ("L1", "softmax for sigmoid"): lambda: patch.dict(experts.SCORES, {"sigmoid": experts.SCORES["softmax"]}),
+    ("L1", "softmax for sigmoid"): lambda: replaced_entry(experts.SCORES, "sigmoid", experts.SCORES["softmax"]),
     ("L1", "groups ignored"): lambda: wrap(experts, "best_groups", lambda _: experts.all_groups),
     ("L1", "two experts' weights swapped"): lambda: wrap(
         StackedLinear,
@@ -188,7 +195,7 @@ DEEPSEEK: Changes = {
     ),
     ("L6b", "balancing towards the busy"): lambda: wrap(MixtureOfExperts, "balance", _towards_the_busy),
     # ---- Muon
-    ("L1", "Newton-Schulz by the cubic iteration"): lambda: patch.object(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
+    ("L1", "Newton-Schulz by the cubic iteration"): lambda: replaced(optim, "NEWTON_SCHULZ", (1.5, -0.5, 0.0)),
     ("L1", "experts made orthogonal together"): lambda: wrap(
         optim, "orthogonal", lambda f: lambda x: f(x.reshape(-1, x.shape[-1])).reshape(x.shape)
     ),

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -16,6 +15,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import routing_bias
+from convert.parity.twins.replaced import replaced
 from convert.parity.twins.twin import INPUTS, ComputeDtype, LayerPass, Operation, Traced, Twin
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
@@ -134,8 +134,8 @@ class MlxTwin(Twin):
 
         with self._here(), ExitStack() as stack:
             for kind in {type(module) for module in self.network.modules() if id(module) in paths}:
-                stack.enter_context(patch.object(kind, "__call__", watched(kind.__call__)))
-            stack.enter_context(patch.object(self.network, "gradient_checkpointing", False))
+                stack.enter_context(replaced(kind, "__call__", watched(kind.__call__)))
+            stack.enter_context(replaced(self.network, "gradient_checkpointing", False))
             mx.eval(model.loss(self.network, to_device(batch, self.device), _key(key)))
         return traced
 

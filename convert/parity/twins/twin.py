@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import Choices, Preferences
+from convert.parity.twins.replaced import replaced
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.data.batches import NumpyBatch
@@ -133,7 +133,7 @@ class Twin(ABC):
                     own_NE = right(scores_NE)
                     return self._like(own_NE, preferred.decide(router, self._numpy(own_NE)))
 
-                stack.enter_context(patch.object(router, "choice", choice))
+                stack.enter_context(replaced(router, "choice", choice))
             yield preferred.own
 
     # ---- one pass ------------------------------------------------------------------------------------------------
