@@ -50,7 +50,8 @@ def walk(folder: Path, *, limit: float, installed: bool) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     if (ROOT / "data" / "downloads").is_dir():
         shutil.copytree(ROOT / "data" / "downloads", clone / "data" / "downloads")
-    _write_own_text(clone / "mine")
+    _write_own_text(clone / "mine", seed=1)
+    _write_own_text(clone / "more", seed=2)
     activate = "" if installed else "test -d .venv && . .venv/bin/activate; "
     for command in commands():
         if BY_CHECK in command:
@@ -82,9 +83,9 @@ def _run(shell: str, folder: Path, limit: float) -> int:
         return process.wait()
 
 
-def _write_own_text(folder: Path) -> None:
+def _write_own_text(folder: Path, *, seed: int) -> None:
     """A text of one's own."""
-    choose = random.Random(1)
+    choose = random.Random(seed)
     words = ["the", "big", "small", "dog", "hen", "frog", "kite", "went", "to", "see", "and", "said", "hello"]
     lines = [" ".join(choose.choices(words, k=9)).capitalize() + "." for _ in range(4000)]
     folder.mkdir()
