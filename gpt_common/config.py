@@ -328,8 +328,8 @@ class TrainConfig:
     """Optional trackers to log to, besides metrics.jsonl."""
     report: bool = True
     """Write report.html, the page of the run, when it ends."""
-    health_gates: bool = True
-    """Check before step 1 that learning is possible."""
+    health_gates: Literal["quick", "full", "off"] = "quick"
+    """Check before step 1 that learning is possible: in some seconds, thoroughly, or not."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "batch_size", "grad_accum_steps", "log_interval", "eval_batches", "keep_checkpoints"):
@@ -417,6 +417,8 @@ def from_dict(tables: dict[str, Any], *, base: RunConfig | None = None, where: s
             if key not in types:
                 home = f"it belongs in [{homes[key]}]" if key in homes else nearest(key, types)
                 raise UserError(f"{where}: unknown key '{key}' in [{table}]: {home}")
+            if key == "health_gates" and isinstance(value, bool):  # before there were two kinds
+                value = "quick" if value else "off"
             values = {**values, key: _typed(value, types[key], f"{where}: {key} in [{table}]")}
         try:
             sections[table] = dataclasses.replace(sections[table], **values)

@@ -63,6 +63,8 @@ TRAINING: Mapping[str, Entry] = {
     "wandb-log": Switch(on=("--trackers", "wandb")),
     "wandb-project": "the project's name is fixed: --trackers wandb, and --name for the run",
     "wandb-run-name": Same("name"),
+    "early-stopping-patience": Same("patience"),
+    "no-health-gates": Switch(on=("--health-gates", "off")),
     "backend": "one process trains: there is no backend of communication; --device chooses where",
     # mlx-lm
     "iters": Same("max-steps"),

@@ -1,25 +1,50 @@
-"""What the health gates of gpt_common/training/health/gates.py ask of a model."""
+"""What the health gates of gpt_common/training/health ask of a model and of its training step."""
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 
+from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, Tokens
+from gpt_common.training.health.asked import Tried
 from mlx_gpt.device import tensor, to_device
 from mlx_gpt.model import GPT, loss
+from mlx_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
+
+
+class Step(Protocol):
+    """The training step of train.py, which imports this file."""
+
+    model: GPT
+    optimizer: Optimizer
+    config: RunConfig
+    compiled: bool
+    update: Callable[..., mx.array]
+
+    def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[mx.array, mx.array]:
+        """Do it."""
 
 
 class TrainingProbe:
-    """A model seen from outside: losses, logits and gradients as numpy, without dropout."""
+    """A model seen from outside: losses, logits and gradients as numpy, without dropout; and the step that trains it.
 
-    def __init__(self, model: GPT) -> None:
+    Args:
+        model: what is asked.
+        train_step: its training step, for those that ask it.
+    """
+
+    def __init__(self, model: GPT, train_step: Step | None = None) -> None:
         self.model = model
+        self.train_step = train_step
+        self.compiled = train_step is not None and train_step.compiled
         self.vocab_size = model.config.vocab_size
 
     def loss(self, batch: NumpyBatch) -> float:
@@ -48,6 +73,67 @@ class TrainingProbe:
     def find_non_finite(self) -> str | None:
         """Name of the first parameter with NaN or infinity, if any."""
         return next((name for name, value in self._parameters() if not np.isfinite(value).all()), None)
+
+    # ---- the training step ---------------------------------------------------------------------------------------
+
+    def step_loss(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> float:
+        """The loss that the step reports, nats per token; nothing is updated."""
+        return self._held_back(batches, step, dropout)[0]
+
+    def step_gradients(
+        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True
+    ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
+        """The same, and the gradient that would have been clipped and applied."""
+        loss, gradients = self._held_back(batches, step, dropout)
+        return loss, {name: np.array(gradient) for name, gradient in gradients.items()}
+
+    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> Tried:
+        """Take the step, remember what it did to the weights, and undo it, to the bit."""
+        assert self.train_step is not None
+        optimizer = self.train_step.optimizer
+        state, moments = self.model.state_dict(), self.moments()
+        before = self.weights()
+        _, norm = self.train_step(batches, step, rate)
+        tried = Tried(float(norm), before, self.weights())
+        self.model.update(tree_unflatten(list(state.items())))
+        load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
+        self.model.routers.take_loads()
+        return tried
+
+    def weights(self) -> dict[str, np.ndarray[Any, Any]]:
+        """A copy of every parameter."""
+        return {name: value.copy() for name, value in self._parameters()}
+
+    def set_weights(self, weights: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Put parameters back."""
+        self.model.update(tree_unflatten([(name, mx.array(value)) for name, value in weights.items()]))
+
+    def moments(self) -> dict[str, np.ndarray[Any, Any]]:
+        """A copy of the optimiser's state by name, as in a checkpoint."""
+        assert self.train_step is not None
+        tensors = optimizer_tensors(self.model, self.train_step.optimizer)
+        return {name: np.array(value) for name, value in tensors.items()}
+
+    def _held_back(self, batches: Sequence[NumpyBatch], step: int, dropout: bool) -> tuple[float, dict[str, mx.array]]:
+        """Loss and gradient of the step as it trains, its update left out."""
+        train_step, gradients = self.train_step, {}
+        assert train_step is not None
+
+        def hold_back(step_gradients: Any) -> mx.array:
+            gradients.update(dict(tree_flatten(step_gradients)))
+            return mx.zeros(())
+
+        update, config = train_step.update, train_step.config
+        train_step.update = hold_back
+        if not dropout:
+            model = dataclasses.replace(config.model, dropout=0.0)
+            train_step.config = dataclasses.replace(config, model=model)
+        try:
+            loss, _ = train_step(batches, step, 0.0)
+        finally:
+            train_step.update, train_step.config = update, config
+            self.model.routers.forget()
+        return float(loss), gradients
 
     def _parameters(self) -> Iterator[tuple[str, np.ndarray]]:
         for name, parameter in self.model.named_parameters():

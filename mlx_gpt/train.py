@@ -30,7 +30,7 @@ from gpt_common.keyed import dropout_key
 from gpt_common.training.notebook import CallableModule
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
-from mlx_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
+from mlx_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
 from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
 from mlx_gpt.layers import as_key
 from mlx_gpt.model import GPT, objective
@@ -60,6 +60,7 @@ class TrainStep:
         self.update: Callable[..., mx.array] = self.clip_and_update
         self.gradients: Any = None
         self.previous: mx.array | None = None
+        self.compiled = compiled
         if compiled:
             # Two functions, not one: gradients of micro-steps are added up and evaluated in between. What a function
             # reads and replaces besides its arguments, weights and moments, is named as its state.
@@ -140,22 +141,30 @@ def train(run: Run) -> None:
     train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
     sampler = partial(generate, average.model)
 
-    with run.start(compute_device(device, dtype), TrainingProbe(model), TrainingProbe(average.model)):
+    with run.start(
+        compute_device(device, dtype),
+        TrainingProbe(model, train_step),
+        TrainingProbe(average.model),
+        lambda checkpoint: TrainingProbe(build_model(checkpoint, config.model, dtype)),
+    ):
         # Before the first step: can this model learn at all, and what does it know without having learnt anything?
         run.check_start()
         if run.first_step == 0:
             run.evaluate(0)
             run.sample(0, sampler)
 
+        losses: list[Any] = []  # of steps since the last record, still on the device
         for step in run.steps():
             rate = learning_rate(step, config.optim, run.max_steps)
             loss, norm = train_step(run.batches(step), step, rate)
             average.update(step + 1)
+            losses.append(loss)
             due = run.after_step(step + 1)
             if due.log:
-                # Only here is the loss fetched: a number that Python waits for at every step would keep a GPU idle.
-                loads = model.routers.take_loads()
-                run.record(due.step, loss=float(loss), lr=rate, grad_norm=float(norm), expert_loads=loads)
+                # Only here are losses fetched: a number that Python waits for at every step would keep a GPU idle.
+                loads, values = model.routers.take_loads(), [float(loss) for loss in losses]
+                run.record(due.step, losses=values, lr=rate, grad_norm=float(norm), expert_loads=loads)
+                losses = []
             if due.evaluation:
                 run.evaluate(due.step)
             if due.save:

@@ -167,6 +167,11 @@ class Routers:
         for layer in self.layers:
             layer.balance()
 
+    def forget(self) -> None:
+        """What was counted since the last update was of no training step."""
+        for layer in self.layers:
+            layer._step_load_E = torch.zeros_like(layer._step_load_E)
+
     def take_loads(self) -> list[list[int]]:
         """Tokens that each expert of each router got in the steps since this was last asked."""
         loads_LE: Any = [layer._load_E.tolist() for layer in self.layers]

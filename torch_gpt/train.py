@@ -7,7 +7,7 @@ The loop is: learning rate -> micro-steps -> clip and step -> log -> evaluate ->
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from gpt_common.keyed import dropout_key
 from gpt_common.training.notebook import CallableModule
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
-from torch_gpt.checkpoint import load_checkpoint, load_weights, save_tensors
+from torch_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
 from torch_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
 from torch_gpt.layers import as_key
 from torch_gpt.model import GPT, objective
@@ -51,7 +51,9 @@ class TrainStep:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.compiled = compiled
         self.objective = torch.compile(objective) if compiled else objective
+        self.update: Callable[[], torch.Tensor] = self.clip_and_update
 
     def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Do step number `step` (from 0) at learning rate `rate`.
@@ -70,7 +72,7 @@ class TrainStep:
             tensors, key = to_device(batch, self.model.device), self.key(step, micro_step)
             mean_loss = mean_loss + self.accumulate(tensors, key, parts)
         set_step(self.optimizer, step + 1, rate)
-        norm = self.clip_and_update()
+        norm = self.update()
         return mean_loss, norm
 
     def accumulate(self, batch: Batch[torch.Tensor], key: torch.Tensor | None, parts: float) -> torch.Tensor:
@@ -116,22 +118,30 @@ def train(run: Run) -> None:
     train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
     sampler = partial(generate, average.model)
 
-    with run.start(compute_device(device, dtype), TrainingProbe(model), TrainingProbe(average.model)):
+    with run.start(
+        compute_device(device, dtype),
+        TrainingProbe(model, train_step),
+        TrainingProbe(average.model),
+        lambda checkpoint: TrainingProbe(build_model(checkpoint, config.model, dtype).to(device)),
+    ):
         # Before the first step: can this model learn at all, and what does it know without having learnt anything?
         run.check_start()
         if run.first_step == 0:
             run.evaluate(0)
             run.sample(0, sampler)
 
+        losses: list[Any] = []  # of steps since the last record, still on the device
         for step in run.steps():
             rate = learning_rate(step, config.optim, run.max_steps)
             loss, norm = train_step(run.batches(step), step, rate)
             average.update(step + 1)
+            losses.append(loss)
             due = run.after_step(step + 1)
             if due.log:
-                # Only here is the loss fetched: a number that Python waits for at every step would keep a GPU idle.
-                loads = model.routers.take_loads()
-                run.record(due.step, loss=float(loss), lr=rate, grad_norm=float(norm), expert_loads=loads)
+                # Only here are losses fetched: a number that Python waits for at every step would keep a GPU idle.
+                loads, values = model.routers.take_loads(), [float(loss) for loss in losses]
+                run.record(due.step, losses=values, lr=rate, grad_norm=float(norm), expert_loads=loads)
+                losses = []
             if due.evaluation:
                 run.evaluate(due.step)
             if due.save:

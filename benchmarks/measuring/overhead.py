@@ -171,7 +171,7 @@ def loop_only(config: RunConfig, backend: Backend, folder: Path) -> RunConfig:
         eval_batches=1,
         checkpoint_interval=0,
         sample_tokens=0,
-        health_gates=False,
+        health_gates="off",
         max_steps=10**6,
     )
     tokenizer = CharTokenizer(string.ascii_letters)

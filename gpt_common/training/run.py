@@ -15,13 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-
 from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import to_dict
-from gpt_common.data.batches import NumpyBatch, evaluation_batches, training_batch
+from gpt_common.data.batches import NumpyBatch, training_batch
 from gpt_common.data.tokenizers import identity
-from gpt_common.data.writer import TokenIds
 from gpt_common.errors import Stopped, WorkFailed, watching_signals
 from gpt_common.judging.whole_text import WholeText
 from gpt_common.keyed import draws
@@ -32,13 +29,14 @@ from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import write_checkpoint
 from gpt_common.training.due import Due, gave_up
-from gpt_common.training.health.alarms import Alarms
-from gpt_common.training.health.gates import TrainedProbe, check_first_update, check_start
+from gpt_common.training.health.asked import StepProbe
+from gpt_common.training.health.gates import GateFailed, TrainedProbe
+from gpt_common.training.health.watch import Health
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.opening import open_run, write_run_files
 from gpt_common.training.record import StepRecord, fair_shares
 from gpt_common.training.report.beginning import long_way, opening_lines
-from gpt_common.training.report.ending import closing_rows, report_at_end, whole_split
+from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.runlog import RunLog, read_metrics
 from gpt_common.training.schedule import Pace
 from gpt_common.training.timing import StepTimer
@@ -68,6 +66,7 @@ class Run:
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
+        self.evaluated_step: int | None = None
         self.interrupted: int | None = None
         self.ended: str | None = None
         """Why the run ends before the end of its schedule, if it does so by itself."""
@@ -87,17 +86,24 @@ class Run:
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
-    def start(self, device: ComputeDevice, probe: TrainedProbe, evaluated: TrainedProbe) -> AbstractContextManager[Run]:
+    def start(
+        self,
+        device: ComputeDevice,
+        probe: StepProbe,
+        evaluated: TrainedProbe,
+        load: Callable[[Path], TrainedProbe],
+    ) -> AbstractContextManager[Run]:
         """Make or take up the folder, open the log, watch for signals; sums up and closes all of it at the end.
 
         Args:
             probe: of what is trained; the gates ask it.
             evaluated: of what is evaluated: the same, or the mean of its weights.
+            load: of a checkpoint, opened as anyone would who uses it.
 
         Raises:
             Stopped: at the end, if a signal ended the run.
         """
-        self.device, self.probe, self.evaluated = device, probe, evaluated
+        self.device, self.evaluated = device, evaluated
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops
@@ -105,15 +111,6 @@ class Run:
         self.folder = self.opening.folder
         self.timer = StepTimer()
         self.pace = self._new_pace()
-        self.alarms = Alarms(
-            vocab_size=self.config.model.vocab_size,
-            unigram_entropy=self.dataset.unigram_entropy,
-            floor=self.dataset.floor,
-            floor_error=self.dataset.floor_error or 0.0,
-            warmup_steps=self.config.optim.warmup_steps,
-            max_steps=self.config.train.max_steps,
-            find_non_finite=probe.find_non_finite,
-        )
         self.log = RunLog(
             self.folder,
             max_steps=self.stop_at,
@@ -121,6 +118,19 @@ class Run:
             trackers=self.config.train.trackers,
             config=to_dict(self.config),
             run_name=self.folder.name,
+        )
+        self.health = Health(
+            self.config,
+            self.dataset,
+            probe,
+            evaluated,
+            load,
+            dtype=device.dtype,
+            first_step=self.first_step,
+            fresh=self.resume_from is None and self.init_from is None,
+            lowest=self.best_val_loss,
+            note=self.log.note,
+            warn=self.log.warn,
         )
         self._data_seconds, self._data_steps, self._evaluation_seconds = 0.0, 0, 0.0
         for line in ([self.why_preset] if self.why_preset else []) + opening_lines(
@@ -148,8 +158,6 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
-        if self.config.train.health_gates:
-            self._checksums = self.probe.checksums()
         self.timer.restart()
         self._start_up = time.monotonic() - self._began
         if self.pace:
@@ -182,10 +190,7 @@ class Run:
 
     def check_start(self) -> None:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
-        if self.config.train.health_gates:
-            fresh = self.resume_from is None and self.init_from is None
-            for line in check_start(self.probe, self.batches(self.first_step)[0], fresh=fresh):
-                self.log.note(line)
+        self.health.check_start(self.batches(self.first_step))
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
@@ -230,7 +235,7 @@ class Run:
         max_steps = pace.steps(step, each + between)
         self.stop_at = max_steps if self.stop_at == train.max_steps else min(self.stop_at, max_steps)
         self.config = replace(self.config, train=replace(train, max_steps=max_steps))
-        self.alarms.max_steps = max_steps
+        self.health.alarms.max_steps = max_steps
         self.log.reschedule(step, max_steps, each)
         if max_steps < 2 * self.config.optim.warmup_steps:
             self.log.warn(f"warm-up takes {self.config.optim.warmup_steps} of {max_steps} steps: lower --warmup-steps")
@@ -243,11 +248,18 @@ class Run:
     # ---- what the loop reports -----------------------------------------------------------------------------------
 
     def record(
-        self, step: int, *, loss: float, lr: float, grad_norm: float, expert_loads: Sequence[Sequence[int]] = ()
+        self,
+        step: int,
+        *,
+        losses: Sequence[float],
+        lr: float,
+        grad_norm: float,
+        expert_loads: Sequence[Sequence[int]] = (),
     ) -> None:
         """Log a step.
 
         Args:
+            losses: of all steps since the last record, nats per token.
             expert_loads: tokens that each expert got since the last record, for every router.
 
         Raises:
@@ -264,7 +276,7 @@ class Run:
         self.log.step(
             StepRecord(
                 step=step,
-                loss=loss,
+                loss=losses[-1],
                 lr=lr,
                 grad_norm=grad_norm,
                 dt=dt,
@@ -280,35 +292,23 @@ class Run:
         if not self._said_how_long and (line := long_way(self.stop_at - step, dt)):
             self.log.note(line)
         self._said_how_long |= not math.isnan(dt)
-        for alarm in self.alarms.on_step(step, loss, grad_norm):
-            self.log.warn(alarm)
-        if self.config.train.health_gates and step == self.first_step + 1:
-            with self.timer.paused():
-                check_first_update(self._checksums, self.probe.checksums(), lr)
+        with self.timer.paused():
+            self.health.on_steps(step, losses, lr, grad_norm)
 
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
         with self.timer.paused():
             began = time.monotonic()
-            train_loss, val_loss = self._loss_on(self.dataset.train), self._loss_on(self.dataset.val)
+            train_loss, val_loss = self.health.loss_on(self.dataset.train), self.health.loss_on(self.dataset.val)
             self._evaluation_seconds = time.monotonic() - began
             best = self.best_val_loss is None or val_loss < self.best_val_loss
             if best:
                 self.best_step, self.best_val_loss = step, val_loss
-            self.val_loss = val_loss
+            self.val_loss, self.evaluated_step = val_loss, step
             self.log.evaluation(step, train_loss=train_loss, val_loss=val_loss, floor=self.dataset.floor, best=best)
-            for alarm in self.alarms.on_evaluation(step, val_loss):
-                self.log.warn(alarm)
+            self.health.on_evaluation(step, train_loss, val_loss)
             if gave_up(self.config.train, step, self.best_step):
                 self._end(f"no better validation loss since step {self.best_step}")
-
-    def _loss_on(self, tokens: TokenIds) -> float:
-        """Mean loss on fixed batches of a split, nats per token."""
-        train = self.config.train
-        batches = evaluation_batches(
-            tokens, block_size=self.config.model.block_size, batch_size=train.batch_size, batches=train.eval_batches
-        )
-        return float(np.mean([self.evaluated.loss(batch) for batch in batches]))
 
     def sample(
         self, step: int, generate: Callable[[Sequence[int], SampleSettings, Iterator[float], int], Iterator[int]]
@@ -327,14 +327,14 @@ class Run:
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
         """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
         with self.timer.paused():
-            self.alarms.on_save(step)
+            self.health.on_save(step)
             tokenizer = self.dataset.tokenizer
             batch = self.config.train.batch_size * self.config.train.grad_accum_steps
             manifest = Manifest(
                 step=step,
                 config=to_dict(self.config),
                 tokens=step * batch * self.config.model.block_size,
-                val_loss=self.val_loss,
+                val_loss=self.val_loss if self.evaluated_step == step else None,
                 best_step=self.best_step,
                 best_val_loss=self.best_val_loss,
                 dataset={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
@@ -362,24 +362,48 @@ class Run:
         return found
 
     def _finish(self) -> None:
+        train = self.config.train
         rows = closing_rows(
             self.step,
             self.config,
             ended=self.ended,
             whole=self._evaluate_whole(),
+            estimated_on=min(
+                train.eval_batches * train.batch_size * self.config.model.block_size, len(self.dataset.val)
+            ),
             best=(self.best_step, self.best_val_loss),
             floor=self.dataset.floor,
             timer=self.timer,
             peak_memory=self.peak_memory,
             expert_shares=fair_shares(self.expert_loads) or (),
         )
+        broken = self._read_back(rows)
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)
         rows += found
         if problem:
             self.log.note(problem)
+        rows.append(("health", f"look at this: {count}" if (count := alarms_in_words(self.log.alarms)) else "no alarm"))
         rows.append(("files", str(self.folder)))
         done = self.step == self.config.train.max_steps or self.ended is not None
         hint = f"python -m {self.twin}." + (f"sample {self.folder}" if done else f"train --resume {self.folder}")
         self.log.summary(title="done" if done else "stopped", rows=rows, command_hint=hint)
+        if broken is not None:
+            raise broken
         if self.interrupted is not None:
             raise Stopped(self.interrupted)
+
+    def _read_back(self, rows: list[tuple[str, str]]) -> GateFailed | None:
+        """What was saved, loaded again; after a signal there is no time for it."""
+        if (
+            self.interrupted is not None
+            or self.saved_step == self.first_step
+            or self.config.train.health_gates == "off"
+        ):
+            return None
+        try:
+            found = self.health.read_back(self.folder, (self.best_step, self.best_val_loss))
+        except GateFailed as error:
+            self.log.warn(str(error))
+            return error
+        rows += [("read back", found)] if found else []
+        return None

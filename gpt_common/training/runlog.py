@@ -64,7 +64,8 @@ class RunLog:
     ) -> None:
         self._step = first_step
         self._clock, self._opened = clock, clock()
-        self._alarms: list[str] = []
+        self.alarms: list[str] = []
+        """What rang so far."""
         with ExitStack() as files:
             self._metrics = files.enter_context(closing(_JsonLines(folder / "metrics.jsonl")))
             self._samples = files.enter_context(closing(_JsonLines(folder / "samples.jsonl")))
@@ -83,7 +84,7 @@ class RunLog:
 
     def warn(self, text: str) -> None:
         """An alarm: on the console, in metrics.jsonl, and again in the summary."""
-        self._alarms.append(text)
+        self.alarms.append(text)
         self._write({"step": self._step, "alarm": text})
         self._console.warn(text)
 
@@ -155,7 +156,7 @@ class RunLog:
 
     def summary(self, *, title: str, rows: Sequence[tuple[str, str]], command_hint: str | None = None) -> None:
         """The closing table, the alarms once more, and the command to go on with. Ends the progress bar."""
-        self._console.summary(title, rows, self._alarms, command_hint)
+        self._console.summary(title, rows, self.alarms, command_hint)
 
     def close(self) -> None:
         """Close files and trackers and take the progress bar off the terminal. Harmless a second time."""

@@ -243,7 +243,7 @@ def test_a_nan_ends_the_run_and_the_tensor_is_named(
     tiny_run: list[str], tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     holds_a_nan(monkeypatch)
-    error = fails(capsys, TWIN, *tiny_run, "--no-health-gates", "--out", tmp_path / "run", code=1)
+    error = fails(capsys, TWIN, *tiny_run, "--health-gates", "off", "--out", tmp_path / "run", code=1)
     assert "step 0: the validation loss is nan; NaN or infinity in blocks.1.feed_forward.down_proj.weight" in error
     (row,) = read_metrics(tmp_path / "run")
     assert row["val_loss"] is None

@@ -22,6 +22,7 @@ def closing_rows(
     *,
     ended: str | None,
     whole: WholeText | str | None,
+    estimated_on: int,
     best: tuple[int | None, float | None],
     floor: float | None,
     timer: StepTimer,
@@ -34,6 +35,7 @@ def closing_rows(
         step: steps done.
         ended: why the run ended before its schedule, if it did so by itself.
         whole: loss on the whole validation split, or why it was not evaluated; None in the middle of a run.
+        estimated_on: tokens of it in the batches of an evaluation.
         best: step and loss of the best evaluation, nats per token; None where there was none.
         floor: best possible validation loss, where it is known.
         peak_memory: bytes; 0 where it is not known.
@@ -44,8 +46,7 @@ def closing_rows(
     if best_loss is not None:
         improved = best_step != 0 or not step
         at = f"at step {best_step}" if improved else "before step 1: training never improved on it"
-        sequences = config.train.eval_batches * config.train.batch_size
-        on = f" (on {sequences * config.model.block_size:,} tokens)" if whole else ""
+        on = f" (on {estimated_on:,} tokens)" if whole else ""
         rows.append(("best validation loss", f"{best_loss:.4f} nats/token {at}{on}"))
         if floor is not None:
             side = "above" if best_loss >= floor else "below"
@@ -67,6 +68,11 @@ def closing_rows(
     if timer.skipped:
         rows.append(("left out of averages", f"{timer.skipped} slow steps (machine asleep or throttled)"))
     return rows
+
+
+def alarms_in_words(alarms: Sequence[str]) -> str:
+    """`2 alarms, below`; nothing if none rang."""
+    return f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}, below" if alarms else ""
 
 
 def whole_split(

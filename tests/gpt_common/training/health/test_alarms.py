@@ -95,8 +95,17 @@ def test_a_long_warm_up_is_given_its_time_and_a_short_run_its_end() -> None:
     assert watch(lambda _: math.log(65), max_steps=90) == []
 
 
-def test_a_later_spike_is_no_failure_to_learn() -> None:
-    assert watch(lambda step: 4.0 if 500 < step < 700 else 1.5 + 2.7 * math.exp(-step / 100)) == []
+def test_a_later_collapse_is_no_failure_to_learn_but_is_said_each_time() -> None:
+    alarms = watch(lambda step: 4.0 if 500 < step < 750 else 1.5 + 2.7 * math.exp(-step / 100), max_steps=2000)
+    assert not [alarm for alarm in alarms if "still at" in alarm]
+    assert [alarm.split(": ")[2].split(" ")[0] for alarm in alarms] == ["the", "the"]
+    assert "more than twice the 1.5" in alarms[0]
+    assert "is back at the plateau 3.3000" in alarms[1]
+    twice = watch(
+        lambda step: 4.0 if 500 < step < 750 or 1500 < step < 1800 else 1.5 + 2.7 * math.exp(-step / 100),
+        max_steps=2000,
+    )
+    assert len(twice) == 4
 
 
 def evaluate(losses: list[float], *, floor: float | None = None, floor_error: float = 0.0) -> list[str]:

@@ -1,0 +1,86 @@
+"""The training step seen from outside, and what the gates on it share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.config import RunConfig
+from gpt_common.data.batches import NumpyBatch
+from gpt_common.keyed import keyed_generator
+from gpt_common.training.health.gates import TrainedProbe
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A step that was done and undone."""
+
+    norm: float
+    """Of the gradient, as the step reports it."""
+    before: Arrays
+    after: Arrays
+
+
+class StepProbe(TrainedProbe, Protocol):
+    """The training step, asked without being taken: weights and moments are the same afterwards, bit by bit."""
+
+    compiled: bool
+
+    def step_loss(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> float:
+        """The loss that the step reports, nats per token."""
+
+    def step_gradients(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> tuple[float, Arrays]:
+        """The same, and the gradient that would have been clipped and applied."""
+
+    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> Tried:
+        """Take the step, remember what it did to the weights, and undo it."""
+
+    def weights(self) -> Arrays:
+        """A copy of every parameter."""
+
+    def set_weights(self, weights: Arrays) -> None:
+        """Put parameters back."""
+
+    def moments(self) -> Arrays:
+        """The optimiser's state by name, as in a checkpoint."""
+
+
+@dataclass
+class Asked:
+    """What is asked of whom."""
+
+    probe: StepProbe
+    config: RunConfig
+    batch: NumpyBatch
+    """(B, T); the same for every gate."""
+    step: int
+    """Updates done."""
+    exact: bool
+    """Half precision rounds where sums are made in another order; the same sums come out the same in it too."""
+
+    def draw(self, what: str) -> np.random.Generator:
+        """Random numbers of one gate at one step."""
+        return keyed_generator(self.config.train.seed, f"gate {what}", self.step)
+
+
+def square_of(arrays: Arrays) -> float:
+    """The squared norm of all tensors together."""
+    return float(sum(np.square(value.astype(np.float64)).sum() for value in arrays.values()))
+
+
+def distance(one: Arrays, other: Arrays) -> float:
+    """Relative L2 over all tensors."""
+    apart = {name: one[name].astype(np.float64) - other[name] for name in other}
+    return math.sqrt(square_of(apart) / max(square_of(other), 1e-30))
+
+
+def rms(value: npt.NDArray[Any]) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.square(value).mean()))

@@ -1,0 +1,54 @@
+"""Gates on data: which text a batch is of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.data.batches import NumpyBatch
+from gpt_common.training.health.gates import GateFailed
+
+SEARCHED = 1 << 24
+"""Tokens that are searched in one go."""
+
+
+def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other: npt.NDArray[Any], what: str) -> str:
+    """Every sequence stands in the split that it should be from, and no two micro-batches are the same.
+
+    Args:
+        split: the tokens that they should be from, (N,).
+        other: those of the other split.
+        what: "training" or "validation".
+
+    Raises:
+        GateFailed: a sequence is not in its split, or a micro-batch is another one again.
+    """
+    for number, batch in enumerate(batches):
+        windows = np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
+        for row in (windows[0], windows[-1]):
+            if not holds(split, row):
+                where = "in the other split" if holds(other, row) else "nowhere in the data"
+                raise GateFailed(
+                    "data",
+                    f"a {what} sequence stands {where}: {row[:6].tolist()} ...",
+                    "Batches are drawn from the wrong split, or ids are changed on the way",
+                )
+        if len(batches) > 1 and any(np.array_equal(batch.tokens, one.tokens) for one in batches[:number]):
+            raise GateFailed("data", f"micro-batch {number} is an earlier one again", "The micro-step is not counted")
+    return f"the {what} batches are of the {what} split"
+
+
+def holds(tokens: npt.NDArray[Any], window: npt.NDArray[Any]) -> bool:
+    """Whether a sequence stands somewhere in tokens (N,)."""
+    for first in range(0, len(tokens), SEARCHED):
+        part = np.asarray(tokens[first : first + SEARCHED + len(window)])
+        text, wanted = part.tobytes(), window.astype(part.dtype).tobytes()
+        at = text.find(wanted)
+        while at >= 0:
+            if at % part.itemsize == 0:
+                return True
+            at = text.find(wanted, at + 1)
+    return False

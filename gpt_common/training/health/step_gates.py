@@ -1,0 +1,202 @@
+"""Gates on the path that trains: the step itself is asked, with its dropout, compilation, accumulation and all.
+
+A gate with a forward pass of its own proves something about that pass. Twelve of 36 planted faults were once seen by
+nobody, because they stood in what the gates walked around: the mask under dropout, the conversion of ids in the step,
+the sum over micro-steps. So what is asked here is `TrainStep.__call__`, and only its update is held back or undone.
+
+Shapes: `B` sequences, `T` tokens of each.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.config import RunConfig
+from gpt_common.data.batches import Batch, NumpyBatch
+from gpt_common.network.flops import parameter_count
+from gpt_common.training.health.asked import Asked, StepProbe, distance, square_of
+from gpt_common.training.health.gates import GateFailed, token_losses
+from gpt_common.training.health.update_gates import check_derivative, check_dropout, check_update
+
+Gates = Literal["quick", "full", "off"]
+
+GATE_TOKENS = 256
+"""Tokens in a gate's batch, if the step is not compiled for its own shape; two sequences at least."""
+QUICK_SECONDS = 8.0
+"""What quick gates may take in all; what is left out then is said."""
+LARGE = 200_000_000
+"""Parameters beyond which quick gates do not copy the weights away and back."""
+
+
+def asked_of(
+    probe: StepProbe, config: RunConfig, batches: Sequence[NumpyBatch], step: int, dtype: str = "float32"
+) -> Asked:
+    """What the gates ask of a run's step.
+
+    Args:
+        batches: micro-batches of the first step, as the loop will hand them over.
+        step: updates done.
+        dtype: that the step computes in.
+    """
+    tokens = np.concatenate([batch.tokens for batch in batches])
+    labels = np.concatenate([batch.labels for batch in batches])
+    length = tokens.shape[1]
+    rows = len(batches[0].tokens) if probe.compiled else max(2, GATE_TOKENS // length)
+    batch: NumpyBatch = Batch(np.resize(tokens, (rows, length)), np.resize(labels, (rows, length)))
+    return Asked(probe, config, batch, step, exact=dtype == "float32")
+
+
+def check_step(asked: Asked, gates: Gates, clock: Callable[[], float] = time.monotonic) -> list[str]:
+    """All gates, or as many as there is time for.
+
+    Returns:
+        A line for each: what was checked.
+
+    Raises:
+        GateFailed: names the gate, what it found and what that usually means.
+    """
+    full = gates == "full"
+    checks: list[tuple[str, Callable[[], str | None]]] = [
+        ("step loss", lambda: check_loss(asked)),
+        ("causality", lambda: check_causality(asked, every=full)),
+        ("positions", lambda: check_positions(asked)),
+        ("micro-steps", lambda: check_micro_steps(asked)),
+        ("dropout", lambda: check_dropout(asked)),
+        ("update", lambda: check_update(asked)),
+        ("derivative", lambda: check_derivative(asked, each=full)),
+    ]
+    began, lines, left_out = clock(), [], []
+    large = parameter_count(asked.config.model) > LARGE
+    for name, check in checks:
+        if not full and (clock() - began > QUICK_SECONDS or (large and name in ("update", "derivative"))):
+            left_out.append(name)
+        elif line := check():
+            lines.append(f"health: {line}")
+    if left_out:
+        lines.append(f"health: left out to begin soon: {', '.join(left_out)} (--health-gates full)")
+    return lines
+
+
+def check_again(asked: Asked, step: int) -> None:
+    """The cheap gates in the middle of a run, at other places than before; raises GateFailed."""
+    asked.step = step
+    check_causality(asked)
+    check_positions(asked)
+
+
+def check_loss(asked: Asked) -> str:
+    """What the step calls its loss is the cross entropy of the batch's ids and labels, all of them.
+
+    Without dropout, so that the model's plain logits tell it; of the run's batch, and of ids from all over the
+    vocabulary, since a conversion that loses high ones is right on a text that has none.
+    """
+    rows, length = asked.batch.tokens.shape
+    everywhere = np.linspace(0, asked.probe.vocab_size - 1, rows * (length + 1)).astype(np.int32)
+    mixed = asked.draw("ids").permutation(everywhere).reshape(rows, length + 1)
+    for batch, what in ((asked.batch, "the batch"), (Batch(mixed[:, :-1], mixed[:, 1:]), "ids of all sizes")):
+        tokens, labels = np.ascontiguousarray(batch.tokens), np.ascontiguousarray(batch.labels)
+        expected = float(token_losses(asked.probe.logits(tokens), labels).mean())
+        found = asked.probe.step_loss([Batch(tokens, labels)], asked.step, dropout=False)
+        if not abs(found - expected) <= (1e-4 if asked.exact else 2e-2) * max(1.0, expected):
+            raise GateFailed(
+                "step loss",
+                f"the training step says {found:.4f} for {what}, the cross entropy of its logits is {expected:.4f}",
+                "The step changes the ids or labels it is given, or trains on another loss than is evaluated",
+            )
+    return "the step's loss is that of the ids it was given"
+
+
+def check_causality(asked: Asked, *, every: bool = False) -> str:
+    """No loss on the training path depends on a later token.
+
+    Every sequence is cut somewhere: only the loss at the cut counts, and all tokens after it become others. With
+    `every`, at every position of the block; otherwise at as many as a batch has sequences, others at every step.
+    """
+    rows, length = asked.batch.tokens.shape
+    if length < 2:
+        return "a block of one token has no future"
+    cuts = np.arange(length - 1)
+    if not every:
+        draw = asked.draw("cuts")
+        cuts = np.sort(draw.choice(cuts, size=min(rows, length - 1), replace=False))
+        # Tiles of kernels end at multiples of 32: where a mask goes wrong first.
+        cuts[0] = (length - 1) // 32 * 32 - 1 if length > 33 else 0
+    for first in range(0, len(cuts), rows):
+        _check_cuts(asked, np.resize(cuts[first : first + rows], rows))
+    return f"the step does not read the future, {'at any' if every else f'at {len(cuts)}'} of {length - 1} positions"
+
+
+def _check_cuts(asked: Asked, cuts: npt.NDArray[Any]) -> None:
+    length, vocab_size = asked.batch.tokens.shape[1], asked.probe.vocab_size
+    at, after = np.arange(length) == cuts[:, None], np.arange(length) > cuts[:, None]
+    other = (asked.batch.tokens + 1 + np.arange(length) % max(1, vocab_size - 1)) % vocab_size
+    changed = np.where(after, other, asked.batch.tokens).astype(np.int32)
+
+    def loss(tokens: npt.NDArray[Any], weights: npt.NDArray[Any]) -> float:
+        return asked.probe.step_loss([Batch(tokens, asked.batch.labels, weights)], asked.step)
+
+    def moves(weights: npt.NDArray[Any]) -> float:
+        return abs(loss(changed, weights) - loss(asked.batch.tokens, weights))
+
+    weights = at.astype(np.float32)
+    noise = abs(loss(asked.batch.tokens, weights) - loss(asked.batch.tokens, weights))
+    bound = max(2 * noise, 1e-6 * math.log(vocab_size))
+    if moves(weights) <= bound:
+        return
+    leaks = [
+        int(cut) for row, cut in enumerate(cuts) if moves(np.where(np.arange(len(cuts)) == row, at.T, 0).T) > bound
+    ]
+    where = ", ".join(map(str, sorted(set(leaks))[:5])) or "some"
+    raise GateFailed(
+        "causality in training",
+        f"with {'dropout' if asked.config.model.dropout else 'what the step does'} on, the loss at position {where} "
+        "depends on later tokens",
+        "The training path reads the future: its mask is missing, or off by one",
+    )
+
+
+def check_positions(asked: Asked) -> str:
+    """The loss without weights is the mean over all positions: two halves of them, weighed apart, add up to it."""
+    half = asked.draw("halves").random(asked.batch.tokens.shape) < 0.5
+    whole = asked.probe.step_loss([asked.batch], asked.step)
+    total = 0.0
+    for part in (half, ~half):
+        if part.any():
+            weighed = Batch(asked.batch.tokens, asked.batch.labels, part.astype(np.float32))
+            total += asked.probe.step_loss([weighed], asked.step) * float(part.mean())
+    if not abs(whole - total) <= (2e-5 if asked.exact else 5e-3) * max(1.0, whole):
+        raise GateFailed(
+            "positions",
+            f"the loss {whole:.4f} is not the mean over all positions, which is {total:.4f}",
+            "The training loss leaves positions out, or counts some twice",
+        )
+    return "every position counts in the training loss"
+
+
+def check_micro_steps(asked: Asked) -> str | None:
+    """A step of two micro-batches is that of the joined one: the same loss, the same gradient."""
+    rows = len(asked.batch.tokens) // 2
+    if not rows:
+        return None
+    parts = [Batch(asked.batch.tokens[i : i + rows], asked.batch.labels[i : i + rows]) for i in (0, rows)]
+    joined = Batch(asked.batch.tokens[: 2 * rows], asked.batch.labels[: 2 * rows])
+    loss, whole = asked.probe.step_gradients([joined], asked.step, dropout=False)
+    sum_loss, added = asked.probe.step_gradients(parts, asked.step, dropout=False)
+    tolerance = 1e-4 if asked.exact else 5e-2
+    # A penalty that keeps experts busy is of a batch, and not the mean over its parts.
+    error = 0.0 if asked.config.model.balancing == "loss" else distance(added, whole)
+    if not (abs(sum_loss - loss) <= tolerance * max(1.0, loss) and error <= tolerance):
+        ratio = math.sqrt(square_of(added) / max(square_of(whole), 1e-30))
+        raise GateFailed(
+            "micro-steps",
+            f"two micro-steps give loss {sum_loss:.4f} and a gradient {ratio:.3f} times as long as one joined "
+            f"batch, whose loss is {loss:.4f}",
+            "Micro-gradients are summed instead of averaged, or a micro-batch is left out or taken twice",
+        )
+    return "two micro-steps make the step of the joined batch"

@@ -1,0 +1,203 @@
+"""All that watches over a run: gates before its first step and during it, alarms, and what was saved read back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from gpt_common.config import RunConfig
+from gpt_common.data import Dataset
+from gpt_common.data.batches import NumpyBatch, evaluation_batches
+from gpt_common.data.writer import TokenIds
+from gpt_common.keyed import keyed_generator
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.health.alarms import Alarms
+from gpt_common.training.health.asked import StepProbe
+from gpt_common.training.health.data_gates import check_batches, holds
+from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
+from gpt_common.training.health.step_gates import asked_of, check_again, check_step
+
+SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
+"""So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
+
+BEST: Literal["best"] = "best"
+LATEST: Literal["latest"] = "latest"
+
+
+class Health:
+    """Gates and alarms of one run.
+
+    Args:
+        probe: the step, as it trains.
+        evaluated: what is evaluated and saved: the model, or the mean of its weights.
+        load: opens a checkpoint as anyone would who uses it.
+        dtype: that the step computes in.
+        first_step: updates that were done before.
+        fresh: the weights are newly initialised.
+        lowest: the best loss so far of a run that is taken up, nats per token.
+        note: shows a line.
+        warn: shows a line that must not be overlooked.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        probe: StepProbe,
+        evaluated: TrainedProbe,
+        load: Callable[[Path], TrainedProbe],
+        *,
+        dtype: str,
+        first_step: int,
+        fresh: bool,
+        lowest: float | None,
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        self.config, self.dataset = config, dataset
+        self.probe, self.evaluated, self.load = probe, evaluated, load
+        self.dtype, self.first_step, self.fresh = dtype, first_step, fresh
+        self.note, self.warn = note, warn
+        self.on = config.train.health_gates != "off"
+        tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
+        self.alarms = Alarms(
+            vocab_size=config.model.vocab_size,
+            unigram_entropy=dataset.unigram_entropy,
+            floor=dataset.floor,
+            floor_error=dataset.floor_error or 0.0,
+            warmup_steps=config.optim.warmup_steps,
+            max_steps=config.train.max_steps,
+            steps_per_epoch=len(dataset.train) / tokens,
+            lowest=lowest,
+            find_non_finite=probe.find_non_finite,
+        )
+        self._asked: list[tuple[NumpyBatch, float]] = []
+        self._evaluations = 0
+
+    def check_start(self, batches: Sequence[NumpyBatch]) -> None:
+        """Gates before the first step: can this model learn at all, and does the step do what it should?
+
+        Args:
+            batches: the micro-batches of the first step.
+
+        Raises:
+            GateFailed: names the gate, what it found and what that usually means.
+        """
+        if not self.on:
+            return
+        lines = check_start(self.probe, batches[0], fresh=self.fresh)
+        lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
+        self.asked_step = asked_of(self.probe, self.config, batches, self.first_step, self.dtype)
+        for line in lines + check_step(self.asked_step, self.config.train.health_gates):
+            self.note(line)
+        if self._shares_text():
+            self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
+        self._checksums = self.probe.checksums()
+
+    def _shares_text(self) -> bool:
+        """Whether most windows of the validation split, taken here and there, stand in the training split too."""
+        train, val = self.dataset.train, self.dataset.val
+        if len(val) <= SHARED_LENGTH or len(train) > SHARED_WITHIN:
+            return False
+        places = keyed_generator("shared text").integers(0, len(val) - SHARED_LENGTH, SHARED_WINDOWS)
+        found = [holds(train, np.asarray(val[place : place + SHARED_LENGTH])) for place in places]
+        return sum(found) > SHARED_WINDOWS // 2
+
+    def on_steps(self, step: int, losses: Sequence[float], lr: float, grad_norm: float) -> None:
+        """Watch the losses of the steps up to `step`, nats per token, and rate and gradient norm of the last.
+
+        Raises:
+            Diverged: one of them is NaN or infinite.
+            GateFailed: the first update left a parameter where it was.
+        """
+        for number, loss in enumerate(losses, start=step - len(losses) + 1):
+            for alarm in self.alarms.on_step(number, loss, grad_norm if number == step else None):
+                self.warn(alarm)
+        if self.on and step == self.first_step + 1:
+            check_first_update(self._checksums, self.probe.checksums(), lr)
+
+    def loss_on(self, tokens: TokenIds) -> float:
+        """Mean loss on fixed batches of a split, nats per token."""
+        return self._mean_loss(self.evaluated, tokens)
+
+    def _mean_loss(self, probe: TrainedProbe, tokens: TokenIds) -> float:
+        train, losses = self.config.train, []
+        for batch in evaluation_batches(
+            tokens, block_size=self.config.model.block_size, batch_size=train.batch_size, batches=train.eval_batches
+        ):
+            losses.append(probe.loss(batch))
+            self._asked.append((batch, losses[-1]))
+        return float(np.mean(losses))
+
+    def on_evaluation(self, step: int, train_loss: float, val_loss: float) -> None:
+        """Watch an evaluation, and ask the step again in the middle of a run.
+
+        Raises:
+            Diverged: a loss is NaN or infinite.
+            GateFailed: the losses are not of the split that they are said to be, or the step has changed its ways.
+        """
+        asked, self._asked = self._asked, []
+        if self.on and not self._evaluations:
+            self._check_evaluation(asked, val_loss)
+        if self.on and step > self.first_step:
+            check_again(self.asked_step, step)
+        self._evaluations += 1
+        for alarm in self.alarms.on_evaluation(step, val_loss, train_loss):
+            self.warn(alarm)
+
+    def _check_evaluation(self, asked: Sequence[tuple[NumpyBatch, float]], val_loss: float) -> None:
+        """What was called the validation loss is the mean of the losses on validation text, wherever that was asked."""
+        ours = asked[len(asked) // 2 :]
+        check_batches([batch for batch, _ in ours[:2]], self.dataset.val, self.dataset.train, "validation")
+        mean = float(np.mean([loss for _, loss in ours]))
+        if not abs(mean - val_loss) <= 1e-6 * max(1.0, mean):
+            raise GateFailed(
+                "data",
+                f"the validation loss is said to be {val_loss:.4f}, and is {mean:.4f} on the validation batches",
+                "The loss of another split is logged in its place",
+            )
+
+    def on_save(self, step: int) -> None:
+        """Call it before a checkpoint is written; raises Diverged if a tensor holds NaN or infinity."""
+        self.alarms.on_save(step)
+
+    def read_back(self, folder: Path, best: tuple[int | None, float | None]) -> str | None:
+        """Load `best` and `latest` as a user would, and evaluate them: the stored losses must come out.
+
+        Args:
+            folder: the run's.
+            best: step and loss of the best evaluation of the run.
+
+        Returns:
+            What was found, or None if there was nothing to compare.
+
+        Raises:
+            GateFailed: another loss comes out, or `best` is not the best.
+        """
+        found = {}
+        # A best that this session did not find is an earlier one's: it may be of a future that was given up.
+        ours = best[0] is not None and best[0] > self.first_step
+        for name in (BEST, LATEST) if ours else (LATEST,):
+            checkpoint = find_checkpoint(folder, prefer=name)
+            manifest = read_manifest(checkpoint)
+            if name == BEST and (manifest.step, manifest.val_loss) != best:
+                said = f"best is step {manifest.step} with loss {manifest.val_loss}"
+                raise GateFailed(
+                    "read back",
+                    f"{said}, and step {best[0]} was best with {best[1]}",
+                    "The pointer moved when it should not have, or did not when it should",
+                )
+            if manifest.val_loss is None or checkpoint in found:
+                continue
+            found[checkpoint] = self._mean_loss(self.load(checkpoint), self.dataset.val)
+            if not abs(found[checkpoint] - manifest.val_loss) <= 1e-5 * max(1.0, manifest.val_loss):
+                raise GateFailed(
+                    "read back",
+                    f"{checkpoint} says validation loss {manifest.val_loss:.4f}, loaded again it has "
+                    f"{found[checkpoint]:.4f}",
+                    "Not the weights that were evaluated were saved, or they are not loaded as they were saved",
+                )
+        return f"{len(found)} checkpoint{'s' * (len(found) > 1)} loaded again, with the stored loss" if found else None
