@@ -19,6 +19,7 @@ from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.network.flops import active_parameter_count
 from gpt_common.network.parameters import tensor_shapes
+from gpt_common.training.manifest import all_finite
 from gpt_common.words import in_bytes, parameters_in_words
 
 LINE = 80
@@ -134,8 +135,7 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
 
 
 def _sha256(tensor: Tensor) -> str:
-    """As in a native checkpoint's manifest."""
+    """As in a native checkpoint's manifest, and whether the tensor holds what is no number."""
     blocks, sha256 = hashed(tensor)
-    for _ in blocks:
-        pass
-    return sha256()
+    finite = all([all_finite(tensor.dtype, block) for block in blocks])  # every block is read
+    return sha256() + ("" if finite else "  NaN or infinity")

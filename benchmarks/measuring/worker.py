@@ -21,7 +21,7 @@ from benchmarks.measuring.thermal import open_watch
 from benchmarks.measuring.work import Absent, Work
 from benchmarks.readings import Plan, Record
 from gpt_common.config import RunConfig, from_dict
-from gpt_common.machine.blas import load_fast_blas
+from gpt_common.machine.blas import load_fast_blas, wait_passively
 from gpt_common.machine.provenance import versions
 
 EVENTS_PER_SECOND = 5
@@ -95,6 +95,7 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
         except ImportError as error:
             raise Absent(f"MLX cannot be imported: {error}") from None
         return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
+    wait_passively()  # as the trainer does, before PyTorch is imported
     try:
         from benchmarks.measuring.torch_work import TorchWork, TransformersWork
     except ImportError as error:

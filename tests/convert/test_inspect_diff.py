@@ -43,6 +43,16 @@ class TestInspect:
         checkpoint.write_bytes(spoilt)
         assert "checksum" in refused("inspect", checkpoint, "--hashes")
 
+    def test_hashes_tell_what_is_no_number(self, tmp_path: Path) -> None:
+        weights = MODEL.weights()
+        name = next(iter(weights))
+        torch.save(weights, tmp_path / "sound.pth")
+        weights[name][0, 0] = float("nan")
+        torch.save(weights, tmp_path / "spoilt.pth")
+        assert "NaN" not in done("inspect", tmp_path / "sound.pth", "--hashes")
+        (line,) = [line for line in done("inspect", tmp_path / "spoilt.pth", "--hashes").splitlines() if "NaN" in line]
+        assert line.endswith("NaN or infinity")
+
     def test_what_is_not_understood(self, tmp_path: Path) -> None:
         torch.save({**MODEL.weights(), "adapter.weight": torch.ones(2, 3)}, tmp_path / "weights.pth")
         said = done("inspect", tmp_path / "weights.pth")

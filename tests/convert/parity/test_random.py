@@ -70,7 +70,8 @@ def test_every_field_that_changes_the_numbers_is_drawn() -> None:
     for kind, section in ((ModelConfig, "model"), (OptimConfig, "optim")):
         for field in dataclasses.fields(kind):
             values = {getattr(getattr(config, section), field.name) for config in drawn}
-            assert len(values) > 1 or field.name == "dropout_rng", f"{field.name} is always {values}"
+            # Masks are shared here; a mean of the weights is no number of a step (tests/twins/test_average.py).
+            assert len(values) > 1 or field.name in ("dropout_rng", "ema_decay"), f"{field.name} is always {values}"
     for name in ("batch_size", "grad_accum_steps", "gradient_checkpointing", "seed"):
         assert len({getattr(config.train, name) for config in drawn}) > 1
     assert {random_config(seed)[1] for seed in range(60)} == {"strict", "bf16"}
