@@ -137,5 +137,5 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
 def _sha256(tensor: Tensor) -> str:
     """As in a native checkpoint's manifest, and whether the tensor holds what is no number."""
     blocks, sha256 = hashed(tensor)
-    finite = all([all_finite(tensor.dtype, block) for block in blocks])  # every block is read
-    return sha256() + ("" if finite else "  NaN or infinity")
+    spoilt = sum(not all_finite(tensor.dtype, block) for block in blocks)
+    return sha256() + ("  NaN or infinity" if spoilt else "")
