@@ -14,6 +14,7 @@ import pytest
 
 import gpt_common.training.run
 from gpt_common.data.batches import Batch
+from gpt_common.training.health import step_gates
 from gpt_common.training.health.watch import Health
 from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
@@ -21,6 +22,12 @@ from tests.twins import TWINS, fails, tensors, tiny, train
 both = pytest.mark.parametrize("twin", TWINS)
 FLAGS = ("--max-steps", "12", "--dropout", "0.2", "--grad-accum-steps", "2", "--eval-interval", "4")
 Patch = pytest.MonkeyPatch
+
+
+@pytest.fixture(autouse=True)
+def all_the_time_it_takes(monkeypatch: Patch) -> None:
+    """On a busy machine quick gates leave some out, and say so."""
+    monkeypatch.setattr(step_gates, "QUICK_SECONDS", 1e9)
 
 
 def part(twin: str, name: str) -> ModuleType:
@@ -138,7 +145,7 @@ def forgets_the_second_moment(patch: Patch, twin: str) -> None:
         (sums_micro_gradients, "micro-steps: two micro-steps give loss"),
         (leaves_a_micro_batch_out, "micro-steps: two micro-steps give loss"),
         (never_drops, "dropout: nothing is dropped after blocks."),
-        (drops_twice_as_much, "dropout: 0.3"),
+        (drops_twice_as_much, "dropout: 0.4"),
         (cuts_half_of_a_gradient_off, "derivative: along the gradient the loss changes by"),
         (forgets_the_second_moment, "update: "),
     ],
@@ -219,12 +226,10 @@ def test_weights_that_are_not_those_that_were_evaluated_are_caught(
 
 
 @both
-@pytest.mark.parametrize("more", [(), ("--preset", "deepseek-tiny"), ("--compile",), ("--ema-decay", "0.9")])
+@pytest.mark.parametrize("more", [(), ("--preset", "deepseek-tiny"), ("--ema-decay", "0.9")])
 def test_asking_changes_nothing(
     twin: str, more: tuple[str, ...], stories_dir: Path, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    if more == ("--compile",) and twin == "torch_gpt":
-        pytest.skip("PyTorch's compiler takes minutes")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for gates in ("off", "quick", "full"):
         flags = tiny(stories_dir, *FLAGS, *more, "--health-gates", gates)

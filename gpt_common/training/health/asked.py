@@ -65,6 +65,9 @@ class Asked:
     exact: bool
     """Half precision rounds where sums are made in another order; the same sums come out the same in it too."""
 
+    again: bool = True
+    """Ask again in the middle of a run: not where compiling the question took too long already."""
+
     def draw(self, what: str) -> np.random.Generator:
         """Random numbers of one gate at one step."""
         return keyed_generator(self.config.train.seed, f"gate {what}", self.step)
