@@ -147,11 +147,22 @@ def encoder(tokenizer: Tokenizer, workers: int) -> Iterator[Callable[[Iterable[J
 def _in_order(pool: ProcessPoolExecutor, work: Iterable[Job], ahead: int) -> Iterator[Encoded]:
     waiting: deque[Future[Encoded]] = deque()
     for job in work:
-        waiting.append(pool.submit(_encode_here, job))
+        with _signals_held():
+            waiting.append(pool.submit(_encode_here, job))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C waits: a process that is begun in the meantime inherits that, and is not interrupted in its imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _encode(tokenizer: Tokenizer, job: Job) -> Encoded:
