@@ -37,7 +37,7 @@ PRESETS = {
 SHORT = {
     "data": ("dataset",),
     "size": ("n_layer", "n_head", "n_embd", "block_size"),
-    "steps": ("max_steps", "batch_size", "grad_accum_steps", "seed", "device", "dtype"),
+    "steps": ("max_steps", "max_minutes", "patience", "batch_size", "grad_accum_steps", "seed", "device", "dtype"),
     "rate": ("learning_rate", "min_lr", "warmup_steps", "schedule"),
     "log": ("eval_interval", "checkpoint_interval", "prompts", "trackers"),
 }
@@ -47,6 +47,7 @@ MORE = {
     "log": (
         "log_interval",
         "eval_batches",
+        "eval_full",
         "keep_checkpoints",
         "sample_interval",
         "sample_tokens",
