@@ -287,9 +287,9 @@ class TrainConfig:
     max_steps: int = 1000
     """Steps of the whole schedule."""
     max_minutes: float = 0.0
-    """Train for so many minutes, with evaluations: the first steps are timed, and max_steps follows; 0: no limit."""
+    """Train for so many minutes; max_steps follows from the time of the first steps and evaluations; 0: no limit."""
     patience: int = 0
-    """End after so many evaluations without a better validation loss; 0: never."""
+    """End after N evaluations without a better loss; 0: never."""
     batch_size: int = 12
     """Sequences per micro-step."""
     grad_accum_steps: int = 1
