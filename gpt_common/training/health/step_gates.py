@@ -30,8 +30,8 @@ GATE_TOKENS = 256
 """Tokens in a gate's batch, if the step is not compiled for its own shape; two sequences at least."""
 QUICK_SECONDS = 8.0
 """What quick gates may take in all; what is left out then is said."""
-LARGE = 200_000_000
-"""Parameters beyond which quick gates do not copy the weights away and back."""
+LARGE = 150_000_000
+"""Parameters beyond which quick gates do not copy weights and moments away and back: 24 bytes each, for a moment."""
 
 
 def asked_of(
