@@ -16,8 +16,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from gpt_common.errors import UserError, nearest
+from gpt_common.files import read_bytes
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
+LARGEST_CONFIGURATION = 1 << 18
+"""Bytes of a TOML file."""
+MOST_LAYERS, LARGEST_NUMBER = 10_000, (1 << 63) - 1
+"""In a file: TOML knows no larger numbers, and every layer costs time before it is refused for another reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +141,8 @@ class ModelConfig:
                 name = "qk_norm" if self.qk_norm else "head_size"
                 raise UserError(f"{name} belongs to multi_head and grouped_query attention, not to {self.attention}")
         elif not self.head_size and self.n_embd % self.n_head:
-            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0]
-            closest = min(divisors, key=lambda h: abs(h - self.n_head))
+            smaller = [h for h in range(1, math.isqrt(min(self.n_embd, 1 << 40)) + 1) if self.n_embd % h == 0]
+            closest = min(smaller + [self.n_embd // h for h in smaller], key=lambda h: (abs(h - self.n_head), h))
             raise UserError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}: try n_head {closest}")
         if self.positions != "learned" and self.rotary_size % 2:
             name = "rope_size" if self.has_latents else "head_size"
@@ -392,8 +397,10 @@ def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
         UserError: unreadable file, unknown table or key, wrong type, impossible combination.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        tables = tomllib.loads(read_bytes(path, LARGEST_CONFIGURATION).decode("utf-8"))
+    except RecursionError:
+        raise UserError(f"cannot read configuration {path}: it is nested too deeply") from None
+    except (OSError, ValueError) as error:  # a number of 5000 digits is a ValueError too
         raise UserError(f"cannot read configuration {path}: {error}") from None
     return from_dict(tables, base=base, where=str(path))
 
@@ -420,6 +427,8 @@ def from_dict(tables: dict[str, Any], *, base: RunConfig | None = None, where: s
             if key == "health_gates" and isinstance(value, bool):  # before there were two kinds
                 value = "quick" if value else "off"
             values = {**values, key: _typed(value, types[key], f"{where}: {key} in [{table}]")}
+        if values.get("n_layer", 0) > MOST_LAYERS:
+            raise UserError(f"{where}: n_layer in [{table}]: {values['n_layer']} layers are more than any model has")
         try:
             sections[table] = dataclasses.replace(sections[table], **values)
         except UserError as error:
@@ -429,8 +438,12 @@ def from_dict(tables: dict[str, Any], *, base: RunConfig | None = None, where: s
 
 def _typed(value: Any, kind: Any, where: str) -> Any:
     """`value` as the field type `kind`, or a UserError that starts with `where`."""
-    # Of values from other people's files the whole repr may be endless.
-    shown = reprlib.repr(value)
+    # Of values from other people's files the whole repr may be endless, and of a number thousands of digits long there
+    # is none.
+    try:
+        shown = reprlib.repr(value)
+    except ValueError:
+        raise UserError(f"{where}: a number with thousands of digits") from None
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             word = value if isinstance(value, str) else ""
@@ -440,10 +453,14 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise UserError(f"{where}: expected a list, found {shown}")
         return tuple(_typed(item, get_args(kind)[0], where) for item in value)
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) <= LARGEST_NUMBER:
         return float(value)
     if type(value) is not kind:
         raise UserError(f"{where}: expected {kind.__name__}, found {shown}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {value} is not a finite number")
+    if type(value) is int and abs(value) > LARGEST_NUMBER:
+        raise UserError(f"{where}: {shown} is too large a number")
     return value
 
 

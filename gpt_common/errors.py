@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from gpt_common.words import message
+
 
 class UserError(Exception):
     """What a person did wrong and what to do about it, in one or two lines. Exit code 2."""
@@ -46,7 +48,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """
     choices = sorted(choices)
     letters = word.lstrip("-")
-    by_distance = sorted((_edits(letters, choice.lstrip("-")), choice) for choice in choices)
+    # What is longer than all choices is none of them, and out of a file it may be endless.
+    near = [choice for choice in choices if abs(len(choice.lstrip("-")) - len(letters)) <= 3]
+    by_distance = sorted((_edits(letters, choice.lstrip("-")), choice) for choice in near)
     begun = [choice for choice in choices if len(letters) >= 4 and choice.lstrip("-").startswith(letters)]
     allowed = 3 if len(letters) >= 10 else 2 if len(letters) >= 6 else 1 if len(letters) >= 3 else 0
     close = [choice for edits, choice in by_distance if edits <= allowed][:1] or begun
@@ -117,7 +121,7 @@ def run_main(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None
     except (UserError, WorkFailed) as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
     except Stopped as stop:
         sys.exit(stop.exit_code)

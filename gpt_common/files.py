@@ -8,14 +8,104 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
+import math
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from gpt_common.errors import UserError
+from gpt_common.words import in_bytes
+
+MOST_CONTAINERS = 1 << 21
+"""Lists and objects in a JSON file: each takes a hundred bytes of memory, and two on the disk."""
+
+
+def require_file(path: Path) -> None:
+    """Refuse what would be waited for or read without end: a pipe, a device, a folder.
+
+    Raises:
+        OSError: it is no regular file, or is not there.
+    """
+    _require_regular(path.stat(), path)
+
+
+def _require_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, opened for reading; nothing is waited for.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    require_file(path)
+    # It may be another one by now, and a pipe without a writer would be waited for.
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    try:
+        _require_regular(os.fstat(file.fileno()), path)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a regular file that has at most `largest` bytes.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it is larger.
+    """
+    with open_file(path) as file:
+        content = file.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"it is larger than {in_bytes(largest)}")
+    return content
+
+
+def read_json(path: Path, largest: int) -> Any:
+    """The document in a JSON file of at most `largest` bytes; every number is finite, every key stands there once.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it is larger, no JSON, or JSON that nobody writes in earnest; says what is wrong.
+    """
+    content = read_bytes(path, largest)
+    if content.count(b"[") + content.count(b"{") > MOST_CONTAINERS:
+        raise ValueError("it holds millions of lists")
+    try:
+        return json.loads(
+            content.decode("utf-8"),
+            object_pairs_hook=unique_keys,
+            parse_constant=_finite_number,
+            parse_float=_finite_number,
+        )
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, for `object_pairs_hook`; raises ValueError where one key stands twice."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"{twice[:80]!r} stands in it twice")
+    return entries
+
+
+def _finite_number(written: str) -> float:
+    if not math.isfinite(value := float(written)):
+        raise ValueError(f"it holds the number {written[:20]}")
+    return value
 
 
 def temporary_beside(path: Path, what: str = "") -> Path:

@@ -11,6 +11,7 @@ import tyro
 
 from gpt_common.cli import parse
 from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.words import one_line
 
 PROG = "python -m gpt_common.runs"
 
@@ -85,9 +86,9 @@ def main(argv: Sequence[str]) -> None:
         case Show():
             listing.print_run(command.run, command.runs_dir)
         case Report():
-            print(listing.make_report(command.run, command.runs_dir, command.out))
+            print(one_line(str(listing.make_report(command.run, command.runs_dir, command.out))))
         case Compare():
-            print(listing.compare(command.runs, command.runs_dir, command.out, command.png))
+            print(one_line(str(listing.compare(command.runs, command.runs_dir, command.out, command.png))))
 
 
 if __name__ == "__main__":

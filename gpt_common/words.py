@@ -9,10 +9,32 @@ WIDTH = 80
 """Columns that everything we print fits into."""
 
 
+LONGEST_MESSAGE, MESSAGE_LINES = 2000, 3
+"""Characters and lines of an error, at most."""
+
+# Control characters but line breaks; what turns the direction of text, or is not seen; halves of surrogate pairs, which
+# names of files may hold and no terminal takes; tags. Joiners stay: scripts need them.
+_STEERING = re.compile(
+    "[\\x00-\\x09\\x0b-\\x1f\\x7f-\\x9f\\u061c\\u200b\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f"
+    "\\ufeff\\ufff9-\\ufffb\\ud800-\\udfff\\U000e0000-\\U000e007f]"
+)
+
+
 def printable(text: str) -> str:
-    """Text that cannot steer a terminal: control characters are spelt out, except line breaks."""
-    text = text.expandtabs(4)
-    return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda match: repr(match.group())[1:-1], text)
+    """Text that cannot steer a terminal: what would is spelt out (`\\x1b`, `\\u202e`), except line breaks."""
+    return _STEERING.sub(lambda match: match.group().encode("unicode_escape").decode(), text.expandtabs(4))
+
+
+def one_line(text: str) -> str:
+    """`printable`, with line breaks spelt out too: for a name in the middle of a line."""
+    return printable(text).replace("\n", "\\n")
+
+
+def message(text: str) -> str:
+    """An error as it may be printed, whatever names and values out of files are in it: short, in a few lines."""
+    first, *rest = printable(text[: 2 * LONGEST_MESSAGE]).split("\n", MESSAGE_LINES - 1)
+    shown = "\n".join([first, *(line.replace("\n", "\\n") for line in rest)])
+    return shown if len(shown) <= LONGEST_MESSAGE else shown[:LONGEST_MESSAGE] + " ..."
 
 
 def duration(seconds: float) -> str:

@@ -8,12 +8,11 @@ import math
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from convert.storage.disk import create
 from convert.storage.tensors import BLOCK, COPY_AGAIN, NUMPY, Tensor, extent, hashed, item_size
 from gpt_common.errors import UserError
-from gpt_common.training.manifest import read_header
+from gpt_common.training.manifest import header_entries, read_header
 
 
 def is_safetensors(path: Path) -> bool:
@@ -31,7 +30,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         found = read_header(path)
-        offsets, data = _header(path)
+        offsets, data = header_entries(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is not a valid safetensors file ({error}): {COPY_AGAIN}") from None
     tensors = {}
@@ -46,21 +45,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The header's own entries; call after `read_safetensors` has accepted the file."""
-    return dict(_header(path)[0].get("__metadata__", {}))
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        return json.loads(file.read(length), object_pairs_hook=_unique), 8 + length
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The library takes the last of two entries with one name, MLX the first: neither is what was meant."""
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        raise ValueError("a name appears twice in its header")
-    return entries
+    return dict(header_entries(path)[0].get("__metadata__", {}))
 
 
 def write_safetensors(

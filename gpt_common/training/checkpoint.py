@@ -17,8 +17,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,7 @@ from gpt_common.files import (
     cannot_write,
     discard_on_error,
     move_into_place,
+    read_bytes,
     remove,
     sweep_leftovers,
     temporary_beside,
@@ -40,6 +42,7 @@ from gpt_common.training.manifest import (
     OPTIMIZER_FILE,
     STATE_FILE,
     Hashes,
+    Header,
     Manifest,
     read_header,
     tensor_hashes,
@@ -47,6 +50,10 @@ from gpt_common.training.manifest import (
 from gpt_common.training.pretrained import foreign, missing
 
 FULL_DISK_BYTES = 1 << 16
+CHECKPOINT_NAME = r"step-[0-9]{1,16}"
+LARGEST_POINTER = 1 << 10
+WEIGHT_DTYPES, MOMENT_DTYPES = ("F32", "BF16", "F16"), ("F32",)
+"""What both twins take, as safetensors calls it."""
 
 
 def write_checkpoint(
@@ -120,17 +127,17 @@ def _retire(folder: Path, keep: int) -> None:
 
 def _checkpoints(folder: Path) -> list[Path]:
     """Committed checkpoints, oldest first."""
-    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name.removeprefix("step-").isdigit()]
+    found = [p for p in folder.glob("step-*") if re.fullmatch(CHECKPOINT_NAME, p.name) and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
 
 
 def _pointed(folder: Path, name: str) -> str | None:
     """What a pointer names: a checkpoint beside it, and nothing up or elsewhere on the disk."""
     try:
-        target = (folder / name).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        target = read_bytes(folder / name, LARGEST_POINTER).decode("ascii").strip()
+    except (OSError, ValueError):
         return None
-    return target if target.startswith("step-") and Path(target).name == target else None
+    return target if re.fullmatch(CHECKPOINT_NAME, target) else None
 
 
 def find_checkpoint(path: Path, *, prefer: Literal["best", "latest"]) -> Path:
@@ -181,8 +188,59 @@ def read_manifest(checkpoint: Path, *, offer: bool = True) -> Manifest:
     try:
         return Manifest.read(checkpoint / STATE_FILE)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise _damaged(checkpoint, f"{STATE_FILE} cannot be read ({reason})", offer) from None
+        raise _damaged(checkpoint, f"{STATE_FILE} cannot be read ({_reason(error)})", offer) from None
+
+
+def described(checkpoint: Path) -> Manifest:
+    """The manifest of a checkpoint whose model file holds, by its header, the tensors of its configuration.
+
+    Only headers are read: nothing was built or allocated by sizes that stand in a file and nowhere else.
+
+    Raises:
+        UserError: names what is damaged, and offers the newest valid checkpoint.
+    """
+    manifest = read_manifest(checkpoint)
+    check_weights(checkpoint, manifest)
+    return manifest
+
+
+def check_weights(checkpoint: Path, manifest: Manifest, *, offer: bool = True) -> None:
+    """Refuse a checkpoint whose model file's header is not what its configuration asks for; raises as `described`."""
+    try:
+        model = manifest.run_config.model
+    except UserError as error:
+        raise _damaged(checkpoint, f"{STATE_FILE}: {error}", offer) from None
+    if model.vocab_size < 1:
+        raise _damaged(checkpoint, f"{STATE_FILE} says vocab_size {model.vocab_size}", offer)
+    found = _header(checkpoint, MODEL_FILE, offer)
+    # Every layer has tensors: more layers than tensors are refused before all their names are made.
+    if model.n_layer > len(found):
+        what = f"{MODEL_FILE} has {len(found)} tensors, too few for the {model.n_layer} layers of the configuration"
+        raise _damaged(checkpoint, what, offer)
+    if (wrong := _difference(found, tensor_shapes(model), WEIGHT_DTYPES)) is not None:
+        raise _damaged(checkpoint, f"{MODEL_FILE} does not fit the configuration in {STATE_FILE}: {wrong}", offer)
+
+
+def _header(checkpoint: Path, file: str, offer: bool) -> Header:
+    try:
+        return read_header(checkpoint / file)
+    except (OSError, ValueError) as error:
+        raise _damaged(checkpoint, f"{file} cannot be read ({_reason(error)})", offer) from None
+
+
+def _difference(found: Header, wanted: Mapping[str, tuple[int, ...]], dtypes: Sequence[str]) -> str | None:
+    """The first way in which the tensors of a file are not those that are wanted, in words; None if they are."""
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found:
+            return f"tensor {name} is missing"
+        if name not in wanted:
+            return f"unexpected tensor {name}"
+        dtype, shape = found[name]
+        if shape != wanted[name]:
+            return f"{name} has shape {shape}, and not {wanted[name]}"
+        if dtype not in dtypes:
+            return f"{name} is {dtype}, and not {' or '.join(dtypes)}"
+    return None
 
 
 def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
@@ -195,11 +253,12 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
         UserError: names the file, the tensor and what is wrong, and offers the newest valid checkpoint.
     """
     manifest = read_manifest(checkpoint, offer=offer)
+    check_weights(checkpoint, manifest, offer=offer)
     for file, recorded in manifest.tensors.items():
         try:
             found = tensor_hashes(checkpoint / file, finite=True)
         except (OSError, ValueError) as error:
-            raise _damaged(checkpoint, f"{file} cannot be read ({error})", offer) from None
+            raise _damaged(checkpoint, f"{file} cannot be read ({_reason(error)})", offer) from None
         for name in sorted(recorded.keys() | found.keys()):
             if name not in found:
                 raise _damaged(checkpoint, f"tensor {name} is missing from {file}", offer)
@@ -250,21 +309,14 @@ def check_moments(checkpoint: Path, manifest: Manifest, config: RunConfig) -> No
         raise UserError(
             f"{checkpoint} has no optimiser state, so training cannot go on where it stood: {weights_alone}"
         )
-    try:
-        shapes = {name: shape for name, (_, shape) in read_header(path).items()}
-    except (OSError, ValueError) as error:
-        raise _damaged(checkpoint, f"{OPTIMIZER_FILE} cannot be read ({error})", True) from None
-    wanted = optimizer_shapes(config.model, config.optim)
-    for name in sorted(wanted.keys() | shapes.keys()):
-        if name not in shapes:
-            what = f"tensor {name} is missing"
-        elif name not in wanted:
-            what = f"unexpected tensor {name}"
-        elif shapes[name] != wanted[name]:
-            what = f"{name} has shape {shapes[name]}, {config.optim.optimizer} needs {wanted[name]}"
-        else:
-            continue
-        raise UserError(f"{path} does not fit the configuration: {what}; {weights_alone}")
+    found, optimizer = _header(checkpoint, OPTIMIZER_FILE, True), config.optim.optimizer
+    what = _difference(found, optimizer_shapes(config.model, config.optim), MOMENT_DTYPES)
+    if what is not None:
+        raise UserError(f"{path} does not fit the configuration and its {optimizer}: {what}; {weights_alone}")
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 def _damaged(checkpoint: Path, what: str, offer: bool) -> UserError:

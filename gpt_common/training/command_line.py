@@ -14,7 +14,7 @@ from gpt_common.errors import UserError, run_main
 from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
 from gpt_common.network.width import rate_for, scaled, width_of, with_rate
-from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.checkpoint import described, find_checkpoint
 from gpt_common.training.folder import newest_run
 from gpt_common.training.pretrained import is_local, local_run
 
@@ -49,7 +49,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
                 "--resume takes configuration and folder from the run: leave out --preset, --config, --init-from, "
                 "--out, --name"
             )
-        base = read_manifest(find_checkpoint(start.resume, prefer="latest")).run_config
+        base = described(find_checkpoint(start.resume, prefer="latest")).run_config
     elif start.init_from is not None:
         base, why = _fine_tuning(start)
     else:
@@ -108,7 +108,7 @@ def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
     began. So the peak is a tenth of the base's, after a short warm-up, unless a file or a flag says otherwise.
     """
     assert start.init_from is not None
-    source = read_manifest(find_checkpoint(start.init_from, prefer="best")).run_config
+    source = described(find_checkpoint(start.init_from, prefer="best")).run_config
     named = start.preset is not None or start.config is not None
     # Without a preset or file the run goes on as its base did, where this machine chooses.
     base = _preset_and_file(start) if named else source

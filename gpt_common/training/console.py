@@ -118,14 +118,14 @@ class RunConsole(ABC):
     def summary(self, title: str, rows: Sequence[tuple[str, str]], alarms: Sequence[str], command: str | None) -> None:
         """The closing table."""
         self.close()
-        self._print(f"\n{title}", "bold")
+        self._print(f"\n{printable(title)}", "bold")
         width = max((len(name) for name, _ in rows), default=0)
         for name, value in rows:
             self._print(f"  {name:<{width}}  {printable(value)}")
         for alarm in alarms:
             self.warn(alarm)
         if command:
-            self._print(f"\n  {command}", "bold")
+            self._print(f"\n  {printable(command)}", "bold")
 
 
 class PlainConsole(RunConsole):

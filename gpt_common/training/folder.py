@@ -7,6 +7,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -17,6 +18,12 @@ from gpt_common.files import cannot_write, is_system_file
 
 RUNS = Path("runs")
 """Where runs lie if nothing else is said."""
+
+
+LARGEST_ABOUT = 1 << 26
+"""Bytes of a run.json: fifty thousand sessions."""
+ATTEMPTS, BETWEEN_ATTEMPTS = 5, 0.02
+"""To hold a folder, and seconds between two of them."""
 
 
 @dataclass
@@ -73,21 +80,35 @@ def claim_new(wanted: Path, *, or_next: bool) -> RunFolder:
     """
     for path in _names(wanted) if or_next else (wanted,):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
+            _make(path)
         except FileExistsError:
             if or_next:
                 continue
             refuse_used(path)
-            if (held := _lock(path)) is not None:
-                return RunFolder(path, True, claimed=True, _descriptor=held)
-            raise UserError(
-                f"{path} is there already: another process begins a run in it; name another --out"
-            ) from None
         except OSError as error:
             raise cannot_write(path, error) from None
-        return RunFolder(path, True, claimed=True, _descriptor=_lock(path))
+        held = _held(path)
+        if held is not None:
+            # Between looking and holding another process may have come and gone.
+            if _is_empty(path):
+                return RunFolder(path, True, claimed=True, _descriptor=held)
+            os.close(held)
+        if not or_next:
+            refuse_used(path)
+            raise UserError(f"{path} is there already: another process begins a run in it; name another --out")
     raise AssertionError("numbers do not end")
+
+
+def _make(path: Path) -> None:
+    """Make a folder, and those above it, which may be taken away meanwhile: an empty runs/ of a start that failed."""
+    for attempt in range(ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+            break
+        except FileNotFoundError:
+            if attempt == ATTEMPTS - 1:
+                raise
 
 
 def refuse_used(path: Path) -> None:
@@ -107,7 +128,7 @@ def take_up(path: Path) -> RunFolder:
     Raises:
         UserError: another process trains it at this moment.
     """
-    descriptor = _lock(path)
+    descriptor = _held(path)
     if descriptor is None:
         raise UserError(f"{path} is being trained by another process: wait until it ends, or start a run of its own")
     return RunFolder(path, False, claimed=True, _descriptor=descriptor)
@@ -119,6 +140,7 @@ def is_held(path: Path) -> bool:
         descriptor = _lock(path)
     except OSError:  # not ours to open
         return False
+    # Held for a moment, in which who wants it is made to wait: see `_held`.
     if descriptor is not None:
         os.close(descriptor)
     return descriptor is None
@@ -134,9 +156,33 @@ def _names(wanted: Path) -> Iterator[Path]:
     yield from (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
 
 
+def _held(path: Path) -> int | None:
+    """A descriptor that holds the folder which has this name now; None where another process has it.
+
+    Who only looks whether a run is going holds it too, for a moment: that is waited for.
+
+    Raises:
+        UserError: it cannot be opened.
+    """
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            time.sleep(BETWEEN_ATTEMPTS)
+        try:
+            descriptor = _lock(path)
+            if descriptor is not None:
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+                os.close(descriptor)  # it was removed, and another has its name
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise cannot_write(path, error) from None
+    return None
+
+
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the lock; None where another process has it."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -153,7 +199,10 @@ def newest_run(folder: Path = RUNS) -> Path:
     Raises:
         UserError: there is none.
     """
-    saved = {path.parent.parent: path.stat().st_mtime for path in folder.glob("*/checkpoints/latest")}
+    saved = {}
+    for path in folder.glob("*/checkpoints/latest"):
+        with contextlib.suppress(OSError):  # gone meanwhile, or no file
+            saved[path.parent.parent] = path.stat().st_mtime
     if not saved:
         raise UserError(f"no run in {folder} yet: train one, or say which run or checkpoint")
     return max(saved, key=lambda run: saved[run])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import json
-import stat
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ import numpy as np
 
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.errors import UserError
+from gpt_common.files import open_file, read_json, unique_keys
 
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
@@ -24,11 +23,16 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 STATE_FILE = "state.json"
 HASH_BLOCK = 1 << 22
-LARGEST_MANIFEST = 1 << 28
-"""Bytes: hundreds of thousands of tensors; more is no manifest."""
+LARGEST_MANIFEST = LARGEST_HEADER = 1 << 24
+"""Bytes of state.json, and of what a safetensors file says of its tensors: a hundred thousand of them; more is neither.
+"""
+LARGEST_COUNT = 1 << 53
+"""Steps and tokens: what a float holds exactly."""
 
 Hashes = Mapping[str, Mapping[str, str]]
 """SHA-256 by file and tensor name."""
+Header = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Dtype, as safetensors calls it, and shape by tensor name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,31 +79,42 @@ class Manifest:
             ValueError: it is no manifest; says what is wrong.
             UserError: a format version that this program does not know.
         """
-        require_file(path)
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise ValueError("it is too large")
-        try:
-            state = json.loads(path.read_text(encoding="utf-8"))
-            version = state["format_version"]
-            names = [field.name for field in dataclasses.fields(cls)]
-            manifest = cls(**{name: state[name] for name in names if name in state})
-        except (KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update it")
+        state = read_json(path, LARGEST_MANIFEST)
+        if not isinstance(state, dict):
+            raise ValueError("it is not a JSON object")
+        for name in ("format_version", "step", "config", "tensors"):
+            if name not in state:
+                raise ValueError(f"{name} is missing")
+        version = state["format_version"]
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise UserError(f"{path} has format version {version!r:.80}, this reads {FORMAT_VERSION}: update it")
+        names = [field.name for field in dataclasses.fields(cls)]
+        manifest = cls(**{name: state[name] for name in names if name in state})
         manifest.check()
         return manifest
 
     def check(self) -> None:
-        """Raise a ValueError for an entry of a wrong type."""
-        if type(self.step) is not int or self.step < 0:
-            raise ValueError(f"step is {self.step!r}")
+        """Raise a ValueError for an entry of a wrong type, or out of its range."""
+        for name in ("step", "tokens", "best_step"):
+            value = getattr(self, name)
+            if (value is not None or name == "step") and not (type(value) is int and 0 <= value < LARGEST_COUNT):
+                raise ValueError(f"{name} is {value!r:.80} and not a count")
         for name, entry in (("config", self.config), ("tensors", self.tensors)):
             if not isinstance(entry, dict) or not all(isinstance(value, dict) for value in entry.values()):
                 raise ValueError(f"{name} must be an object of objects")
-        for name in ("tokens", "val_loss", "best_val_loss", "best_step"):
-            if not isinstance(value := getattr(self, name), int | float | None) or isinstance(value, bool):
-                raise ValueError(f"{name} is {value!r:.80} and not a number")
+        # Names, not paths; and without a list of its tensors a file is believed whatever it holds.
+        if MODEL_FILE not in self.tensors or self.tensors.keys() - {MODEL_FILE, OPTIMIZER_FILE}:
+            found = ", ".join(f"{file[:80]!r}" for file in sorted(self.tensors)[:4])
+            raise ValueError(
+                f"tensors must list {MODEL_FILE}, and {OPTIMIZER_FILE} if there is one; it has {found or '{}'}"
+            )
+        for file, recorded in self.tensors.items():
+            if not recorded or not all(isinstance(value, str) for value in recorded.values()):
+                raise ValueError(f"tensors must have a SHA-256 for each tensor in {file}")
+        for name in ("val_loss", "best_val_loss"):
+            value = getattr(self, name)
+            if value is not None and not (type(value) in (int, float) and abs(value) < LARGEST_COUNT):
+                raise ValueError(f"{name} is {value!r:.80} and not a loss")
         for name, kinds in (
             ("dataset", {"name": str, "fingerprint": str}),
             ("tokenizer", {"kind": str, "fingerprint": str, "vocab_size": int}),
@@ -150,16 +165,6 @@ _EXPONENTS = {
 }
 
 
-def require_file(path: Path) -> None:
-    """Refuse what would be waited for or read without end: a pipe, a device, a folder.
-
-    Raises:
-        OSError: it is no regular file, or is not there.
-    """
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-
-
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Dtype and shape by tensor name, after the safetensors library has accepted the file.
 
@@ -169,13 +174,34 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    require_file(path)
+    header_entries(path)
     try:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return {name: (s.get_dtype(), tuple(s.get_shape())) for name, s in slices.items()}
     except SafetensorError as error:
         raise ValueError(str(error)) from None
+
+
+def header_entries(path: Path) -> tuple[dict[str, Any], int]:
+    """A file's own words on its tensors, and where the data begin; raises as `read_header`.
+
+    Of two entries with one name the library takes the last, MLX the first: neither is what was meant.
+    """
+    with open_file(path) as file:
+        start = file.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= LARGEST_HEADER:
+            raise ValueError(f"its header is {length} bytes long")
+        header = file.read(length)
+    try:
+        entries = json.loads(header, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"its header is damaged: {what}") from None
+    if not isinstance(entries, dict):
+        raise ValueError("its header is not a JSON object")
+    return entries, 8 + length
 
 
 def tensor_hashes(path: Path, *, finite: bool = False) -> dict[str, str]:
@@ -190,13 +216,12 @@ def tensor_hashes(path: Path, *, finite: bool = False) -> dict[str, str]:
     """
     header = read_header(path)
     hashes = {}
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        offsets = json.loads(file.read(length))
+    offsets, data = header_entries(path)
+    with open_file(path) as file:
         for name, (dtype, shape) in header.items():
             begin, end = offsets[name]["data_offsets"]
             digest = hashlib.sha256(hash_header(dtype, shape))
-            file.seek(8 + length + begin)
+            file.seek(data + begin)
             remaining = end - begin
             while remaining and (block := file.read(min(HASH_BLOCK, remaining))):
                 digest.update(block)

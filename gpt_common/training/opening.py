@@ -14,16 +14,16 @@ from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, write_atomically
+from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.memory import Twin
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
-from gpt_common.training.checkpoint import check_moments, find_checkpoint, read_manifest
+from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
-from gpt_common.training.folder import RUNS, RunFolder, refuse_used, take_up
-from gpt_common.training.manifest import Manifest
+from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
+from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}
@@ -81,7 +81,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     data = command.run.data
     dataset = open_dataset(data.dataset, Path(data.data_dir), on_progress=lambda line: print(line, flush=True))
     source = resume_from or init_from
-    manifest = read_manifest(source) if source else None
+    manifest = described(source) if source else None
     if source and manifest:
         # Before the vocabulary is compared: another tokenizer is the reason, another number of entries a symptom.
         _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
@@ -96,7 +96,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
-        if manifest.step:
+        if manifest.step or OPTIMIZER_FILE in manifest.tensors:
             check_moments(resume_from, manifest, config)
         first_step, best_step, best_val_loss = manifest.step, manifest.best_step, manifest.best_val_loss
         if gave_up(config.train, manifest.step, manifest.best_step):
@@ -107,7 +107,10 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:
         raise UserError(_nothing_to_do(first_step, command.stop_at, config.train.max_steps))
-    hold = take_up(_run_folder(resume_from)) if resume_from else _new_folder(command, config)
+    if command.resume and resume_from and manifest:
+        hold = _taken_up(command.resume, resume_from, manifest)
+    else:
+        hold = _new_folder(command, config)
     return Opening(
         config=config,
         dataset=dataset,
@@ -174,6 +177,22 @@ def _nothing_to_do(first_step: int, stop_at: int | None, max_steps: int) -> str:
     return f"the run is at step {first_step} already: --stop-at must be above that"
 
 
+def _taken_up(asked_for: Path, checkpoint: Path, manifest: Manifest) -> RunFolder:
+    """Hold the run's folder, in which `checkpoint` is still what was read before it was held.
+
+    Raises:
+        UserError: another process trains it, or took it further in between.
+    """
+    hold = take_up(_run_folder(checkpoint))
+    try:
+        if find_checkpoint(asked_for, prefer="latest") != checkpoint or read_manifest(checkpoint) != manifest:
+            raise UserError(f"{hold.path} was taken further by another process just now: repeat the command")
+        return hold
+    except BaseException:
+        hold.release()
+        raise
+
+
 def _run_folder(checkpoint: Path) -> Path:
     """The run that a checkpoint belongs to."""
     if checkpoint.parent.name != "checkpoints":
@@ -226,7 +245,7 @@ def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> N
     path = opening.folder / "run.json"
     try:
         opening.folder.mkdir(parents=True, exist_ok=True)
-        sessions = json.loads(path.read_text(encoding="utf-8"))["sessions"] if path.exists() else []
+        sessions = read_json(path, LARGEST_ABOUT)["sessions"] if path.exists() else []
         about = {"dataset": {"name": opening.dataset.name, "fingerprint": opening.dataset.fingerprint}}
         write_atomically(path, json.dumps({**about, "sessions": [*sessions, session]}, indent=1) + "\n")
         write_atomically(opening.folder / "config.toml", to_toml(opening.config))

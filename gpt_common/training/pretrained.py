@@ -5,7 +5,6 @@ They come in through `python -m convert import`, in a process of its own: nothin
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import subprocess
@@ -14,11 +13,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_common.errors import UserError
+from gpt_common.files import open_file, read_json
 from gpt_common.training.folder import RUNS
 
 PREFIX = "hf:"
 HUB_RUNS = RUNS / "hub"
 """Where models that came in by name lie, one folder each."""
+LARGEST_SETTINGS = 1 << 24
+"""Bytes of another program's config.json."""
 MODEL_FILES = (".safetensors", ".bin", ".pt", ".pth")
 
 
@@ -89,7 +91,7 @@ def unusable(path: Path) -> str | None:
     try:
         if path.is_dir():
             return _unusable_folder(path)
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return _gguf(path) if file.read(4) == b"GGUF" else None
     except OSError:
         return None
@@ -125,7 +127,7 @@ def _foreign_folder(path: Path) -> str | None:
 
 
 def _foreign_file(path: Path) -> str | None:
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(9)
     if (path.parent / "state.json").exists():
         return f"{path} is a file of a checkpoint: give its folder, {path.parent}"
@@ -140,8 +142,8 @@ def _foreign_file(path: Path) -> str | None:
 
 def _model_type(folder: Path) -> str | None:
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = read_json(folder / "config.json", LARGEST_SETTINGS).get("model_type")
+    except (OSError, ValueError, AttributeError):
         return None
     return found if isinstance(found, str) else None
 

@@ -10,16 +10,19 @@ ended early). Each says how long its session had been going ("time").
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from gpt_common.errors import UserError
+from gpt_common.files import open_file
 from gpt_common.judging.whole_text import WholeText
 from gpt_common.training.console import Progress, open_console
 from gpt_common.training.record import StepRecord
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # A missing measurement is null without comment; any other non-finite number is spelt out beside its null.
+LONGEST_LINE, LARGEST_LOG = 1 << 20, 1 << 28
+"""Bytes: a row has 250, and some thousands with the loads of many experts."""
+LARGEST_STEP = 1 << 53
 MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu")
 
 
@@ -206,21 +212,48 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         UserError: no such file, or a line that is not a JSON object.
     """
     path = folder / "metrics.jsonl"
+    rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_bytes().splitlines(keepends=True)
+        for number, line in enumerate(read_lines(path), start=1):
+            row = _parsed(line)
+            if row is None:
+                if not line.endswith(b"\n"):
+                    break
+                raise UserError(f"{path}, line {number} is not a JSON object: mend or delete the line")
+            step = row.get("step", 0)
+            if type(step) is not int or not 0 <= step < LARGEST_STEP:
+                raise UserError(f"{path} is damaged: line {number} has step {step!r:.80}: mend or delete the line")
+            rows.append(row)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}: is {folder} the folder of a run?") from None
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        row = _parsed(line)
-        if row is None:
-            if number == len(lines) and not line.endswith(b"\n"):
-                break
-            raise UserError(f"{path}, line {number} is not a JSON object: mend or delete the line")
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    # From the end, so that many resumptions cost one pass: what lies beyond the step of a later one was run again.
+    kept, least = [], LARGEST_STEP
+    for row in reversed(rows):
+        if row.get("step", 0) <= least:
+            kept.append(row)
         if row.get("event") == "resume":
-            rows = [earlier for earlier in rows if earlier.get("step", 0) <= row["step"]]
-        rows.append(row)
-    return rows
+            least = min(least, row.get("step", 0))
+    return kept[::-1]
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a log, with their ends; the last one may be torn.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+        ValueError: it, or a line of it, is longer than any log.
+    """
+    with open_file(path) as file:
+        read = 0
+        while line := file.readline(LONGEST_LINE + 1):
+            read += len(line)
+            if len(line) > LONGEST_LINE or read > LARGEST_LOG:
+                raise ValueError(
+                    f"{'a line of it' if len(line) > LONGEST_LINE else 'it'} is longer than anything that a run writes"
+                )
+            yield line
 
 
 class _JsonLines:
@@ -256,22 +289,27 @@ class _JsonLines:
 
 def _repaired_end(path: Path) -> int:
     """Where the next line may begin: a torn last line is cut off, one that only lacks its end gets it."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         return 0
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content) and _parsed(content[end:]) is not None:
+    if path.is_symlink():  # whatever it names is not the run's to cut and to add to
+        raise OSError(errno.EINVAL, "it is a link", str(path))
+    with open_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - LONGEST_LINE))
+        tail = file.read()
+    torn = tail[tail.rfind(b"\n") + 1 :]
+    if torn and _parsed(torn) is not None:
         with path.open("ab") as file:
             file.write(b"\n")
-        return len(content) + 1
-    return end
+        return size + 1
+    return size - len(torn)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
     """The JSON object in a line, or None."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) else None
 

@@ -14,10 +14,11 @@ from gpt_common.data.tokenizers import TextStream, Tokenizer, default_prompt, lo
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
 from gpt_common.sampling import encode_prompt, until_end
-from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.checkpoint import described, find_checkpoint
 from gpt_common.training.folder import newest_run
-from gpt_common.training.manifest import TOKENIZER_FILE
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.pretrained import local_run
+from gpt_common.words import one_line, printable
 
 # (prompt ids, uniform numbers of one sample) -> new token ids, one at a time.
 Generate = Callable[[Sequence[int], Iterator[float]], Iterator[int]]
@@ -30,7 +31,7 @@ def parse_sampling(argv: Sequence[str], *, prog: str) -> tuple[Path, SampleComma
     if words and not words[0].startswith("-"):
         return Path(words[0]), command
     run = newest_run()
-    print(f"sampling from the newest run, {run}", file=sys.stderr)
+    print(f"sampling from the newest run, {one_line(str(run))}", file=sys.stderr)
     return run, command
 
 
@@ -51,12 +52,25 @@ def open_source(path: Path, *, latest: bool) -> Source:
         UserError: no checkpoint there, a damaged one, or one without a tokenizer.
     """
     checkpoint = find_checkpoint(local_run(path), prefer="latest" if latest else "best")
-    manifest = read_manifest(checkpoint)
+    manifest = described(checkpoint)
     if not (checkpoint / TOKENIZER_FILE).exists():
         raise UserError(f"{checkpoint} has no {TOKENIZER_FILE}: copy in the one that the model was trained with")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE)
+    _check_tokenizer(checkpoint, tokenizer, manifest)
     prompt = default_prompt(tokenizer) if manifest.prompt is None else manifest.prompt
     return Source(checkpoint, manifest.run_config.model, tokenizer, prompt)
+
+
+def _check_tokenizer(checkpoint: Path, tokenizer: Tokenizer, manifest: Manifest) -> None:
+    """Refuse a tokenizer that the model was not trained with: its ids would mean other text, or lie outside."""
+    path, rows = checkpoint / TOKENIZER_FILE, manifest.run_config.model.vocab_size
+    remedy = "copy in the one that the model was trained with"
+    if manifest.tokenizer and manifest.tokenizer["fingerprint"] != tokenizer.fingerprint:
+        theirs = f"{manifest.tokenizer['kind']}, {manifest.tokenizer['vocab_size']} entries"
+        ours = f"{tokenizer.kind}, {tokenizer.vocab_size} entries"
+        raise UserError(f"{path} is another tokenizer ({ours}) than the model's ({theirs}): {remedy}")
+    if tokenizer.vocab_size > rows:
+        raise UserError(f"{path} has {tokenizer.vocab_size} entries, and the model {rows}: {remedy}")
 
 
 def print_samples(command: SampleCommand, source: Source, generate: Generate) -> None:
@@ -70,13 +84,14 @@ def print_samples(command: SampleCommand, source: Source, generate: Generate) ->
         prompt = source.tokenizer.encode(source.prompt)[: source.model.block_size]
     else:
         prompt = encode_prompt(command.prompt, source.tokenizer, source.model.block_size)
-    text = source.tokenizer.decode(prompt)
+    # What the model says comes out of a file, its vocabulary: it must not steer a terminal.
+    text = printable(source.tokenizer.decode(prompt))
     for sample in range(command.num_samples):
         if command.num_samples > 1:
             print(f"--- sample {sample + 1} of {command.num_samples} (seed {command.seed})")
         stream = TextStream(source.tokenizer)
         sys.stdout.write(text)
         for token in until_end(generate(prompt, draws(command.seed, sample)), source.tokenizer):
-            sys.stdout.write(stream.push(token))
+            sys.stdout.write(printable(stream.push(token)))
             sys.stdout.flush()
         print(stream.finish())

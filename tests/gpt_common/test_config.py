@@ -109,7 +109,7 @@ def test_toml_gives_back_what_it_was_given(
         ("[model]\nn_head = 5", "n_head 5 does not divide n_embd 128: try n_head 4"),
         ("[model]\nhead_bias = true", "head_bias needs an untied head"),
         ("[train]\nprompts = 'text'", "expected a list"),
-        ("[optim]\nlearning_rate = nan", "learning_rate is nan"),
+        ("[optim]\nlearning_rate = nan", "nan is not a finite number"),
         ("[optim]\nbeta2 = 1.0", "beta2 is 1.0"),
         ("[train]\nmax_steps = 0", "max_steps is 0"),
         ("model = 3", "[model] must be a table"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from gpt_common.data.tokenizers.bpe import BpeTokenizer
@@ -10,8 +9,11 @@ from gpt_common.data.tokenizers.characters import CharTokenizer
 from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
 from gpt_common.data.tokenizers.tokenizer import Tokenizer
 from gpt_common.errors import UserError, nearest
+from gpt_common.files import read_json
 
 FILE = "tokenizer.json"
+LARGEST = 1 << 26
+"""Bytes: twice the largest vocabulary that is published (262 thousand tokens)."""
 KINDS = ("bpe", "char", "gpt2")
 
 
@@ -26,7 +28,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     path = _file_in(path) if path.is_dir() else path
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path, LARGEST)
     except FileNotFoundError:
         raise UserError(f"no tokenizer at {path}") from None
     except (OSError, ValueError) as error:
@@ -49,6 +51,8 @@ def load_tokenizer(path: Path) -> Tokenizer:
                 raise UserError("not a tokenizer")
     except UserError as error:
         raise UserError(f"tokenizer {path}: {error}") from None
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        raise UserError(f"tokenizer {path}: not what it says it is ({type(error).__name__}: {error})") from None
 
 
 def _file_in(folder: Path) -> Path:

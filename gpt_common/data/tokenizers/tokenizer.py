@@ -42,6 +42,11 @@ class Tokenizer(ABC):
         self.fingerprint = sha256_of(document)
         self.end_of_text = end_of_text
 
+    @property
+    def known(self) -> list[int]:
+        """The ids that have text; a published vocabulary may have gaps."""
+        return sorted(self._token_bytes)
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; the names of special tokens in it are ordinary text.
@@ -91,7 +96,10 @@ def identity(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def default_prompt(tokenizer: Tokenizer) -> str:
     """What samples start from: a line end, as in nanoGPT, or else the first token of the vocabulary that is text."""
-    for text in ("\n", *(tokenizer.decode([i]) for i in range(tokenizer.vocab_size) if i != tokenizer.end_of_text)):
+    for i in (None, *tokenizer.known):
+        if i is not None and i == tokenizer.end_of_text:
+            continue
+        text = "\n" if i is None else tokenizer.decode([i])
         with suppress(UserError):  # not in the vocabulary
             if "\ufffd" not in text and tokenizer.encode(text):
                 return text

@@ -22,7 +22,7 @@ from gpt_common.training.report.page import (
     write_report,
 )
 from gpt_common.training.report.past import PastRun, chosen_run, find_run, read_run
-from gpt_common.words import WIDTH, duration, in_memory, parameters_in_words, printable, rate
+from gpt_common.words import WIDTH, duration, in_memory, one_line, parameters_in_words, printable, rate
 
 PNG_SIZE = (640, 330)
 HEADS = ("name", "from", "data", "best loss", "above floor", "steps", "tokens/s", "when")
@@ -138,7 +138,7 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
         ("peak memory", in_memory(course.memory) if course.memory is not None else ""),
         ("loss", loss_line(course, getattr(sys.stdout, "encoding", None))),
     ]
-    print(f"{printable(found.name)}\n{sentence(found)}\n")
+    print(f"{one_line(found.name)}\n{printable(sentence(found))}\n")
     for name, value in rows:
         if value:
             print(f"  {name:<12} {printable(value)}")
@@ -148,7 +148,7 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
         sample = found.samples[-1]
         text = " ".join((sample.prompt + sample.text).split())
         print(f"  {'sample':<12} {printable(text)[: WIDTH - 15]}")
-    print(f"\n  python -m gpt_common.runs report {found.folder}")
+    print(f"\n  python -m gpt_common.runs report {one_line(str(found.folder))}")
 
 
 def _times(run: PastRun) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,10 +13,14 @@ from typing import Any
 
 from gpt_common.config import RunConfig, differences, load_toml
 from gpt_common.errors import UserError
+from gpt_common.files import read_json
 from gpt_common.network.flops import active_parameter_count, parameter_count
-from gpt_common.training.folder import RUNS, is_held, newest_run
+from gpt_common.training.folder import LARGEST_ABOUT, RUNS, is_held, newest_run
 from gpt_common.training.report.curves import Course, course
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.runlog import LARGEST_STEP, read_lines, read_metrics
+
+LONGEST_COMMAND = 10_000
+"""Characters of a command line in it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,7 @@ class PastRun:
     @property
     def twin(self) -> str:
         """`mlx_gpt` or `torch_gpt`, or both, of all its sessions."""
-        words = [str(session.get("command", "")).split() for session in self.sessions]
+        words = [str(session.get("command", ""))[:LONGEST_COMMAND].split() for session in self.sessions]
         names = [name for command in words for name in ("mlx_gpt", "torch_gpt") if f"{name}.train" in command]
         return ", ".join(dict.fromkeys(names))
 
@@ -76,7 +81,7 @@ class PastRun:
         for session in reversed(self.sessions):
             try:
                 return datetime.fromisoformat(str(session.get("started"))).astimezone()
-            except ValueError:
+            except (ValueError, OverflowError, OSError):
                 continue
         return None
 
@@ -146,10 +151,10 @@ def read_run(folder: Path, *, going: bool | None = None) -> PastRun:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path, LARGEST_ABOUT)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if not isinstance(found, dict):
         raise UserError(f"{path} is damaged: it is not a JSON object")
@@ -158,24 +163,22 @@ def _about(path: Path) -> dict[str, Any]:
 
 def _samples(path: Path) -> list[Sample]:
     """Those that are whole; of two at one step, a resumed run's."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return []
     found: dict[tuple[str, int], Sample] = {}
-    for line in lines:
-        try:
-            row = json.loads(line)
-            step, prompt, text = row["step"], row["prompt"], row["text"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-        if type(step) is int and isinstance(prompt, str) and isinstance(text, str):
-            found[prompt, step] = Sample(step, prompt, text)
+    with suppress(OSError, ValueError):  # none, or no log from here on
+        for line in read_lines(path):
+            try:
+                row = json.loads(line.decode("utf-8", "replace"))
+                step, prompt, text = row["step"], row["prompt"], row["text"]
+            except (ValueError, TypeError, KeyError, RecursionError):
+                continue
+            if type(step) is int and 0 <= step < LARGEST_STEP and isinstance(prompt, str) and isinstance(text, str):
+                found[prompt, step] = Sample(step, prompt, text)
     return sorted(found.values(), key=lambda sample: sample.step)
 
 
 def _flags(command: str) -> dict[str, str]:
     """What `--preset`, `--config` and `--init-from` say in a command line that was written down."""
+    command = command[:LONGEST_COMMAND]
     try:
         words = shlex.split(command)
     except ValueError:
