@@ -33,7 +33,7 @@ from gpt_common.files import (
 from gpt_common.progress import Progress
 from gpt_common.training.folder import RUNS
 from gpt_common.training.pretrained import HUB_RUNS, PREFIX
-from gpt_common.words import in_bytes
+from gpt_common.words import in_bytes, say
 
 if TYPE_CHECKING:
     ToMlx: TypeAlias = str
@@ -165,7 +165,7 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     contents, rounding = with_dtype(source, command.dtype and DTYPES[command.dtype])
     tokenizer, notes = _tokenizer(source.path, source.find_tokenizer, command.tokenizer, config.model.vocab_size)
     for note in (*source.notes, *notes):
-        print(f"note: {note}")
+        say(f"note: {note}")
     total = sum(tensor.nbytes for tensor in (*contents.tensors.values(), *contents.moments.values()))
     temporary = temporary_beside(destination)
     if destination.suffix == target.single_file:  # which tells the writer to make a file and not a folder
@@ -182,17 +182,17 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     except OSError as error:
         raise cannot_write(destination, error) from None
     for remark in remarks:
-        print(f"note: {remark}")
+        say(f"note: {remark}")
     if command.dtype is not None:
-        print(f"cast to {command.dtype}: {rounding}")
+        say(f"cast to {command.dtype}: {rounding}")
     model = config.model
-    print(
+    say(
         f"{destination}: {target.name} from {contents.format}, {model.n_layer} layers, {in_bytes(total)}"
         f" in {time.monotonic() - started:.1f} s; {_state(contents, target)}"
     )
     if isinstance(command, Import):
         sample = f"sample it with `python -m mlx_gpt.sample {destination}`, or " if tokenizer else ""
-        print(f"{sample}fine-tune it with --init-from {destination}")
+        say(f"{sample}fine-tune it with --init-from {destination}")
     return destination
 
 

@@ -16,6 +16,7 @@ from convert.options import ReadOptions
 from convert.storage.tensors import Array, Tensor, same, values
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.network.changes import CHANGES
+from gpt_common.words import say
 
 COMPUTED = CHANGES["logits"]
 """What decides a model's logits besides its tensors."""
@@ -62,13 +63,13 @@ def diff(command: Diff) -> None:
     b.verify()
     beyond = [row for row in rows if row.relative > command.tolerance]
     for line in settings:
-        print(line)
+        say(line)
     width = max([len(row.name) for row in rows] + [6])
     for row in rows:
         if row.what != "equal":
-            print(f"{row.name:<{width}}  {row.what}")
+            say(f"{row.name:<{width}}  {row.what}")
     equal = sum(row.what == "equal" for row in rows)
-    print(f"{equal} of {len(rows)} tensors are equal")
+    say(f"{equal} of {len(rows)} tensors are equal")
     if beyond or settings:
         reasons = [f"{len(beyond)} tensors beyond tolerance {command.tolerance:g}"] if beyond else []
         reasons += [f"{len(settings)} settings"] if settings else []
@@ -85,7 +86,7 @@ def _settings(a: Contents, b: Contents) -> list[str]:
     if a.moments and b.moments and a.step != b.step:
         lines.append(f"step: {a.step} and {b.step}")
     if bool(a.moments) != bool(b.moments):
-        print(f"note: only {(a if a.moments else b).path} has optimiser state: it is not compared")
+        say(f"note: only {(a if a.moments else b).path} has optimiser state: it is not compared")
     return lines
 
 

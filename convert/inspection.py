@@ -20,7 +20,7 @@ from gpt_common.errors import UserError
 from gpt_common.network.flops import active_parameter_count
 from gpt_common.network.parameters import tensor_shapes
 from gpt_common.training.manifest import all_finite
-from gpt_common.words import in_bytes, parameters_in_words
+from gpt_common.words import in_bytes, parameters_in_words, say
 
 LINE = 80
 """Columns of a line of settings."""
@@ -60,19 +60,19 @@ def inspect(command: Inspect) -> None:
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
     size = in_bytes(sum(t.nbytes for t in weights.values()))
     parameters = parameters_in_words(count, active)
-    print(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
+    say(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
     _print_state(contents)
     for problem in found:
-        print(f"problem: {problem}")
+        say(f"problem: {problem}")
     if contents.config is None:
         for name in contents.unknown:
-            print(f"problem: unexpected tensor {name}: it does not belong to {contents.family}")
+            say(f"problem: unexpected tensor {name}: it does not belong to {contents.family}")
     # In the order in which they are used, where every one has its place.
     names = list(weights) if contents.config is None or found else list(tensor_shapes(contents.config.model))
     _print_tensors(contents, {name: weights[name] for name in names}, command.hashes)
     if command.hashes:
         contents.verify()
-        print("all checksums match")
+        say("all checksums match")
 
 
 def _print_state(contents: Contents) -> None:
@@ -86,15 +86,15 @@ def _print_state(contents: Contents) -> None:
     if contents.moments:
         kind = "adamw" if contents.config is None else contents.config.optim.optimizer
         state = f"{OPTIMIZERS[kind]} state of {len({name.partition('.')[2] for name in contents.moments})} tensors"
-    print(f"step {contents.step:,}, {state}{loss}")
+    say(f"step {contents.step:,}, {state}{loss}")
     try:
         tokenizer, notes = contents.find_tokenizer()
     except UserError as error:
         tokenizer, notes = None, (str(error),)
     if tokenizer is not None:
-        print(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
+        say(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint[:12]}")
     for note in (*contents.notes, *notes):
-        print(f"note: {note}")
+        say(f"note: {note}")
 
 
 def _telling(model: ModelConfig) -> dict[str, object]:
@@ -107,7 +107,7 @@ def _print_settings(settings: Mapping[str, object]) -> None:
     """`model: name value, ...` in lines that break between settings."""
     words = ", ".join(f"{name} {value}".replace(" ", "\xa0") for name, value in settings.items())
     lines = textwrap.wrap(f"model: {words}", LINE, subsequent_indent="  ", break_on_hyphens=False)
-    print("\n".join(lines).replace("\xa0", " "))
+    say("\n".join(lines).replace("\xa0", " "))
 
 
 def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bool) -> None:
@@ -120,18 +120,16 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
     foreign = any(name != theirs for name, theirs in names.items())
     apart = foreign and not hashes and sys.stdout.isatty() and total > shutil.get_terminal_size().columns
     if foreign and not apart:
-        print(f"\n{'tensor':<{width}}  {'name in the file':<{own}}  dtype shape")
+        say(f"\n{'tensor':<{width}}  {'name in the file':<{own}}  dtype shape")
     else:
-        print(f"\n{'tensor':<{width}}  dtype shape" + ("\n  name in the file" if apart else ""))
+        say(f"\n{'tensor':<{width}}  dtype shape" + ("\n  name in the file" if apart else ""))
     for name, tensor in tensors.items():
         theirs = f"  {names[name]:<{own}}" if foreign and not apart else ""
         line = f"{name:<{width}}{theirs}  {kinds[name]}" + (f"\n  {names[name]}" if apart else "")
-        print(f"{line}  {_sha256(tensor)}" if hashes else line, flush=hashes)
+        say(f"{line}  {_sha256(tensor)}" if hashes else line, flush=hashes)
     if hashes:
         for name, tensor in contents.moments.items():
-            print(
-                f"{name:<{width}}  {tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}  {_sha256(tensor)}", flush=True
-            )
+            say(f"{name:<{width}}  {tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}  {_sha256(tensor)}", flush=True)
 
 
 def _sha256(tensor: Tensor) -> str:

@@ -19,7 +19,7 @@ from gpt_common.errors import UserError, nearest
 from gpt_common.files import read_bytes
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
-LARGEST_CONFIGURATION = 1 << 18
+LARGEST_CONFIGURATION = 1 << 16
 """Bytes of a TOML file."""
 MOST_LAYERS, LARGEST_NUMBER = 10_000, (1 << 63) - 1
 """In a file: TOML knows no larger numbers, and every layer costs time before it is refused for another reason."""

@@ -30,6 +30,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def say(text: str, *, flush: bool = False) -> None:
+    """Print what names and values out of files are in; `printable`."""
+    print(printable(text), flush=flush)
+
+
 def message(text: str) -> str:
     """An error as it may be printed, whatever names and values out of files are in it: short, in a few lines."""
     first, *rest = printable(text[: 2 * LONGEST_MESSAGE]).split("\n", MESSAGE_LINES - 1)

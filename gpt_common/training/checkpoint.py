@@ -215,7 +215,7 @@ def check_weights(checkpoint: Path, manifest: Manifest, *, offer: bool = True) -
     found = _header(checkpoint, MODEL_FILE, offer)
     # Every layer has tensors: more layers than tensors are refused before all their names are made.
     if model.n_layer > len(found):
-        what = f"{MODEL_FILE} has {len(found)} tensors, too few for the {model.n_layer} layers of the configuration"
+        what = f"{MODEL_FILE} has {len(found)} tensors, too few for the {model.n_layer} layers in {STATE_FILE}"
         raise _damaged(checkpoint, what, offer)
     if (wrong := _difference(found, tensor_shapes(model), WEIGHT_DTYPES)) is not None:
         raise _damaged(checkpoint, f"{MODEL_FILE} does not fit the configuration in {STATE_FILE}: {wrong}", offer)

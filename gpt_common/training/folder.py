@@ -148,7 +148,10 @@ def is_held(path: Path) -> bool:
 
 def _is_empty(path: Path) -> bool:
     """Whether nothing of a person's is in it: a folder that Finder has looked at is still empty to who made it."""
-    return all(is_system_file(found) for found in path.iterdir())
+    try:
+        return all(is_system_file(found) for found in path.iterdir())
+    except FileNotFoundError:  # taken away meanwhile
+        return True
 
 
 def _names(wanted: Path) -> Iterator[Path]:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, differences, load_preset, to_toml
@@ -243,13 +244,24 @@ def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> N
         "git": git_state(),
     }
     path = opening.folder / "run.json"
+    sessions = _earlier_sessions(path)
     try:
         opening.folder.mkdir(parents=True, exist_ok=True)
-        sessions = read_json(path, LARGEST_ABOUT)["sessions"] if path.exists() else []
         about = {"dataset": {"name": opening.dataset.name, "fingerprint": opening.dataset.fingerprint}}
         write_atomically(path, json.dumps({**about, "sessions": [*sessions, session]}, indent=1) + "\n")
         write_atomically(opening.folder / "config.toml", to_toml(opening.config))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and repeat") from None
     except OSError as error:
         raise cannot_write(opening.folder, error) from None
+
+
+def _earlier_sessions(path: Path) -> list[Any]:
+    """Those that run.json tells of."""
+    try:
+        sessions = read_json(path, LARGEST_ABOUT)["sessions"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and repeat") from None
+    if not isinstance(sessions, list):
+        raise UserError(f"{path} is damaged (sessions is no list): delete it and repeat")
+    return sessions

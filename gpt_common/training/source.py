@@ -57,7 +57,7 @@ def open_source(path: Path, *, latest: bool) -> Source:
         raise UserError(f"{checkpoint} has no {TOKENIZER_FILE}: copy in the one that the model was trained with")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE)
     _check_tokenizer(checkpoint, tokenizer, manifest)
-    prompt = default_prompt(tokenizer) if manifest.prompt is None else manifest.prompt
+    prompt = manifest.prompt or default_prompt(tokenizer)
     return Source(checkpoint, manifest.run_config.model, tokenizer, prompt)
 
 

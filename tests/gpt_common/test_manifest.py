@@ -14,7 +14,9 @@ from gpt_common.training.manifest import MODEL_FILE, STATE_FILE, Manifest, all_f
 
 
 def checkpoint(folder: Path) -> Path:
-    Manifest(step=3, config={"model": {"vocab_size": 60}}, tensors={MODEL_FILE: {"token_embedding.weight": "0"}}).write(folder / STATE_FILE)
+    Manifest(step=3, config={"model": {"vocab_size": 60}}, tensors={MODEL_FILE: {"token_embedding.weight": "0"}}).write(
+        folder / STATE_FILE
+    )
     return folder
 
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 Numbers = npt.NDArray[np.float64]
 
 LOGGED = ("loss", "lr", "grad_norm", "dt", "tps", "mfu", "memory")
+LARGEST_VALUE = 1e100
 BUCKETS = 400
 """Most columns of a curve that are drawn; each shows the least and the greatest value in it."""
 BLOCKS, ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-~=*#@"
@@ -226,7 +227,8 @@ class _Rows:
 
 
 def _number(value: Any, otherwise: float = math.nan) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    # Beyond that it is no measurement, and nothing that can be drawn.
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_VALUE:
         return float(value)
     return otherwise
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+MOST_MARKS = 200
+"""Lines and triangles in a picture."""
 AXES: dict[str, Callable[[Course, Curve], Numbers]] = {
     "step": lambda _, curve: curve.step,
     "tokens": lambda course, curve: curve.step * course.tokens_per_step,
@@ -105,9 +107,9 @@ def losses(course: Course) -> Draw:
             _scale_x(axes, over)
             _logarithmic_if_positive(axes, [course.steps.values["loss"], course.evaluations.values["val_loss"]])
             if over == "step":
-                for session in course.sessions[1:]:
-                    axes.axvline(session.first_step, color=SOFT, linewidth=1, linestyle=":")
-                steps = [step for step, _ in course.alarms]
+                for first in sorted({session.first_step for session in course.sessions[1:]})[:MOST_MARKS]:
+                    axes.axvline(first, color=SOFT, linewidth=1, linestyle=":")
+                steps = [step for step, _ in course.alarms][:MOST_MARKS]
                 axes.plot(
                     steps, [0.02] * len(steps), "^", color=BAD, markersize=6, transform=axes.get_xaxis_transform()
                 )

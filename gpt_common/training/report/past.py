@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,7 @@ def _flags(command: str) -> dict[str, str]:
     except ValueError:
         words = command.split()
     found = {}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         key = name.removeprefix("--").replace("-", "_")
         if name.startswith("--") and key in ("preset", "config", "init_from"):
