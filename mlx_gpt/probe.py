@@ -94,7 +94,7 @@ class TrainingProbe:
         state, moments = self.model.state_dict(), self.moments()
         before = self.weights()
         _, norm = self.train_step(batches, step, rate)
-        tried = Tried(float(norm), before, self.weights())
+        tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.update(tree_unflatten(list(state.items())))
         load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
         self.model.routers.take_loads()

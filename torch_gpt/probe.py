@@ -94,7 +94,7 @@ class TrainingProbe:
         state, moments = {name: value.clone() for name, value in self.model.state_dict().items()}, self.moments()
         before = self.weights()
         _, norm = self.train_step(batches, step, rate)
-        tried = Tried(float(norm), before, self.weights())
+        tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.load_state_dict(state)
         load_optimizer_tensors(
             self.model, optimizer, {name: torch.from_numpy(value) for name, value in moments.items()}, step

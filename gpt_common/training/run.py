@@ -190,7 +190,8 @@ class Run:
 
     def check_start(self) -> None:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
-        self.health.check_start(self.batches(self.first_step))
+        first = self.first_step
+        self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from)
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
@@ -350,6 +351,7 @@ class Run:
             best, keep = self.best_step == step, self.config.train.keep_checkpoints
             write_checkpoint(self.folder, manifest, write_files=write_files, best=best, keep=keep)
             self.saved_step = step
+            self.health.on_saved(self.folder, step, self.best_step)
 
     def _evaluate_whole(self) -> WholeText | str | None:
         """The loss on the whole validation split, when training is at its end; or why it was not evaluated."""

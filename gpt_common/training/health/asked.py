@@ -11,11 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.config import RunConfig
-from gpt_common.data.batches import NumpyBatch
+from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.health.gates import TrainedProbe
 
 Arrays = Mapping[str, npt.NDArray[Any]]
+MICRO_STEPS = 8
+"""Micro-steps that a gate does at most."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Tried:
     """Of the gradient, as the step reports it."""
     before: Arrays
     after: Arrays
+    moments: Arrays
+    """The optimiser's state after it, by name, as in a checkpoint."""
 
 
 class StepProbe(TrainedProbe, Protocol):
@@ -67,10 +71,30 @@ class Asked:
 
     again: bool = True
     """Ask again in the middle of a run: not where compiling the question took too long already."""
+    cuts_asked: int = 0
+    """How many positions were asked already whether they see the future."""
 
     def draw(self, what: str) -> np.random.Generator:
         """Random numbers of one gate at one step."""
         return keyed_generator(self.config.train.seed, f"gate {what}", self.step)
+
+    def micro_batches(self) -> list[NumpyBatch]:
+        """The batch in as many micro-batches as the run has, within reason: two at least.
+
+        A compiled step keeps its shape and is given the same batch again.
+        """
+        rows, length = self.batch.tokens.shape
+        count = max(2, min(self.config.train.grad_accum_steps, MICRO_STEPS))
+        if self.probe.compiled or rows * length < count:
+            return [self.batch] * 2
+        cuts = -(-count // rows)  # pieces of a sequence
+        whole = (rows * cuts // count) * count
+        tokens, labels = (
+            value[:, : length // cuts * cuts].reshape(rows * cuts, -1)[:whole]
+            for value in (self.batch.tokens, self.batch.labels)
+        )
+        parts = zip(np.split(tokens, count), np.split(labels, count), strict=True)
+        return [Batch(np.ascontiguousarray(mine), np.ascontiguousarray(theirs)) for mine, theirs in parts]
 
 
 def square_of(arrays: Arrays) -> float:

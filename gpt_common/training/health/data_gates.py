@@ -16,7 +16,7 @@ SEARCHED = 1 << 24
 
 
 def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other: npt.NDArray[Any], what: str) -> str:
-    """Every sequence stands in the split that it should be from, and no two micro-batches are the same.
+    """Every sequence stands in the split that it should be from.
 
     Args:
         split: the tokens that they should be from, (N,).
@@ -24,9 +24,9 @@ def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other:
         what: "training" or "validation".
 
     Raises:
-        GateFailed: a sequence is not in its split, or a micro-batch is another one again.
+        GateFailed: a sequence is not in its split.
     """
-    for number, batch in enumerate(batches):
+    for batch in batches:
         windows = np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
         for row in (windows[0], windows[-1]):
             if not holds(split, row):
@@ -36,9 +36,28 @@ def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other:
                     f"a {what} sequence stands {where}: {row[:6].tolist()} ...",
                     "Batches are drawn from the wrong split, or ids are changed on the way",
                 )
-        if len(batches) > 1 and any(np.array_equal(batch.tokens, one.tokens) for one in batches[:number]):
-            raise GateFailed("data", f"micro-batch {number} is an earlier one again", "The micro-step is not counted")
     return f"the {what} batches are of the {what} split"
+
+
+def check_drawn_anew(batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch], places: int) -> None:
+    """No micro-batch is that of another micro-step, or of the step before.
+
+    Args:
+        batches: of one step.
+        following: of the next.
+        places: where a sequence can begin; of few, batches are alike by chance, and nothing is said.
+
+    Raises:
+        GateFailed: they are.
+    """
+    chance = 1.0 / max(1, places) ** min(8, len(batches[0].tokens))
+    for others, what, meaning in (
+        (batches[1:], "every micro-batch is the first one again", "The micro-step is not counted"),
+        (following[:1], "the next step has the same micro-batch", "The step is not counted"),
+    ):
+        same = [np.array_equal(batches[0].tokens, other.tokens) for other in others]
+        if same and all(same) and chance ** len(same) < 1e-6:
+            raise GateFailed("data", what, meaning)
 
 
 def holds(tokens: npt.NDArray[Any], window: npt.NDArray[Any]) -> bool:

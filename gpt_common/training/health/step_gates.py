@@ -19,13 +19,17 @@ import numpy.typing as npt
 
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch
+from gpt_common.keyed import keyed_generator
 from gpt_common.network.flops import parameter_count
 from gpt_common.training.health.asked import Asked, StepProbe, distance, square_of
-from gpt_common.training.health.gates import GateFailed, token_losses
-from gpt_common.training.health.update_gates import check_derivative, check_dropout, check_update
+from gpt_common.training.health.dropout_gates import check_dropout
+from gpt_common.training.health.gates import PROBE_LOGITS, GateFailed, token_losses
+from gpt_common.training.health.update_gates import check_derivative, check_update
 
 Gates = Literal["quick", "full", "off"]
 
+CAUSAL_TOKENS = 1024
+"""Tokens in which a step is asked whether it sees the future, if it is not compiled for a shape of its own."""
 GATE_TOKENS = 256
 """Tokens in a gate's batch, if the step is not compiled for its own shape; two sequences at least."""
 QUICK_SECONDS = 8.0
@@ -118,38 +122,50 @@ def check_causality(asked: Asked, *, every: bool = False) -> str:
     """No loss on the training path depends on a later token.
 
     Every sequence is cut somewhere: only the loss at the cut counts, and all tokens after it become others. With
-    `every`, at every position of the block; otherwise at as many as a batch has sequences, others at every step.
+    `every`, at every position of the block; otherwise at as many as the batch has sequences, the next ones the next
+    time, until all were asked and it begins again.
     """
-    rows, length = asked.batch.tokens.shape
+    length = asked.batch.tokens.shape[1]
     if length < 2:
         return "a block of one token has no future"
-    cuts = np.arange(length - 1)
+    rows = len(asked.batch.tokens)
+    if not asked.probe.compiled:
+        rows = max(rows, min(CAUSAL_TOKENS, PROBE_LOGITS // asked.probe.vocab_size) // length)
+    cuts = _order(asked, length)
     if not every:
-        draw = asked.draw("cuts")
-        cuts = np.sort(draw.choice(cuts, size=min(rows, length - 1), replace=False))
-        # Tiles of kernels end at multiples of 32: where a mask goes wrong first.
-        cuts[0] = (length - 1) // 32 * 32 - 1 if length > 33 else 0
+        cuts = np.take(cuts, np.arange(asked.cuts_asked, asked.cuts_asked + min(rows, length - 1)), mode="wrap")
+        asked.cuts_asked += len(cuts)
     for first in range(0, len(cuts), rows):
         _check_cuts(asked, np.resize(cuts[first : first + rows], rows))
     return f"the step does not read the future, {'at any' if every else f'at {len(cuts)}'} of {length - 1} positions"
 
 
+def _order(asked: Asked, length: int) -> npt.NDArray[Any]:
+    """All cuts in the order in which they are asked: ends of a kernel's tiles, where a mask goes wrong, first."""
+    cuts = keyed_generator(asked.config.train.seed, "cuts").permutation(length - 1)
+    tiles = cuts % 32 == 31
+    return np.concatenate([cuts[tiles], cuts[~tiles]])
+
+
 def _check_cuts(asked: Asked, cuts: npt.NDArray[Any]) -> None:
     length, vocab_size = asked.batch.tokens.shape[1], asked.probe.vocab_size
     at, after = np.arange(length) == cuts[:, None], np.arange(length) > cuts[:, None]
-    other = (asked.batch.tokens + 1 + np.arange(length) % max(1, vocab_size - 1)) % vocab_size
-    changed = np.where(after, other, asked.batch.tokens).astype(np.int32)
+    tokens, labels = (
+        np.resize(value, (len(cuts), length)).astype(np.int32) for value in (asked.batch.tokens, asked.batch.labels)
+    )
+    other = (tokens + 1 + np.arange(length) % max(1, vocab_size - 1)) % vocab_size
+    changed = np.where(after, other, tokens).astype(np.int32)
 
     def loss(tokens: npt.NDArray[Any], weights: npt.NDArray[Any]) -> float:
-        return asked.probe.step_loss([Batch(tokens, asked.batch.labels, weights)], asked.step)
+        return asked.probe.step_loss([Batch(tokens, labels, weights)], asked.step)
 
     def moves(weights: npt.NDArray[Any]) -> float:
-        return abs(loss(changed, weights) - loss(asked.batch.tokens, weights))
+        return abs(loss(changed, weights) - loss(tokens, weights))
 
     weights = at.astype(np.float32)
-    noise = abs(loss(asked.batch.tokens, weights) - loss(asked.batch.tokens, weights))
-    bound = max(2 * noise, 1e-6 * math.log(vocab_size))
-    if moves(weights) <= bound:
+    still = loss(tokens, weights)
+    bound = max(2 * abs(loss(tokens, weights) - still), 1e-6 * math.log(vocab_size))
+    if abs(loss(changed, weights) - still) <= bound:
         return
     leaks = [
         int(cut) for row, cut in enumerate(cuts) if moves(np.where(np.arange(len(cuts)) == row, at.T, 0).T) > bound
@@ -181,13 +197,12 @@ def check_positions(asked: Asked) -> str:
     return "every position counts in the training loss"
 
 
-def check_micro_steps(asked: Asked) -> str | None:
-    """A step of two micro-batches is that of the joined one: the same loss, the same gradient."""
-    rows = len(asked.batch.tokens) // 2
-    if not rows:
-        return None
-    parts = [Batch(asked.batch.tokens[i : i + rows], asked.batch.labels[i : i + rows]) for i in (0, rows)]
-    joined = Batch(asked.batch.tokens[: 2 * rows], asked.batch.labels[: 2 * rows])
+def check_micro_steps(asked: Asked) -> str:
+    """A step of micro-batches, as many as the run has, is that of the joined one: the same loss, the same gradient."""
+    parts = asked.micro_batches()
+    joined: NumpyBatch = asked.batch
+    if parts[0] is not parts[1]:
+        joined = Batch(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "labels")))
     loss, whole = asked.probe.step_gradients([joined], asked.step, dropout=False)
     sum_loss, added = asked.probe.step_gradients(parts, asked.step, dropout=False)
     tolerance = 1e-4 if asked.exact else 5e-2
@@ -197,8 +212,8 @@ def check_micro_steps(asked: Asked) -> str | None:
         ratio = math.sqrt(square_of(added) / max(square_of(whole), 1e-30))
         raise GateFailed(
             "micro-steps",
-            f"two micro-steps give loss {sum_loss:.4f} and a gradient {ratio:.3f} times as long as one joined "
+            f"{len(parts)} micro-steps give loss {sum_loss:.4f} and a gradient {ratio:.3f} times as long as one joined "
             f"batch, whose loss is {loss:.4f}",
             "Micro-gradients are summed instead of averaged, or a micro-batch is left out or taken twice",
         )
-    return "two micro-steps make the step of the joined batch"
+    return f"{len(parts)} micro-steps make the step of the joined batch"

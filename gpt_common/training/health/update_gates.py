@@ -1,76 +1,37 @@
-"""Gates on what a step does with its gradient: dropout, derivative, the rule of the optimiser; asked of the step."""
+"""Gates on what a step does with its gradient: the rule of the optimiser, and whether it is a derivative at all."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt_common.config import OptimConfig
-from gpt_common.data.batches import Batch
 from gpt_common.network.parameters import is_block_matrix
-from gpt_common.training.health.asked import Arrays, Asked, rms, square_of
+from gpt_common.training.health.asked import Arrays, Asked, distance, rms, square_of
 from gpt_common.training.health.gates import GateFailed, check_first_update
-
-DROPPED_AT_LEAST, HEADS_AT_LEAST = 1500, 240
-"""Activations, and heads, that are counted at each site of dropout."""
-PROJECTIONS = ("attention.out_proj.weight", "feed_forward.down_proj.weight", "shared_experts.down_proj.weight")
-"""What dropout follows in every block."""
-
-
-def check_dropout(asked: Asked) -> str | None:
-    """The share of activations that are dropped is the rate, at every site that a gradient shows.
-
-    If only the first position of one sequence counts, the gradient of a projection is one outer product, with a
-    zero row for every output that was dropped. 5 standard deviations of a binomial: one false alarm in a million.
-    """
-    rate = asked.config.model.dropout
-    if not rate:
-        return None
-    rows, length = asked.batch.tokens.shape
-    weights = np.zeros((rows, length), np.float32)
-    weights[0, 0] = 1
-    batch = Batch(asked.batch.tokens, asked.batch.labels, weights)
-    if not asked.probe.compiled:
-        batch = Batch(asked.batch.tokens[:1, :1], asked.batch.labels[:1, :1])
-    dropped: dict[str, list[float]] = {}
-    model = asked.config.model
-    draws = -(-DROPPED_AT_LEAST // model.n_embd)
-    if not asked.probe.compiled:  # one token takes no time
-        draws = max(draws, HEADS_AT_LEAST // model.n_head)
-    for step in range(asked.step, asked.step + draws):
-        _, gradients = asked.probe.step_gradients([batch], step)
-        for site, row in _sites(gradients, asked.config.model.n_head):
-            dropped.setdefault(site, []).extend((row == 0).tolist())
-    for site, zeros in dropped.items():
-        share, count = float(np.mean(zeros)), len(zeros)
-        if abs(share - rate) > 5 * math.sqrt(rate * (1 - rate) / count) + 1 / count:
-            what = "nothing is" if share == 0 else f"{share:.3f} of {count} activations are"
-            raise GateFailed(
-                "dropout",
-                f"{what} dropped after {site}, and dropout is {rate:g}",
-                "The step does not drop what it should",
-            )
-    return f"{rate:g} of the activations are dropped at {len(dropped)} sites"
 
 
 def check_update(asked: Asked) -> str:
-    """The step's update is AdamW's rule (Loshchilov & Hutter 2019), recomputed in float64 for a few tensors."""
-    optim = asked.config.optim
-    _, gradients = asked.probe.step_gradients([asked.batch], asked.step)
+    """The step's update is AdamW's rule (Loshchilov & Hutter 2019), recomputed in float64 for a few tensors.
+
+    Of several micro-steps: what is counted by them, or stays of them, shows in the norm, or in the gradient afterwards.
+    """
+    optim, parts = asked.config.optim, asked.micro_batches()
+    _, gradients = asked.probe.step_gradients(parts, asked.step)
+    _check_reached(asked, gradients)
     moments, rate = asked.probe.moments(), optim.learning_rate
-    tried = asked.probe.try_step([asked.batch], asked.step, rate)
+    tried = asked.probe.try_step(parts, asked.step, rate)
     check_first_update(_checksums(tried.before), _checksums(tried.after), rate)
     norm = math.sqrt(square_of(gradients))
     if not abs(tried.norm - norm) <= (1e-3 if asked.exact else 5e-2) * norm:
         raise GateFailed(
             "update",
             f"the step reports a gradient norm of {tried.norm:.4f}, its gradient has {norm:.4f}",
-            "It is of something else",
+            "It is of something else: of a part of the gradient, or multiplied, as by the number of micro-steps",
         )
     scale = min(1.0, optim.grad_clip / (norm + 1e-6)) if optim.grad_clip else 1.0
     names = [
@@ -78,16 +39,52 @@ def check_update(asked: Asked) -> str:
     ]
     for name in {*names[:2], *names[len(names) // 2 :][:2], *names[-2:]}:
         first, second = (moments.get(f"{kind}.{name}", np.zeros(1)) for kind in ("exp_avg", "exp_avg_sq"))
-        expected = adamw(tried.before[name], scale * gradients[name], first, second, asked.step + 1, rate, optim)
-        error = rms(tried.after[name] - expected)
-        moved = rms(expected - tried.before[name])
-        if not error <= (1e-3 if asked.exact else 0.3) * moved + 1e-9:
-            raise GateFailed(
-                "update",
-                f"{name} moves otherwise than by AdamW's rule: {error / max(moved, 1e-30):.1%} of the way off",
-                "Clipping, moments, bias correction, weight decay or the learning rate are not what they should be",
-            )
+        found = {
+            "moves": tried.after[name] - tried.before[name].astype(np.float64),
+            "has a first moment": tried.moments[f"exp_avg.{name}"],
+            "has a second moment": tried.moments[f"exp_avg_sq.{name}"],
+        }
+        after, *kept = adamw(tried.before[name], scale * gradients[name], first, second, asked.step + 1, rate, optim)
+        expected = [after - tried.before[name], *kept]
+        for (what, value), right in zip(found.items(), expected, strict=True):
+            error, size = rms(value - right), rms(right)
+            # What moved is a difference of float32 numbers, rounded by a part of their own size.
+            rounded = 6e-8 * rms(tried.before[name]) if what == "moves" else 0.0
+            if not error <= (1e-3 if asked.exact else 0.3) * size + rounded:
+                raise GateFailed(
+                    "update",
+                    f"{name} {what} otherwise than by AdamW's rule: {error / max(size, 1e-30):.1%} off",
+                    "Clipping, moments, bias correction, weight decay or the learning rate are not what they should be",
+                )
+    _, again = asked.probe.step_gradients(parts, asked.step)
+    if not distance(again, gradients) <= (1e-3 if asked.exact else 0.1):
+        ratio = math.sqrt(square_of(again) / max(square_of(gradients), 1e-30))
+        raise GateFailed(
+            "update",
+            f"the same step a second time has another gradient, {ratio:.3f} times as long",
+            "What an update leaves behind, its gradient or its weights, gets into the next one",
+        )
     return "the update is the optimiser's rule"
+
+
+def _check_reached(asked: Asked, gradients: Arrays) -> None:
+    """A gradient arrives everywhere, on the path that trains: at every parameter, and at every position's embedding."""
+    nothing = [name for name, value in gradients.items() if not value.any() and not name.endswith("k_proj.bias")]
+    nothing += [name for name in asked.probe.parameter_names() if name not in gradients]
+    if nothing:
+        raise GateFailed(
+            "gradients in training",
+            f"{', '.join(nothing[:3])} {'receives' if len(nothing) == 1 else 'receive'} no gradient in the step",
+            "The training path skips them or cuts them off from the loss",
+        )
+    embedding = gradients.get("position_embedding.weight")
+    length = max(part.tokens.shape[1] for part in asked.micro_batches())
+    if embedding is not None and len(without := np.flatnonzero(~embedding[:length].any(axis=1))):
+        raise GateFailed(
+            "positions",
+            f"the embeddings of {len(without)} of {length} positions, the first {without[0]}, receive no gradient",
+            "Positions share an embedding, or are left out",
+        )
 
 
 def check_derivative(asked: Asked, *, each: bool = False) -> str:
@@ -147,28 +144,15 @@ def adamw(
     step: int,
     rate: float,
     optim: OptimConfig,
-) -> npt.NDArray[np.float64]:
-    """A tensor after update number `step` (from 1), in float64; matrices decay, vectors do not."""
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """A tensor and its moments after update number `step` (from 1), in float64; matrices decay, vectors do not."""
     beta1, beta2 = optim.beta1, optim.beta2
     g = gradient.astype(np.float64)
     m = beta1 * first.astype(np.float64) + (1 - beta1) * g
     v = beta2 * second.astype(np.float64) + (1 - beta2) * g * g
     decay = rate * optim.weight_decay if weights.ndim >= 2 else 0.0
     direction = m / (1 - beta1**step) / (np.sqrt(v / (1 - beta2**step)) + optim.adam_eps)
-    return np.asarray(weights.astype(np.float64) * (1 - decay) - rate * direction)
-
-
-def _sites(gradients: Arrays, n_head: int) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """(what was dropped after, largest entry of the gradient of every output) where dropout follows a product."""
-    for name, value in gradients.items():
-        if not value.any():  # every head was dropped at once: nothing can be told
-            continue
-        if name.endswith(PROJECTIONS) and value.ndim == 2:
-            yield name.removesuffix(".weight"), np.abs(value).max(axis=1)
-        elif name.endswith("attention.qkv_proj.weight"):
-            # A first position attends to itself alone: that weight dropped, its head's values have no gradient.
-            heads = value.reshape(3, n_head, -1)[2]
-            yield name.removesuffix("qkv_proj.weight") + "weights", np.abs(heads).max(axis=1)
+    return np.asarray(weights.astype(np.float64) * (1 - decay) - rate * direction), np.asarray(m), np.asarray(v)
 
 
 def _checksums(arrays: Arrays) -> dict[str, int]:

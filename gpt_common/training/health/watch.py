@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import numpy as np
 
@@ -16,8 +17,9 @@ from gpt_common.keyed import keyed_generator
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
-from gpt_common.training.health.data_gates import check_batches, holds
+from gpt_common.training.health.data_gates import check_batches, check_drawn_anew, holds
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
+from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_step
 
 SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
@@ -76,12 +78,17 @@ class Health:
         )
         self._asked: list[tuple[NumpyBatch, float]] = []
         self._evaluations = 0
+        self._text: list[int] = []
 
-    def check_start(self, batches: Sequence[NumpyBatch]) -> None:
+    def check_start(
+        self, batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch] = (), resumed: Path | None = None
+    ) -> None:
         """Gates before the first step: can this model learn at all, and does the step do what it should?
 
         Args:
             batches: the micro-batches of the first step.
+            following: those of the next one.
+            resumed: the checkpoint that is taken up.
 
         Raises:
             GateFailed: names the gate, what it found and what that usually means.
@@ -90,6 +97,10 @@ class Health:
             return
         lines = check_start(self.probe, batches[0], fresh=self.fresh)
         lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
+        places = len(self.dataset.train) - self.config.model.block_size
+        check_drawn_anew(batches, following, places)
+        if resumed is not None:
+            lines.append("health: " + check_taken_up(resumed, self.probe, self.first_step))
         self.asked_step = asked_of(self.probe, self.config, batches, self.first_step, self.dtype)
         for line in lines + check_step(self.asked_step, self.config.train.health_gates):
             self.note(line)
@@ -142,6 +153,12 @@ class Health:
         asked, self._asked = self._asked, []
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
+        text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]
+        if self.on and self._evaluations and text != self._text:
+            raise GateFailed(
+                "data", f"the evaluation at step {step} is on other text than the first", "Losses cannot be compared"
+            )
+        self._text = text
         if self.on and step > self.first_step:
             check_again(self.asked_step, step)
         self._evaluations += 1
@@ -164,6 +181,27 @@ class Health:
         """Call it before a checkpoint is written; raises Diverged if a tensor holds NaN or infinity."""
         self.alarms.on_save(step)
 
+    def on_saved(self, folder: Path, step: int, best_step: int | None) -> None:
+        """Call it when a checkpoint was written.
+
+        Args:
+            folder: the run's.
+            step: of the checkpoint.
+            best_step: of the best evaluation of the run.
+
+        Raises:
+            GateFailed: `latest` or `best` names another checkpoint than it should.
+        """
+        if not self.on:
+            return
+        check_pointer(folder, LATEST, step)
+        if self._is_ours(best_step):
+            check_pointer(folder, BEST, best_step)
+
+    def _is_ours(self, best_step: int | None) -> TypeGuard[int]:
+        """Whether this session found the best: an earlier one's may be of a future that was given up."""
+        return best_step is not None and best_step > self.first_step
+
     def read_back(self, folder: Path, best: tuple[int | None, float | None]) -> str | None:
         """Load `best` and `latest` as a user would, and evaluate them: the stored losses must come out.
 
@@ -178,9 +216,7 @@ class Health:
             GateFailed: another loss comes out, or `best` is not the best.
         """
         found = {}
-        # A best that this session did not find is an earlier one's: it may be of a future that was given up.
-        ours = best[0] is not None and best[0] > self.first_step
-        for name in (BEST, LATEST) if ours else (LATEST,):
+        for name in (BEST, LATEST) if self._is_ours(best[0]) else (LATEST,):
             checkpoint = find_checkpoint(folder, prefer=name)
             manifest = read_manifest(checkpoint)
             if name == BEST and (manifest.step, manifest.val_loss) != best:
@@ -190,9 +226,15 @@ class Health:
                     f"{said}, and step {best[0]} was best with {best[1]}",
                     "The pointer moved when it should not have, or did not when it should",
                 )
-            if manifest.val_loss is None or checkpoint in found:
+            if checkpoint in found:
                 continue
-            found[checkpoint] = self._mean_loss(self.load(checkpoint), self.dataset.val)
+            loaded = self.load(checkpoint)
+            if name == LATEST:
+                check_same_weights(checkpoint, loaded.checksums(), self.evaluated.checksums())
+                check_moments(checkpoint, self.probe, "saved")
+            if manifest.val_loss is None:
+                continue
+            found[checkpoint] = self._mean_loss(loaded, self.dataset.val)
             if not abs(found[checkpoint] - manifest.val_loss) <= 1e-5 * max(1.0, manifest.val_loss):
                 raise GateFailed(
                     "read back",
