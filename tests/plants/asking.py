@@ -20,6 +20,8 @@ from typing import Any, Literal
 from tests.plants.plant import Plant
 from tests.plants.warm import run_module
 
+LEFT_OUT, TRIES = "left out to begin soon", 3
+"""What quick gates say when a busy machine leaves them no time, and how often it is tried again."""
 SECONDS = 300
 """After which a command that hangs is ended."""
 SMALL = shlex.split(
@@ -120,9 +122,16 @@ def ask_training(checkout: Checkout, recipe: str, twin: str) -> Seen | None:
     out = checkout.work / "run"
     shutil.rmtree(out, ignore_errors=True)
     for flags in RECIPES[recipe]:
-        done = checkout.train(twin, flags, out)
+        for _ in range(TRIES):
+            done = checkout.train(twin, flags, out)
+            if LEFT_OUT not in done.stdout or done.returncode:
+                break
+            if flags[0] != "--resume":
+                shutil.rmtree(out, ignore_errors=True)
         if done.returncode:
             return failed(done)
+        if LEFT_OUT in done.stdout:
+            raise RuntimeError(f"gates were left out {TRIES} times: this machine is too busy to ask\n{done.stdout}")
     alarms = [row["alarm"] for row in rows(out) if "alarm" in row and "throttled or busy" not in row["alarm"]]
     return Seen("alarm", "", "\n".join(alarms)) if alarms else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.plants.plant import Edit, Plant
 
 RUN, TIMING = "gpt_common/training/run.py", "gpt_common/training/timing.py"
-BY_HAND = ("tests/gpt_common/training/test_measured.py",)
+BY_HAND = ("tests/gpt_common/training/test_measured_by_hand.py",)
 PAUSED = "with self.timer.paused():"
 
 PLANTS = (

@@ -117,7 +117,7 @@ PLANTS = (
                 "x_BTD = dropout(x_BTD if key is None else mx.stop_gradient(x_BTD), self.config.dropout, key, 0,",
             ),
         ),
-        says="derivative|gradient",
+        says="derivative|gradient|dropped after the embedding",
     ),
     Plant(
         "busy experts are made busier",

@@ -52,7 +52,7 @@ def check_drawn_anew(batches: Sequence[NumpyBatch], following: Sequence[NumpyBat
     """
     chance = 1.0 / max(1, places) ** min(8, len(batches[0].tokens))
     for others, what, meaning in (
-        (batches[1:], "every micro-batch is the first one again", "The micro-step is not counted"),
+        (batches[1:], "micro-batch 1 is an earlier one again", "The micro-step is not counted"),
         (following[:1], "the next step has the same micro-batch", "The step is not counted"),
     ):
         same = [np.array_equal(batches[0].tokens, other.tokens) for other in others]
