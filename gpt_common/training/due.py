@@ -23,8 +23,9 @@ class Due:
 
     @property
     def log(self) -> bool:
-        """The loss of this step is wanted: the first, every log_interval, and the last."""
-        return self.step in (self.first_step + 1, self.stop_at) or self.step % self.train.log_interval == 0
+        """The loss of this step is wanted: the first, every log_interval, and the last, or what may be the last."""
+        last = self.step == self.stop_at or self.over() or (self.train.patience > 0 and self.evaluation)
+        return last or self.step == self.first_step + 1 or self.step % self.train.log_interval == 0
 
     @property
     def evaluation(self) -> bool:

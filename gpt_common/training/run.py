@@ -369,6 +369,7 @@ class Run:
             self.step,
             self.config,
             ended=self.ended,
+            evaluated_step=self.evaluated_step,
             whole=self._evaluate_whole(),
             estimated_on=min(
                 train.eval_batches * train.batch_size * self.config.model.block_size, len(self.dataset.val)
@@ -384,7 +385,9 @@ class Run:
         rows += found
         if problem:
             self.log.note(problem)
-        rows.append(("health", f"look at this: {count}" if (count := alarms_in_words(self.log.alarms)) else "no alarm"))
+        rows.append(
+            ("health", f"look at this: {count}" if (count := alarms_in_words(self.health.rang)) else "no alarm")
+        )
         rows.append(("files", str(self.folder)))
         done = self.step == self.config.train.max_steps or self.ended is not None
         hint = f"python -m {self.twin}." + (f"sample {self.folder}" if done else f"train --resume {self.folder}")
@@ -405,7 +408,7 @@ class Run:
         try:
             found = self.health.read_back(self.folder, (self.best_step, self.best_val_loss))
         except GateFailed as error:
-            self.log.warn(str(error))
+            self.health.warn(str(error))
             return error
         rows += [("read back", found)] if found else []
         return None

@@ -91,7 +91,11 @@ def print_samples(command: SampleCommand, source: Source, generate: Generate) ->
             print(f"--- sample {sample + 1} of {command.num_samples} (seed {command.seed})")
         stream = TextStream(source.tokenizer)
         sys.stdout.write(text)
+        said = False
         for token in until_end(generate(prompt, draws(command.seed, sample)), source.tokenizer):
             sys.stdout.write(printable(stream.push(token)))
             sys.stdout.flush()
+            said = True
         print(stream.finish())
+        if not said:
+            print("the model ended the document at once: give it a --prompt, or another --seed", file=sys.stderr)

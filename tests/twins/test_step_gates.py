@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from RUNlog import read_metrics
 
-import gpt_common.training.run
 from gpt_common.data.batches import Batch
 from gpt_common.training.health import step_gates
 from gpt_common.training.health.watch import Health
-from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
 
+RUN: Any = import_module("gpt_common.training.run")
 both = pytest.mark.parametrize("twin", TWINS)
 FLAGS = ("--max-steps", "12", "--dropout", "0.2", "--grad-accum-steps", "2", "--eval-interval", "4")
 Patch = pytest.MonkeyPatch
@@ -86,10 +86,8 @@ def narrowed(batch: Batch[Any]) -> Batch[Any]:
 
 
 def takes_micro_batch_0_again(patch: Patch, twin: str) -> None:  # noqa: ARG001
-    right = gpt_common.training.run.training_batch
-    patch.setattr(
-        gpt_common.training.run, "training_batch", lambda *data, **key: right(*data, **{**key, "micro_step": 0})
-    )
+    right = RUN.training_batch
+    patch.setattr(RUN, "training_batch", lambda *data, **key: right(*data, **{**key, "micro_step": 0}))
 
 
 def sums_micro_gradients(patch: Patch, twin: str) -> None:
@@ -194,10 +192,8 @@ def test_a_mask_that_breaks_in_the_middle_of_a_run_is_caught_at_the_next_evaluat
 def test_a_best_that_moves_with_latest_is_caught_at_the_next_save(
     twin: str, stories_dir: Path, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    right = gpt_common.training.run.write_checkpoint
-    monkeypatch.setattr(
-        gpt_common.training.run, "write_checkpoint", lambda *what, **how: right(*what, **{**how, "best": True})
-    )
+    right = RUN.write_checkpoint
+    monkeypatch.setattr(RUN, "write_checkpoint", lambda *what, **how: right(*what, **{**how, "best": True}))
     # Better at step 4, and then thrown out.
     monkeypatch.setattr(part(twin, "train"), "learning_rate", lambda step, *_: 1e-3 if step < 4 else 1.0)
     error = fails(capsys, twin, *tiny(stories_dir, *FLAGS), "--out", tmp_path / "run", code=1)

@@ -62,7 +62,9 @@ class Health:
         self.config, self.dataset = config, dataset
         self.probe, self.evaluated, self.load = probe, evaluated, load
         self.dtype, self.first_step, self.fresh = dtype, first_step, fresh
-        self.note, self.warn = note, warn
+        self.note, self._warn = note, warn
+        self.rang: list[str] = []
+        """Alarms so far; a machine that is busy is none of them."""
         self.on = config.train.health_gates != "off"
         tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
         self.alarms = Alarms(
@@ -79,6 +81,11 @@ class Health:
         self._asked: list[tuple[NumpyBatch, float]] = []
         self._evaluations = 0
         self._text: list[int] = []
+
+    def warn(self, text: str) -> None:
+        """Ring an alarm."""
+        self.rang.append(text)
+        self._warn(text)
 
     def check_start(
         self, batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch] = (), resumed: Path | None = None

@@ -21,6 +21,7 @@ def closing_rows(
     config: RunConfig,
     *,
     ended: str | None,
+    evaluated_step: int | None,
     whole: WholeText | str | None,
     estimated_on: int,
     best: tuple[int | None, float | None],
@@ -34,6 +35,7 @@ def closing_rows(
     Args:
         step: steps done.
         ended: why the run ended before its schedule, if it did so by itself.
+        evaluated_step: of the last evaluation.
         whole: loss on the whole validation split, or why it was not evaluated; None in the middle of a run.
         estimated_on: tokens of it in the batches of an evaluation.
         best: step and loss of the best evaluation, nats per token; None where there was none.
@@ -44,8 +46,9 @@ def closing_rows(
     rows = [("steps", f"{step} of {config.train.max_steps}" + (f": {ended}" if ended else ""))]
     best_step, best_loss = best
     if best_loss is not None:
-        improved = best_step != 0 or not step
-        at = f"at step {best_step}" if improved else "before step 1: training never improved on it"
+        at = f"at step {best_step}"
+        if best_step == 0 and step:
+            at = "before step 1: " + ("training never improved on it" if evaluated_step else "not evaluated since")
         on = f" (on {estimated_on:,} tokens)" if whole else ""
         rows.append(("best validation loss", f"{best_loss:.4f} nats/token {at}{on}"))
         if floor is not None:

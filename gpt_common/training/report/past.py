@@ -132,7 +132,9 @@ def read_run(folder: Path, *, going: bool | None = None) -> PastRun:
     about = _about(folder / "run.json")
     tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
     try:
-        found = course(read_metrics(folder), tokens)
+        # A model that was brought in has checkpoints and no course.
+        imported = not (folder / "metrics.jsonl").exists() and (folder / "checkpoints").is_dir()
+        found = course([] if imported else read_metrics(folder), tokens)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from None
     dataset = about.get("dataset")

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 import gpt_common.training.opening
-import gpt_common.training.run
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import Hardware
 from gpt_common.training.health.watch import Health
@@ -63,7 +62,7 @@ def test_the_figures_of_a_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    clock, loop, run = Clock(), import_module(f"{twin}.train"), gpt_common.training.run
+    clock, loop, run = Clock(), import_module(f"{twin}.train"), import_module("gpt_common.training.run")
     hardware = Hardware(chip="NVIDIA H100 80GB HBM3", kind="cuda", memory_bytes=80 * 2**30)
     device = ComputeDevice("cuda", "a made-up device", dtype, True, lambda: None, lambda: 123_000_000)
     monkeypatch.setattr(gpt_common.training.opening, "detect", lambda: hardware)
