@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from RUNlog import read_metrics
 
 from gpt_common.data.batches import Batch
 from gpt_common.training.health import step_gates
 from gpt_common.training.health.watch import Health
+from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
 
 RUN: Any = import_module("gpt_common.training.run")
