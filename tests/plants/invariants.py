@@ -129,7 +129,7 @@ PLANTS = (
             ),
             Edit("mlx_gpt/train.py", "TrainStep.__call__", "self.gradients = None  #", "pass  #"),
         ),
-        says="twice|left over|micro",
+        says="leaves behind|micro-step",
     ),
     Plant(
         "vectors decay too",

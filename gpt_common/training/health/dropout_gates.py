@@ -14,8 +14,9 @@ from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.training.health.asked import Arrays, Asked
 from gpt_common.training.health.gates import GateFailed
 
-DROPPED_AT_LEAST, HEADS_AT_LEAST = 1500, 240
-"""Activations, and heads, that are counted at each site of dropout."""
+DROPPED_AT_LEAST, HEADS_AT_LEAST = 1500, 700
+"""Activations that are counted at each site of dropout, and heads that are in all blocks: half a rate is seen."""
+WEIGHTS = "attention.weights"
 PROJECTIONS = ("attention.out_proj.weight", "feed_forward.down_proj.weight", "shared_experts.down_proj.weight")
 """What dropout follows in every block."""
 DROPPED_TO_TELL = 100
@@ -41,12 +42,14 @@ def check_dropout(asked: Asked) -> str | None:
     model = asked.config.model
     draws = -(-DROPPED_AT_LEAST // model.n_embd)
     if not asked.probe.compiled:  # one token takes no time
-        draws = max(draws, HEADS_AT_LEAST // model.n_head)
+        draws = max(draws, HEADS_AT_LEAST // (model.n_head * model.n_layer))
+    _check_masks(asked)
     for step in range(asked.step, asked.step + draws):
         _, gradients = asked.probe.step_gradients([batch], step)
         for site, row in _sites(gradients, asked.config.model.n_head):
             dropped.setdefault(site, []).extend((row == 0).tolist())
-    for site, zeros in dropped.items():
+    heads = [zero for site, zeros in dropped.items() if site.endswith(WEIGHTS) for zero in zeros]
+    for site, zeros in {**dropped, **({f"{WEIGHTS} of all blocks": heads} if heads else {})}.items():
         share, count = float(np.mean(zeros)), len(zeros)
         if abs(share - rate) > 5 * math.sqrt(rate * (1 - rate) / count) + 1 / count:
             what = "nothing is" if share == 0 else f"{share:.3f} of {count} activations are"
@@ -62,7 +65,6 @@ def check_dropout(asked: Asked) -> str | None:
                 f"the same activations are dropped after {one} and after {other}, in {draws} steps",
                 "The masks do not depend on the place",
             )
-    _check_masks(asked)
     return f"{rate:g} of the activations are dropped at {len(dropped)} sites"
 
 
@@ -100,4 +102,4 @@ def _sites(gradients: Arrays, n_head: int) -> Iterator[tuple[str, npt.NDArray[An
         elif name.endswith("attention.qkv_proj.weight"):
             # A first position attends to itself alone: that weight dropped, its head's values have no gradient.
             heads = value.reshape(3, n_head, -1)[2]
-            yield name.removesuffix("qkv_proj.weight") + "weights", np.abs(heads).max(axis=1)
+            yield name.removesuffix("attention.qkv_proj.weight") + WEIGHTS, np.abs(heads).max(axis=1)

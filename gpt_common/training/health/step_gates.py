@@ -23,7 +23,7 @@ from gpt_common.keyed import keyed_generator
 from gpt_common.network.flops import parameter_count
 from gpt_common.training.health.asked import Asked, StepProbe, distance, square_of
 from gpt_common.training.health.dropout_gates import check_dropout
-from gpt_common.training.health.gates import PROBE_LOGITS, GateFailed, token_losses
+from gpt_common.training.health.gates import GateFailed, token_losses
 from gpt_common.training.health.update_gates import check_derivative, check_update
 
 Gates = Literal["quick", "full", "off"]
@@ -32,6 +32,8 @@ CAUSAL_TOKENS = 1024
 """Tokens in which a step is asked whether it sees the future, if it is not compiled for a shape of its own."""
 GATE_TOKENS = 256
 """Tokens in a gate's batch, if the step is not compiled for its own shape; two sequences at least."""
+GATE_LOGITS = 1 << 22
+"""Logits of it, where a large vocabulary makes them many."""
 QUICK_SECONDS = 8.0
 """What quick gates may take in all; what is left out then is said."""
 LARGE = 150_000_000
@@ -51,7 +53,9 @@ def asked_of(
     tokens = np.concatenate([batch.tokens for batch in batches])
     labels = np.concatenate([batch.labels for batch in batches])
     length = tokens.shape[1]
-    rows = len(batches[0].tokens) if probe.compiled else max(2, GATE_TOKENS // length)
+    rows = max(2, min(GATE_TOKENS, GATE_LOGITS // config.model.vocab_size) // length)
+    if probe.compiled:
+        rows = len(batches[0].tokens)
     batch: NumpyBatch = Batch(np.resize(tokens, (rows, length)), np.resize(labels, (rows, length)))
     return Asked(probe, config, batch, step, exact=dtype == "float32")
 
@@ -130,7 +134,7 @@ def check_causality(asked: Asked, *, every: bool = False) -> str:
         return "a block of one token has no future"
     rows = len(asked.batch.tokens)
     if not asked.probe.compiled:
-        rows = max(rows, min(CAUSAL_TOKENS, PROBE_LOGITS // asked.probe.vocab_size) // length)
+        rows = max(rows, min(CAUSAL_TOKENS, GATE_LOGITS // asked.probe.vocab_size) // length)
     cuts = _order(asked, length)
     if not every:
         cuts = np.take(cuts, np.arange(asked.cuts_asked, asked.cuts_asked + min(rows, length - 1)), mode="wrap")
