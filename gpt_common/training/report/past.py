@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -132,8 +133,8 @@ def read_run(folder: Path, *, going: bool | None = None) -> PastRun:
     about = _about(folder / "run.json")
     tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
     try:
-        # A model that was brought in has checkpoints and no course.
-        imported = not (folder / "metrics.jsonl").exists() and (folder / "checkpoints").is_dir()
+        # A model that was brought in was never trained here: it has checkpoints, and neither sessions nor a course.
+        imported = (folder / "checkpoints").is_dir() and not {"run.json", "metrics.jsonl"} & {*os.listdir(folder)}
         found = course([] if imported else read_metrics(folder), tokens)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from None
