@@ -146,7 +146,7 @@ def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, 
         fixed = name in FIXED_ON_RESUME or (name.startswith("model.") and name not in FREE_ON_RESUME)
         if fixed:
             raise UserError(
-                f"cannot resume with another {name.partition('.')[2]}: {old!r} in {checkpoint}, now {new!r}.\n"
+                f"cannot resume with another {name.replace('.', ' ')}: {old!r} in {checkpoint}, now {new!r}.\n"
                 "Leave the flag out, or start a new run (with --init-from to keep the weights)"
             )
         messages.append(f"changed on resume: {name} {old!r} -> {new!r}")

@@ -103,7 +103,7 @@ def test_a_run_without_one_cannot_be_resumed_with_one(
     twin: str, stories_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(twin, *tiny(stories_dir, "--max-steps", "4", "--stop-at", "2"), "--out", tmp_path / "run")
-    assert "another ema_decay" in fails(capsys, twin, "--resume", tmp_path / "run", "--ema-decay", "0.9")
+    assert "another optim ema_decay" in fails(capsys, twin, "--resume", tmp_path / "run", "--ema-decay", "0.9")
 
 
 def test_experts_choose_by_the_biases_of_the_weights(stories_dir: Path, tmp_path: Path) -> None:

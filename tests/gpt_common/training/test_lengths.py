@@ -111,7 +111,7 @@ def test_minutes_make_the_schedule(
     assert steps[-1]["step"] > pace["step"]
     assert "floor" in said
     error = fails(capsys, twin, "--resume", run, "--max-minutes", "5")
-    assert "cannot resume with another max_minutes" in error
+    assert "cannot resume with another train max_minutes" in error
 
 
 @both
