@@ -104,7 +104,7 @@ def ask(checkout: Checkout, plant: Plant, by: str | None, twins: Sequence[str] =
         "tests": lambda: ask_tests(checkout, plant.tests),
     }
     try:
-        if by in (None, "user"):
+        if plant.asks and by in (None, "user"):
             for twin in [twin for twin in plant.twins if twin in twins] if plant.kind != 8 else ["convert"]:
                 seen[twin] = ask_user(checkout, plant, twin)
         for name, asks in asked.items():

@@ -142,7 +142,7 @@ def forgets_the_second_moment(patch: Patch, twin: str) -> None:
         (takes_micro_batch_0_again, "data: micro-batch 1 is an earlier one again"),
         (sums_micro_gradients, "micro-steps: 2 micro-steps give loss"),
         (leaves_a_micro_batch_out, "micro-steps: 2 micro-steps give loss"),
-        (never_drops, "dropout: nothing is dropped after "),
+        (never_drops, "dropout: nothing is dropped"),
         (drops_twice_as_much, "dropout: 0."),
         (cuts_half_of_a_gradient_off, "derivative: along the gradient the loss changes by"),
         (forgets_the_second_moment, "update: "),

@@ -14,7 +14,7 @@ from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.training.health.asked import Arrays, Asked
 from gpt_common.training.health.gates import GateFailed
 
-DROPPED_AT_LEAST, HEADS_AT_LEAST = 1500, 700
+DROPPED_AT_LEAST, HEADS_AT_LEAST = 1500, 1000
 """Activations that are counted at each site of dropout, and heads that are in all blocks: half a rate is seen."""
 WEIGHTS = "attention.weights"
 PROJECTIONS = ("attention.out_proj.weight", "feed_forward.down_proj.weight", "shared_experts.down_proj.weight")
@@ -80,6 +80,12 @@ def _check_masks(asked: Asked) -> None:
     def same(batches: list[NumpyBatch], step: int) -> bool:
         return abs(asked.probe.step_loss(batches, step) - still) <= 1e-6 * max(1.0, still)
 
+    if abs(asked.probe.step_loss([batch], asked.step, dropout=False) - still) <= 1e-6 * max(1.0, still):
+        raise GateFailed(
+            "dropout",
+            f"nothing is dropped, and dropout is {asked.config.model.dropout:g}",
+            "The step has the loss that it has without dropout",
+        )
     for wrong, what, meaning in (
         (not same([batch], asked.step), "drops other activations when it is done again", "A run cannot be taken up"),
         (same([batch, batch], asked.step), "has the same masks in its micro-steps", "The micro-step is not in the key"),

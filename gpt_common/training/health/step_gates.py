@@ -96,6 +96,7 @@ def check_again(asked: Asked, step: int) -> None:
     """The cheap gates in the middle of a run, at other places than before; raises GateFailed."""
     asked.step = step
     if asked.again:
+        check_loss(asked)
         check_causality(asked)
         check_positions(asked)
 

@@ -170,3 +170,8 @@ def test_generation_is_timed_by_length() -> None:
     assert prompt_lengths(1024) == [4, 16, 64, 256, 992]
     assert found.lengths[0].prompt_seconds == pytest.approx([0.002 + 2 * LAUNCH_SECONDS] * 5)
     assert found.lengths[0].token_seconds == pytest.approx([0.001 + LAUNCH_SECONDS] * 5)
+
+
+def test_one_slow_step_does_not_move_a_median() -> None:
+    assert median_of([0.1, 0.1, 10.0]) == 0.1
+    assert median_of([]) is None
