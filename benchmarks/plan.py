@@ -246,12 +246,17 @@ def _batch(size: int) -> str:
     return f"{size:,}" if size else "none"
 
 
+def _energy(joules: float) -> str:
+    hours = joules / 3.6e6
+    return f"{hours:,.0f} kWh" if hours >= 100 else f"{hours:.3g} kWh"
+
+
 TIME_ROWS: dict[str, Callable[[Any], str]] = {
     "peak, TFLOP/s": lambda one: f"{one['peak']['tflops']:.1f}",
     "MFU": lambda one: share(one["speed"]["mfu"]),
     "tokens/s": lambda one: amount(one["speed"]["tokens_per_second"]),
     "time": lambda one: long_duration(one["seconds"]),
-    "energy": lambda one: f"{one['joules'] / 3.6e6:.3g} kWh",
+    "energy": lambda one: _energy(one["joules"]),
 }
 
 

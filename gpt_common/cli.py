@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
 from gpt_common import foreign, manual
 from gpt_common.config import RunConfig, preset_names
-from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.errors import UserError, end_at_once, nearest, run_main
 
 T = TypeVar("T")
 
@@ -75,10 +77,22 @@ def peek(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def answer_help(kind: type[Any], prog: str) -> None:
-    """Print the help and end if the command line asks for it; called before a framework is imported (< 0.5 s)."""
-    if manual.asked(sys.argv[1:]):
-        run_main(lambda argv: manual.answer(kind, argv, prog))
+def answer_early(parse_line: Callable[[Sequence[str]], object]) -> None:
+    """Say what can be said before a framework is imported, which takes seconds: the help (< 0.5 s), or what is wrong
+    with the command line. From here on Ctrl-C ends the process without a traceback.
+
+    Args:
+        parse_line: reads the command line. It is read again when the framework is there: what it has to say besides
+            is said then.
+    """
+
+    def silently(argv: Sequence[str]) -> None:
+        with contextlib.redirect_stderr(io.StringIO()):
+            parse_line(argv)
+
+    run_main(silently, go_on=True)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has made it deaf to Ctrl-C
+        signal.signal(signal.SIGINT, end_at_once)
 
 
 def flag_names(kind: type[Any], of: type[Any] | None = None) -> list[str]:
@@ -111,7 +125,9 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         if name == "MissingArgs":
             missing = [str(found.arg.lowered.name_or_flags[-1]) for found in event.missing_arguments]
             words = [word if word.startswith("-") else word.upper() for word in missing]
-            raise UserError(f"missing argument{'s'[: len(words) - 1]}: {', '.join(words)}; see --help")
+            choices = [lowered.choices for found in event.missing_arguments if (lowered := found.arg.lowered).choices]
+            hint = f"choose from: {', '.join(choices[0])}" if len(missing) == len(choices) == 1 else "see --help"
+            raise UserError(f"missing argument{'s'[: len(words) - 1]}: {', '.join(words)}; {hint}")
         if name == "MissingSubcommand":
             raise UserError(f"missing command: choose from: {', '.join(event.subcommand_spec.parser_from_name)}")
 

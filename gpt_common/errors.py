@@ -91,6 +91,13 @@ def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def end_at_once(*_: object) -> None:
+    """What Ctrl-C does until `run_main` takes over: while a framework is imported, which takes seconds, nothing is to
+    be saved, and a traceback through its files says nothing."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
 def quiet_pipe() -> None:
     """Write out what was printed; a reader that has gone (`... | head`) is not an error and is not mentioned."""
     try:
@@ -100,7 +107,9 @@ def quiet_pipe() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def run_main(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None) -> None:
+def run_main(
+    main: Callable[[Sequence[str]], object], argv: Sequence[str] | None = None, *, go_on: bool = False
+) -> None:
     """Run a command and end the process with its exit code.
 
     Errors for people become one `error:` line on stderr; a traceback appears only with `--debug`.
@@ -108,7 +117,10 @@ def run_main(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None
     Args:
         main: the command; takes the arguments without the program's name, returns when done.
         argv: the arguments; `sys.argv[1:]` if None. `--debug` is removed before `main` sees them.
+        go_on: return where the command has succeeded.
     """
+    if signal.getsignal(signal.SIGINT) is end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     if debug:
@@ -134,4 +146,5 @@ def run_main(main: Callable[[Sequence[str]], object], argv: Sequence[str] | None
         # `... | head` closed our output: nothing is wrong, and nothing more can be said.
         quiet_pipe()
         sys.exit(0)
-    sys.exit(0)
+    if not go_on:
+        sys.exit(0)

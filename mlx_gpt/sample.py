@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from gpt_common.cli import answer_help
-from gpt_common.commands import SampleCommand, SampleSettings
+from gpt_common.cli import answer_early
+from gpt_common.commands import SampleSettings
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.sampling import choose, window
 from gpt_common.training.source import open_source, parse_sampling, print_samples
 
 if __name__ == "__main__":
-    answer_help(SampleCommand, "python -m mlx_gpt.sample CKPT")
+    answer_early(lambda argv: parse_sampling(argv, prog="python -m mlx_gpt.sample"))
     load_fast_blas()  # before MLX is imported
 
 import mlx.core as mx

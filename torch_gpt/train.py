@@ -12,12 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt_common.cli import answer_early
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import wait_passively
-from gpt_common.training.command_line import answer_help, parse_training
+from gpt_common.training.command_line import parse_early, parse_training
 
 if __name__ == "__main__":
-    answer_help("python -m torch_gpt.train")
+    answer_early(lambda argv: parse_early(argv, "python -m torch_gpt.train"))
     wait_passively()  # before PyTorch is imported
 
 import torch

@@ -38,8 +38,12 @@ def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None) -> None:
     too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
     batch = _largest_batch(config, twin, memory_bytes)
     if batch:
-        steps = -(-train.batch_size * train.grad_accum_steps // batch)
-        remedy = f"--batch-size {batch} fits (--grad-accum-steps {steps} keeps the tokens per step)"
+        sequences = train.batch_size * train.grad_accum_steps
+        # Of what fits the largest part of a step that leaves no rest, unless that is far smaller.
+        parts = max(part for part in range(1, batch + 1) if sequences % part == 0)
+        batch, keeps = (parts, "keeps") if 2 * parts > batch else (batch, "about keeps")
+        steps = round(sequences / batch)
+        remedy = f"--batch-size {batch} fits (--grad-accum-steps {steps} {keeps} the tokens per step)"
     else:
         layer = config.model.n_layer
         while layer > 1 and not _fits(_with(config, batch=1, layers=layer), twin, memory_bytes):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from gpt_common.cli import in_our_words, parse, peek
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, load_preset, load_toml
-from gpt_common.errors import UserError, run_main
+from gpt_common.errors import UserError
 from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
 from gpt_common.network.width import rate_for, scaled, width_of, with_rate
@@ -63,17 +62,14 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
     return parse(TrainCommand, argv, prog=prog, default=default, values_from=values_from), why
 
 
-def answer_help(prog: str) -> None:
-    """Print the help and end if the command line asks for it; called before a framework is imported (< 0.5 s).
+def parse_early(argv: Sequence[str], prog: str) -> None:
+    """Read the command line before a framework is imported, for its mistakes or its help.
 
     Which preset would run without --preset is then known as far as it can be without a framework.
     """
-    if asked(sys.argv[1:]):
-
-        def print_it(argv: Sequence[str]) -> None:
-            parse_training(argv, prog=prog, has_gpu=probably_has_gpu())
-
-        run_main(print_it)
+    fetches = any("hf:" in word for word in argv) and not asked(argv)  # which shows progress: later
+    if not fetches:
+        parse_training(argv, prog=prog, has_gpu=probably_has_gpu())
 
 
 def _by_width(start: TrainCommand, base: RunConfig, given: Mapping[str, str]) -> tuple[RunConfig, str | None]:

@@ -30,6 +30,12 @@ Patch = pytest.MonkeyPatch
 right_loss = model.loss
 
 
+@pytest.fixture
+def tiny_run(tiny_run: list[str]) -> list[str]:
+    """With the gates, which other tests leave out."""
+    return [*tiny_run, "--health-gates", "quick"]
+
+
 def after_initialising(patch: Patch, change: Callable[[GPT], Any]) -> None:
     """Do something to every new model."""
     initialise = GPT.initialise

@@ -20,7 +20,8 @@ from tests.twins import TWINS, fails, tensors, tiny, train
 
 RUN: Any = import_module("gpt_common.training.run")
 both = pytest.mark.parametrize("twin", TWINS)
-FLAGS = ("--max-steps", "12", "--dropout", "0.2", "--grad-accum-steps", "2", "--eval-interval", "4")
+GATES = ("--health-gates", "quick")
+FLAGS = (*GATES, "--max-steps", "12", "--dropout", "0.2", "--grad-accum-steps", "2", "--eval-interval", "4")
 Patch = pytest.MonkeyPatch
 
 

@@ -116,7 +116,9 @@ def _check_along(asked: Asked, direction: Arrays, gradients: Arrays, kept: Array
     # than it is rounded, nothing can be told.
     wanted, least, tolerance = ((0.02, 0.005, 0.00125), 2e-4, 0.05) if asked.exact else ((0.3, 0.1), 0.05, 0.4)
     if asked.config.model.feed_forward == "moe":
-        tolerance = max(tolerance, 0.3)  # a token that is sent to another expert changes the loss by a jump
+        # A token that is sent to another expert changes the loss by a jump: 0.036 of it at most was seen along the
+        # whole gradient in 42 models, more along one parameter's.
+        tolerance = max(tolerance, 0.1 if len(direction) > 1 else 0.3)
     most = 0.05 * slope * math.sqrt(square_of({name: kept[name] for name in direction}) / square_of(direction))
     changes = [change for change in wanted if change <= most] or [most] * (most >= least)
     ratio = 1.0

@@ -100,7 +100,7 @@ def whole_split(
     train, tokens = config.train, dataset.val
     trained = step * train.batch_size * train.grad_accum_steps * config.model.block_size
     if len(tokens) > trained and not train.eval_full:
-        return f"not evaluated: its {len(tokens):,} tokens are more than were trained on (--eval-full does)"
+        return "not evaluated, more than was trained on (--eval-full does)"
     note(f"evaluating the whole validation split, {len(tokens):,} tokens")
     sizes = {"block_size": config.model.block_size, "batch_size": train.batch_size}
     found = whole_text(tokens, dataset.tokenizer, loss, **sizes, enough=enough)

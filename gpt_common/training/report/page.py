@@ -216,7 +216,7 @@ def speed_caption(run: PastRun) -> str:
             "samples, checkpoints and steps left out."
         )
     if run.course.untimed:
-        said.append("Red: no step was timed there (the first one, which compiles; a machine asleep or throttled).")
+        said.append("Red: no step was timed there (the first one, which warms up; a machine asleep or throttled).")
     return " ".join(said)
 
 

@@ -132,7 +132,7 @@ def test_the_whole_split_is_evaluated_at_the_end(
 ) -> None:
     run = tmp_path / "run"
     train(twin, *tiny(stories_dir, "--max-steps", "3"), "--out", run)
-    assert "more than were trained on (--eval-full does)" in capsys.readouterr().out
+    assert "more than was trained on (--eval-full does)" in capsys.readouterr().out
     assert read_run(run).course.whole is None
     # A larger batch, for the split is long for a test.
     train(

@@ -28,11 +28,12 @@ def whole_runs(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> d
 
     folder = tmp_path_factory.mktemp("whole")
     for twin in TWINS:
-        train(twin, *tiny(stories_dir), *STEPS, *DROPOUT, "--out", folder / twin)
+        train(twin, *tiny(stories_dir), *STEPS, *DROPOUT, *GATES, "--out", folder / twin)
     return {twin: folder / twin for twin in TWINS}
 
 
 DROPOUT = ("--dropout", "0.2", "--dropout-rng", "shared", "--grad-accum-steps", "2")
+GATES = ("--health-gates", "quick")
 
 
 def part(run: Path, to: Path, step: int) -> Path:
@@ -66,7 +67,7 @@ def test_resumed_weights_are_bitwise_those_of_one_go(twin: str, whole_runs: dict
 
 @both
 def test_native_dropout_resumes_bitwise_too(twin: str, tiny_run: list[str], tmp_path: Path) -> None:
-    flags = [*tiny_run, "--max-steps", "12", "--dropout", "0.3", "--log-interval", "1"]
+    flags = [*tiny_run, "--max-steps", "12", "--dropout", "0.3", "--log-interval", "1", *GATES]
     train(twin, *flags, "--out", tmp_path / "whole")
     train(twin, *flags, "--out", tmp_path / "parts", "--stop-at", "5")
     train(twin, "--resume", tmp_path / "parts")
