@@ -287,6 +287,8 @@ def test_a_name_may_stand_wherever_a_run_may(hub: Hub, tmp_path: Path) -> None:
         "2",
         "--eval-batches",
         "1",
+        "--health-gates",
+        "off",
         "--device",
         "cpu",
     )
