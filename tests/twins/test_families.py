@@ -45,9 +45,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> dict[st
             made[f"{preset}-{twin}"] = folder / f"{preset}-{twin}"
             size = ("--n-embd", "32", "--block-size", "32", "--batch-size", "4", "--sample-tokens", "0")
             more = ("--learning-rate", "1e-3", "--warmup-steps", "4", "--eval-batches", "2", "--device", "cpu")
-            more += ("--health-gates", "off")
             where = ("--data-dir", str(stories_dir), "--out", str(made[f"{preset}-{twin}"]))
-            train(twin, "--preset", preset, *size, *more, *STEPS, *flags, *where)
+            train(twin, "--preset", preset, *size, *more, *STEPS, *flags, *where, "--health-gates", "off")
     return made
 
 
