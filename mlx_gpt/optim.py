@@ -120,11 +120,17 @@ def set_step(optimizer: Optimizer, step: int, learning_rate: float) -> None:
     optimizer.set_step(step, learning_rate)
 
 
+ROWS = 256
+"""So many rows of a gradient are added up together for its norm."""
+
+
 def clip_gradients(gradients: Any, largest: float) -> tuple[Any, mx.array]:
     """Scale all gradients so that their global norm is at most `largest` (0: leave them); returns the norm before."""
     # Row by row: MLX's CPU adds one number after the other, and 40 million in one go come out 10 % too small.
-    rows = [gradient.square().sum(axis=-1) for gradient in dict(tree_flatten(gradients)).values()]
-    norm = mx.sqrt(mx.stack([row.sum() for row in rows]).sum())
+    rows = [gradient.square().sum(axis=-1).flatten() for gradient in dict(tree_flatten(gradients)).values()]
+    # And rows in groups: 70 thousand in one go are 3e-5 off.
+    groups = [mx.pad(row, (0, -row.size % ROWS)).reshape(-1, ROWS).sum(axis=-1) for row in rows]
+    norm = mx.sqrt(mx.stack([group.sum() for group in groups]).sum())
     scale = mx.minimum(largest / (norm + 1e-6), 1.0)
     return tree_map(lambda gradient: gradient * scale, gradients) if largest else gradients, norm
 

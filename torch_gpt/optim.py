@@ -88,7 +88,12 @@ def set_step(optimizer: Optimizer, step: int, learning_rate: float) -> None:  # 
 
 def clip_gradients(model: GPT, largest: float) -> torch.Tensor:
     """Scale all gradients so that their global norm is at most `largest` (0: leave them); returns the norm before."""
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), largest or float("inf"))
+    # Row by row: PyTorch's CPU adds many numbers one after the other, and 40 million in one go come out 0.3 % off.
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    rows = [torch.linalg.vector_norm(gradient, dim=-1) for gradient in gradients]
+    norm = torch.nn.utils.get_total_norm(rows)
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest or float("inf"), norm)
+    return norm
 
 
 class Average:
