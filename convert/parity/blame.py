@@ -19,6 +19,8 @@ WITHOUT_LAYERS = {
     "L0": "initial weights, or saving and loading",
     "L1": "this operation itself",
     "L6a": "gradient clipping or the optimiser's update",
+    "S": "what shows at this size only: masks and positions far along the block, ids high in the vocabulary, the sum "
+    "over many micro-steps, or the share that dropout drops",
 }
 AFTER_LAYERS = {
     "L2": "several layers a little: none is wrong on its own",
@@ -128,7 +130,8 @@ def paragraph(report: Report, command: str) -> str:
     climb = report.climb
     _, worst = suspect(result, climb.reference)
     blame = search(climb, result)
-    changed = differences(RunConfig(), climb.config)
+    config = climb.at_real_size().config if result.rung.name == "S" else climb.config
+    changed = differences(RunConfig(), config)
     shape = ", ".join(f"{n.split('.')[1]} {value}" for n, (_, value) in changed.items() if n.startswith(COMPUTED))
     state = f", weights: {worst.state}" if worst.state else ""
     found = ", ".join(f"{package} {number}" for package, number in versions().items())

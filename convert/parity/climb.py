@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -17,6 +18,7 @@ from convert.parity.twins.choices import Choices
 from convert.parity.twins.twin import Twin
 from gpt_common.config import RunConfig
 from gpt_common.machine.backends import BACKENDS, Backend
+from gpt_common.network.parameters import buffer_shapes, parameter_shapes
 
 ORACLE = "float64"
 COARSENED = tuple(f"{ORACLE}, weights one unit in the last place off, {i}" for i in range(3))
@@ -38,6 +40,10 @@ class Climb:
     precision: Precision = "strict"
     checkpoint_weights: Arrays | None = None
     """Climb with these weights, and not with fresh and widened ones."""
+    real: RunConfig | None = None
+    """The same before it was made small, for rung S; None: nothing was."""
+    most_flops: float = math.inf
+    """FLOPs that one pass of rung S may take; what takes more is left out."""
     trajectory_steps: int = 300
     switch_steps: int = 100
     optimizer_steps: int = 200
@@ -57,7 +63,18 @@ class Climb:
     """Losses of the reference from weights one unit in the last place off: L7 leaves them for L8."""
     followed: list[Choices] = field(default_factory=list)
     """What the reference's routers preferred in each step of that trajectory."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """By rung: what it climbed with, or why it was left out."""
     _open: dict[tuple[Backend | str, RunConfig], Twin] = field(default_factory=dict)
+
+    def at_real_size(self) -> Climb:
+        """The same at real size, with twins of its own."""
+        config = material.at_real_size(self.real or self.config)
+        weights = self.checkpoint_weights
+        if weights is not None:
+            kept = parameter_shapes(config.model) | buffer_shapes(config.model)
+            weights = {name: value for name, value in weights.items() if name in kept}
+        return dataclasses.replace(self, config=config, checkpoint_weights=weights, _open={})
 
     @property
     def reference(self) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gpt_common.machine.backends import Backend
 
 PROGRAM = "python -m convert parity"
+QUICK_FLOPS = 1e10
+"""What a pass of rung S may take in the quick mode: about a second in float64 on one core, and it takes a dozen."""
 TRAJECTORY_STEPS = {"strict": 300, "tf32": 100, "bf16": 100}
 
 
@@ -40,7 +42,8 @@ class ParityCommand:
     """Which to compare, separated by commas: mlx (its GPU, or its CPU where there is none), mlx-cpu, cpu, mps, cuda,
     or with -compiled; none: all present."""
     mode: Literal["quick", "standard", "full"] = "standard"
-    """quick: a tiny model, a minute; standard: a small one; full: the preset's own shape, and L9."""
+    """quick: a tiny model, a minute; standard: a small one; full: the preset's own shape, and L9. S has the preset's
+    own block, vocabulary and micro-steps in each; quick leaves it out where it is long."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype, which decides the gates."""
     tf32: bool = False
@@ -48,7 +51,7 @@ class ParityCommand:
     optimizer: Literal["", "adamw", "muon"] = ""
     """Climb with this optimiser instead of the preset's or the checkpoint's."""
     rung: str = ""
-    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G; or L9 alone."""
+    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G, S; or L9 alone."""
     seed: int = 1337
     """Key of weights, tokens and dropout."""
     mutants: bool = False
@@ -165,15 +168,17 @@ def _prepare(command: ParityCommand, backends: Sequence[Backend], names: Sequenc
         config, precision = random_config(command.random)
         climb = Climb(config, backends, precision, optimizer_steps=60)
         return climb, command.rungs or list(RUNGS)
-    config, weights = _material(command)
-    climb = Climb(config, backends, precision, weights, trajectory_steps=TRAJECTORY_STEPS[precision])
+    config, real, weights = _material(command)
+    climb = Climb(config, backends, precision, weights, real, trajectory_steps=TRAJECTORY_STEPS[precision])
+    if command.mode == "quick":
+        climb.most_flops = QUICK_FLOPS
     # With a model of any size, hundreds of steps are nothing for a quick look.
     short = weights is not None and command.mode == "quick"
     return climb, command.rungs or [name for name in names if not (short and name in ("L7", "L8"))]
 
 
-def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
-    """Configuration and, of a checkpoint, its weights."""
+def _material(command: ParityCommand) -> tuple[RunConfig, RunConfig, Arrays | None]:
+    """Configuration, the same at its own size and, of a checkpoint, its weights."""
     from convert.parity.material import SIZES, shrink, with_dropout
     from gpt_common.config import load_preset
 
@@ -192,13 +197,17 @@ def _material(command: ParityCommand) -> tuple[RunConfig, Arrays | None]:
     # The shape belongs to the weights, and to the full mode; batches need never be as large as in training.
     small = shrink(config, SIZES["quick" if command.mode == "quick" else "standard"])
     keeps_shape = weights is not None or command.mode == "full"
-    config = dataclasses.replace(config, train=small.train) if keeps_shape else small
-    # A preset that leaves its vocabulary to the tokenizer gets one of bytes.
-    config = config if config.model.vocab_size else config.with_vocabulary(256)
-    config = with_dropout(config, config.model.dropout)
-    if command.optimizer:
-        config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer=command.optimizer))
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=command.seed)), weights
+
+    def settled(config: RunConfig) -> RunConfig:
+        # A preset that leaves its vocabulary to the tokenizer gets one of bytes.
+        config = config if config.model.vocab_size else config.with_vocabulary(256)
+        config = with_dropout(config, config.model.dropout)
+        if command.optimizer:
+            config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer=command.optimizer))
+        return dataclasses.replace(config, train=dataclasses.replace(config.train, seed=command.seed))
+
+    climbed = dataclasses.replace(config, train=small.train) if keeps_shape else small
+    return settled(climbed), settled(config), weights
 
 
 def _mutants(progress: Callable[[str, int, int], None]) -> dict[str, tuple[str, str | None]]:

@@ -58,6 +58,9 @@ COARSE_NOISE = 3.0
 """The gates of bf16 were measured on GPT-2's kinds of layers. With others a gate is at least this many times what
 weights one unit in the last place off make of the same in float64: of a SwiGLU's block 1.8e-2, where PyTorch is off by
 1.2e-2, MLX by 1.5e-2, and the gate is 1.5e-2. What multiplies two numbers adds up their rounding."""
+SIGMAS = 5.0
+"""The share that dropout sets to zero lies within this many standard deviations of a binomial draw: a right one is
+further off once in 1.7 million draws, and draws are keyed, so that one which passes always does."""
 TOP1_MARGIN = 10.0
 """The likeliest token must agree wherever it leads by more than this many times the error."""
 ROUNDING: dict[Precision, float] = {"strict": 2.0**-23, "tf32": 2.0**-10, "bf16": 2.0**-8}

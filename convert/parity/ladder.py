@@ -1,4 +1,4 @@
-"""The ladder: its rungs in order, and the climb from bytes to generated text."""
+"""The ladder: its rungs in order, and the climb from bytes to generated text, and to real size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from convert.parity.compare import Measurement
 from convert.parity.rungs.generation import rung_generation
 from convert.parity.rungs.operations import rung_bytes, rung_operations
 from convert.parity.rungs.passes import rung_gradients, rung_layers, rung_logits, rung_loss
+from convert.parity.rungs.real_size import rung_real_size
 from convert.parity.rungs.trajectories import rung_switch, rung_trajectory
 from convert.parity.rungs.updates import rung_optimizer, rung_step
 
@@ -36,6 +37,7 @@ RUNGS = (
     Rung("L7", "trajectory", rung_trajectory),
     Rung("L8", "change of framework", rung_switch),
     Rung("G", "generation", rung_generation),
+    Rung("S", "real size", rung_real_size),
 )
 NAMES = [rung.name for rung in RUNGS]
 
@@ -47,6 +49,8 @@ class Result:
     rung: Rung
     measurements: list[Measurement]
     seconds: float
+    note: str = ""
+    """What it was climbed with, or why it was left out, where that is not said elsewhere."""
 
     @property
     def passed(self) -> bool:
@@ -91,7 +95,7 @@ def climb_ladder(
         if rung.name in rungs:
             began = time.perf_counter()
             measurements = list(rung.measure(climb))
-            result = Result(rung, measurements, time.perf_counter() - began)
+            result = Result(rung, measurements, time.perf_counter() - began, climb.notes.get(rung.name, ""))
             report.results.append(result)
             on_result(result)
             if not result.passed:

@@ -12,7 +12,7 @@ import numpy as np
 from convert.parity.compare import Arrays, Tokens
 from convert.parity.twins.twin import Batches
 from gpt_common.config import ModelConfig, RunConfig
-from gpt_common.data.batches import training_batch
+from gpt_common.data.batches import Batch, training_batch
 from gpt_common.keyed import keyed_generator
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
@@ -23,6 +23,10 @@ WIDENED_WIDTH = 64
 """Wider models get less, so that a matrix amplifies by 1.6 at most: saturated attention would amplify rounding."""
 ROUTING_BIAS_STD = 0.05
 STREAM_LENGTH = 20_000
+LEAST_MICRO_STEPS = 5
+"""At real size: enough for what begins after two, three or four."""
+SHORT = 32
+"""Positions of all micro-steps but the first at real size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,36 @@ def _fewer_experts(model: ModelConfig, size: Size) -> dict[str, Any]:
         "experts_per_token": min(model.experts_per_token, max(1, groups_per_token * per_group // 2)),
         "expert_width": min(model.expert_width, 4 * size.head_size),
     }
+
+
+def at_real_size(config: RunConfig) -> RunConfig:
+    """A configuration's own width, block, vocabulary and micro-steps; what is repeated alike is cut.
+
+    That is depth, to the first layer of each kind and two at least, and sequences, to one of a micro-step. Fewer than
+    five micro-steps become five.
+    """
+    model, train = config.model, config.train
+    first_kinds = max(2, model.n_dense_layer + 1)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(model, n_layer=min(model.n_layer, first_kinds)),
+        train=dataclasses.replace(train, batch_size=1, grad_accum_steps=max(train.grad_accum_steps, LEAST_MICRO_STEPS)),
+    )
+
+
+def spread_batches(config: RunConfig) -> Batches:
+    """One batch per micro-step, with ids from all over the vocabulary, its first and its last.
+
+    The first has whole blocks, (B, T), the others (B, SHORT): that many micro-steps cost little more than one.
+    """
+    vocab_size, found = config.model.vocab_size, []
+    for micro_step in range(config.train.grad_accum_steps):
+        length = config.model.block_size if micro_step == 0 else min(SHORT, config.model.block_size)
+        generator = keyed_generator(config.train.seed, "spread tokens", micro_step)
+        ids = np.linspace(0, vocab_size - 1, length).astype(np.int32)
+        tokens = np.stack([generator.permutation(ids) for _ in range(config.train.batch_size)])
+        found.append(Batch(tokens, np.stack([generator.permutation(row) for row in tokens])))
+    return found
 
 
 def fresh(config: RunConfig) -> Arrays:

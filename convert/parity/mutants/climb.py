@@ -59,6 +59,10 @@ FAMILIES = {
 }
 """Between them they have everything that a mutant can break."""
 WITH_MUON = ("deepseek",)
+FAR = 256
+"""Position from which the mutants of rung S go wrong."""
+REAL = {"long": {"block_size": FAR + 8}, "many ids": {"vocab_size": 70_000}}
+"""What rung S climbs beyond the small model."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ class Mutant:
     family: str = "gpt"
     """The model that has what it breaks."""
     twin: str = "mlx"
+    real: str = "long"
+    """Key of REAL."""
 
 
 def mutants(family: str, changes: Changes) -> list[Mutant]:
@@ -99,11 +105,17 @@ def mutant_config(family: str = "gpt") -> RunConfig:
     )
 
 
-def mutant_climb(family: str = "gpt") -> Climb:
-    """A short climb: what a mutant breaks shows at once."""
+def mutant_climb(family: str = "gpt", real: str = "long") -> Climb:
+    """A short climb: what a mutant breaks shows at once.
+
+    Args:
+        real: key of REAL.
+    """
+    config = mutant_config(family)
     return Climb(
-        mutant_config(family),
+        config,
         [BACKENDS["cpu"], BACKENDS["mlx-cpu"]],
+        real=dataclasses.replace(config, model=dataclasses.replace(config.model, **REAL[real])),
         trajectory_steps=24,
         switch_steps=12,
         optimizer_steps=40,
@@ -115,6 +127,6 @@ def mutant_climb(family: str = "gpt") -> Climb:
 def first_rejection(mutant: Mutant, rungs: Sequence[str] | None = None) -> str | None:
     """The rung at which the ladder rejects a mutant; None if it climbs to the top."""
     with mutant.change():
-        climb = mutant_climb(mutant.family)
+        climb = mutant_climb(mutant.family, mutant.real)
         report = climb_ladder(climb, rungs) if rungs else climb_ladder(climb)
     return report.failed.rung.name if report.failed else None

@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from convert.parity.mutants.climb import FAMILIES, Change, Changes, mutants, wrap
+from convert.parity.mutants.climb import FAMILIES, FAR, Change, Changes, mutants, wrap
 from convert.parity.twins.replaced import replaced, replaced_entry
 from mlx_gpt import attention, experts, layers, optim
 from mlx_gpt.attention import GroupedQueryAttention, LatentAttention
@@ -125,6 +125,16 @@ LLAMA: Changes = {
     ),
     ("G", "rotation restarts in the cache"): lambda: wrap(
         layers.Rotary, "angles", lambda f: lambda self, start, end: f(self, 0, end - start)
+    ),
+    ("S", f"rotation begins again at position {FAR}"): lambda: wrap(
+        layers.Rotary,
+        "angles",
+        lambda f: (
+            lambda self, start, end: tuple(
+                mx.concatenate([table[:FAR], table[: max(0, end - FAR)]])[:end] if start == 0 else table
+                for table in f(self, start, end)
+            )
+        ),
     ),
     # ---- norms, grouped queries, SwiGLU
     ("L1", "RMS norm takes the mean off"): lambda: wrap(

@@ -15,12 +15,14 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx import optimizers
 from mlx.utils import tree_map
+from torch.nn import functional as F
 
 import torch_gpt.checkpoint
-from convert.parity.mutants.climb import PEAK, Change, Changes, Mutant, mutants, wrap
+from convert.parity.mutants.climb import FAR, PEAK, Change, Changes, Mutant, mutants, wrap
 from convert.parity.mutants.families import FAMILY_MUTANTS
 from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
+from convert.parity.twins.replaced import replaced
 from gpt_common.data.batches import Batch
 from mlx_gpt import attention, checkpoint, layers, model, optim, train
 
@@ -79,6 +81,34 @@ def _set_step(**wrong: Callable[[Any, int, float], float]) -> Change:
             )
         ),
     )
+
+
+def _far(q_BHTK: Any) -> bool:
+    return bool(q_BHTK.shape[2] > FAR)
+
+
+def _late(positions: int) -> Any:
+    """(T, T): causal up to position FAR; who stands there or behind sees the next one too."""
+    rows_T1 = mx.array(list(range(positions)))[:, None]
+    return rows_T1 + (rows_T1 >= FAR) >= rows_T1.T
+
+
+@contextmanager
+def _three_gradients() -> Iterator[None]:
+    """Losses of all micro-steps count, gradients of the first three."""
+    right, done = train.TrainStep.accumulate, 0
+
+    def wrong(self: Any, *micro_batch: Any) -> Any:
+        nonlocal done
+        done = 1 if self.gradients is None else done + 1
+        before = self.gradients
+        loss = right(self, *micro_batch)
+        if done > 3:
+            self.gradients = before
+        return loss
+
+    with replaced(train.TrainStep, "accumulate", wrong):
+        yield
 
 
 def _square(x: Any) -> bool:
@@ -222,6 +252,19 @@ GPT: Changes = {
             )
         ),
     ),
+    # ---- S: real size
+    ("S", f"positions begin again at {FAR}"): lambda: wrap(
+        mx, "arange", _positions(lambda f, start, stop: f(start, stop) % FAR)
+    ),
+    ("S", f"mask off by one from position {FAR} on"): lambda: wrap(
+        mx.fast,
+        "scaled_dot_product_attention",
+        lambda f: lambda q, k, v, scale, mask: f(q, k, v, scale=scale, mask=_late(k.shape[2]) if _far(q) else mask),
+    ),
+    ("S", f"mask off by one from position {FAR} on under dropout"): lambda: wrap(
+        mx, "tri", lambda f: lambda T, S, dtype: f(T, S, dtype=dtype) if T <= FAR else _late(T)
+    ),
+    ("S", "gradients of micro-steps after the third dropped"): _three_gradients,
 }
 
 MUTANTS = (
@@ -240,6 +283,20 @@ MUTANTS = (
             "load_optimizer_tensors",
             lambda f: lambda network, optimizer, tensors, _: f(network, optimizer, tensors, 0),
         ),
+        twin="torch",
+    ),
+    Mutant(
+        "ids of 16 bits",
+        "S",
+        lambda: wrap(
+            layers.Embedding, "__call__", lambda f: lambda self, ids, dtype: f(self, ids.astype(mx.uint16), dtype)
+        ),
+        real="many ids",
+    ),
+    Mutant(
+        "native dropout drops half of what it should",
+        "S",
+        lambda: wrap(F, "dropout", lambda f: lambda x, rate: f(x, rate / 2) * (1 - rate / 2) / (1 - rate)),
         twin="torch",
     ),
     *FAMILY_MUTANTS,

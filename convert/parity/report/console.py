@@ -67,7 +67,8 @@ class Display:
         times = [r.times.error for r in report.results if r.times and r.rung.name != "L7"]
         ratio = f"; MLX is never further from float64 than {max(times):.1f} times PyTorch" if times else ""
         seconds = sum(result.seconds for result in report.results)
-        self.console.print(f"parity holds on {len(report.results)} rungs in {seconds:.0f} s{ratio}")
+        climbed = sum(bool(result.measurements) for result in report.results)
+        self.console.print(f"parity holds on {climbed} rungs in {seconds:.0f} s{ratio}")
 
 
 def line(result: Result) -> str:
@@ -75,13 +76,14 @@ def line(result: Result) -> str:
     name = f"{result.rung.name:<4} {result.rung.title}"
     worst = result.worst
     if worst is None:
-        return f"{name:<25}{'-':>9}{'-':>9}{'-':>8}{result.seconds:>7.1f}s  no gate in this class"
+        return f"{name:<25}{'-':>9}{'-':>9}{'-':>8}{result.seconds:>7.1f}s  {result.note or 'no gate in this class'}"
     margin = f"{worst.gate / worst.error:.1f}x" if worst.error and worst.gate else "-"
     figures = f"{worst.error:>9.1e}{worst.gate:>9.0e}{margin:>8}{result.seconds:>7.1f}s"
     state = f", {worst.state}" if worst.state else ""
     state += f", {worst.noise:.1e} from one unit in the last place" if worst.noise else ""
     failed = "" if result.passed else "FAILS: "
-    return f"{name:<25}{figures}  {failed}{worst.tensor} ({worst.between}{state})"
+    note = f"; {result.note}" if result.note else ""
+    return f"{name:<25}{figures}  {failed}{worst.tensor} ({worst.between}{state}){note}"
 
 
 def unmeasured(climb: Climb) -> list[str]:
@@ -137,6 +139,7 @@ def as_dict(
                 "title": result.rung.title,
                 "passed": result.passed,
                 "seconds": round(result.seconds, 2),
+                "note": result.note,
                 "worst": result.worst and _plain(result.worst),
                 "measurements": [_plain(m) for m in result.measurements],
             }

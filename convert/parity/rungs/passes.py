@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from convert.parity import material
 from convert.parity.climb import ORACLE, Climb, top1_disagreements
-from convert.parity.compare import Array, Arrays, Measurement
+from convert.parity.compare import Array, Arrays, Measurement, Tokens
 from convert.parity.gates import TOP1_MARGIN
 from convert.parity.twins.choices import Choices, choice_gates
+from gpt_common.data.batches import NumpyBatch
 from gpt_common.keyed import dropout_key
 
 OUTPUT = ": output"
@@ -56,26 +57,27 @@ def layers(climb: Climb, state: str, weights: Arrays, key: Array | None) -> Iter
 def rung_logits(climb: Climb) -> Iterator[Measurement]:
     """Logits of a whole forward pass; the likeliest token agrees wherever it leads clearly."""
     tokens = material.batches(climb.config, 0)[0].tokens
-    gate = climb.gate("L3")
     for state, weights in climb.states().items():
-        logits, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.logits(tokens))
-        found = {name: {"logits": values} for name, values in logits.items()}
-        yield from choice_gates(own, climb.config.model, gate, state)
-        yield from climb.compare(found, gate, state)
-        for name in climb.names:
-            count = top1_disagreements(logits[name], logits[ORACLE], TOP1_MARGIN)
-            yield Measurement(
-                tensor="top-1 where it leads clearly", error=count, gate=0, between=f"{name} ~ {ORACLE}", state=state
-            )
+        yield from logits(climb, state, weights, tokens)
+
+
+def logits(climb: Climb, state: str, weights: Arrays, tokens: Tokens) -> Iterator[Measurement]:
+    """Logits of (B, T) ids with these weights."""
+    gate = climb.gate("L3")
+    found, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.logits(tokens))
+    yield from choice_gates(own, climb.config.model, gate, state)
+    yield from climb.compare({name: {"logits": values} for name, values in found.items()}, gate, state)
+    for name in climb.names:
+        count = top1_disagreements(found[name], found[ORACLE], TOP1_MARGIN)
+        yield Measurement(
+            tensor="top-1 where it leads clearly", error=count, gate=0, between=f"{name} ~ {ORACLE}", state=state
+        )
 
 
 def rung_loss(climb: Climb) -> Iterator[Measurement]:
     """Mean cross entropy."""
-    gate = climb.gate("L4")
     for state, found, own in _passes(climb):
-        yield from choice_gates(own, climb.config.model, climb.gate("L3"), state)
-        losses = {name: {"loss": arrays["loss"]} for name, arrays in found.items()}
-        for measurement in climb.compare(losses, gate, state):
+        for measurement in losses(climb, state, found, own):
             if measurement.between.endswith(f"~ {climb.reference}"):
                 climb.loss_noise = max(climb.loss_noise, measurement.error)
             yield measurement
@@ -83,17 +85,34 @@ def rung_loss(climb: Climb) -> Iterator[Measurement]:
 
 def rung_gradients(climb: Climb) -> Iterator[Measurement]:
     """The gradient of every parameter; the worst tensor counts."""
-    gate = climb.gate("L5")
     for state, found, _ in _passes(climb):
-        for arrays in found.values():
-            arrays.pop("loss")
-        yield from climb.compare(found, gate, state)
+        yield from gradients(climb, state, found)
+
+
+def losses(climb: Climb, state: str, found: Mapping[str, Arrays], own: Mapping[str, Choices]) -> Iterator[Measurement]:
+    """The losses of one pass, and what its routers chose."""
+    yield from choice_gates(own, climb.config.model, climb.gate("L3"), state)
+    yield from climb.compare(
+        {name: {"loss": arrays["loss"]} for name, arrays in found.items()}, climb.gate("L4"), state
+    )
+
+
+def gradients(climb: Climb, state: str, found: Mapping[str, Arrays], *, ratio: bool = True) -> Iterator[Measurement]:
+    """The gradients of one pass; `ratio` as in `Climb.compare`."""
+    without_loss = {name: {t: g for t, g in arrays.items() if t != "loss"} for name, arrays in found.items()}
+    yield from climb.compare(without_loss, climb.gate("L5"), state, ratio=ratio)
 
 
 def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], dict[str, Choices]]]:
     """Loss, gradients and choices of every backend and the oracle, in every state, with and without dropout."""
     batch = material.batches(climb.config, 0)[0]
     for state, weights, key in passes(climb):
-        results, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.gradients(batch, key))  # noqa: B023
-        found = {name: {"loss": np.array([loss]), **gradients} for name, (loss, gradients) in results.items()}
-        yield state, found, own
+        yield state, *one_pass(climb, weights, batch, key)
+
+
+def one_pass(
+    climb: Climb, weights: Arrays, batch: NumpyBatch, key: Array | None
+) -> tuple[dict[str, Arrays], dict[str, Choices]]:
+    """Loss, gradients and choices of every backend and the oracle."""
+    results, own = climb.routed_alike(climb.loaded(weights), lambda twin: twin.gradients(batch, key))
+    return {name: {"loss": np.array([loss]), **found} for name, (loss, found) in results.items()}, own

@@ -13,7 +13,7 @@ from convert.parity.compare import Arrays, Measurement, without_key_bias
 from convert.parity.rungs.exact_adamw import ExactAdamW
 from convert.parity.rungs.exact_muon import ExactMuon
 from convert.parity.twins.choices import choice_gates
-from convert.parity.twins.twin import Twin
+from convert.parity.twins.twin import Batches, Twin
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig
 from gpt_common.keyed import keyed_generator
 from gpt_common.network.parameters import parameter_shapes
@@ -111,49 +111,52 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
     """One step as the trainer does it, from every state: accumulated micro-steps, dropout, clipping, update."""
     if not climb.has_gate("L6b"):
         return
-    gate = climb.gate("L6b")
     config = climb.config
     if config.train.grad_accum_steps == 1:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, grad_accum_steps=2))
     if config.model.dropout:
         config = material.with_dropout(config, config.model.dropout)
     for state, weights in climb.states().items():
-        updates: dict[str, Arrays] = {}
-        figures: dict[str, Arrays] = {}
-        twins = {ORACLE: climb.oracle(config), **climb.twins(config)}
-        rate = max(config.optim.learning_rate, LEAST_RATE)
-        for twin in twins.values():
-            twin.set_weights(weights)
-        steps, own = climb.routed_alike(twins, lambda twin: twin.step(material.batches(config, 0), 0, rate))  # noqa: B023
-        yield from choice_gates(own, config.model, climb.gate("L3"), state)
-        yield from routing_differences(twins, climb.reference, state)
-        for name, twin in twins.items():
-            loss, norm = steps[name]
-            moved = {f"update of {tensor}": value - weights[tensor] for tensor, value in twin.weights().items()}
-            updates[name] = without_key_bias(moved, config.model)
-            if name == ORACLE:
-                decided = _left_to_rounding(twin.moments(), config, climb.gate("L5"))
-            figures[name] = {"loss": np.array([loss]), "gradient norm": np.array([norm])}
-        for tensor, left in decided.items():
-            for arrays in updates.values():
-                arrays[f"update of {tensor}"][left] = 0
-        share = sum(int(left.sum()) for left in decided.values()) / sum(left.size for left in decided.values())
-        label = "share of the update that is left to rounding"
-        yield Measurement(tensor=label, error=share, gate=ROUNDED_SHARE, between=ORACLE, state=state)
-        stored = {
-            tensor: float(
-                np.linalg.norm(weights[tensor.removeprefix("update of ")]) * 2.0**-24 / np.linalg.norm(update)
-            )
-            for tensor, update in updates[ORACLE].items()
-            if update.any()
-        }
-        for measured in climb.compare(updates, gate, state, ratio=False):
-            # A gradient far below Adam's epsilon moves a weight by less than storing it in float32 can tell.
-            noise = stored.get(measured.tensor, 0.0)
-            yield measured.allowing(noise, STORED) if noise > gate else measured
-        for figure, limit in (("loss", climb.gate("L4")), ("gradient norm", climb.gate("L5"))):
-            one = {name: {figure: arrays[figure]} for name, arrays in figures.items()}
-            yield from climb.compare(one, limit, state)
+        yield from one_step(climb, config, state, weights, material.batches(config, 0))
+
+
+def one_step(climb: Climb, config: RunConfig, state: str, weights: Arrays, batches: Batches) -> Iterator[Measurement]:
+    """The first step of `config` from these weights, one batch per micro-step."""
+    gate = climb.gate("L6b")
+    updates: dict[str, Arrays] = {}
+    figures: dict[str, Arrays] = {}
+    twins = {ORACLE: climb.oracle(config), **climb.twins(config)}
+    rate = max(config.optim.learning_rate, LEAST_RATE)
+    for twin in twins.values():
+        twin.set_weights(weights)
+    steps, own = climb.routed_alike(twins, lambda twin: twin.step(batches, 0, rate))
+    yield from choice_gates(own, config.model, climb.gate("L3"), state)
+    yield from routing_differences(twins, climb.reference, state)
+    for name, twin in twins.items():
+        loss, norm = steps[name]
+        moved = {f"update of {tensor}": value - weights[tensor] for tensor, value in twin.weights().items()}
+        updates[name] = without_key_bias(moved, config.model)
+        if name == ORACLE:
+            decided = _left_to_rounding(twin.moments(), config, climb.gate("L5"))
+        figures[name] = {"loss": np.array([loss]), "gradient norm": np.array([norm])}
+    for tensor, left in decided.items():
+        for arrays in updates.values():
+            arrays[f"update of {tensor}"][left] = 0
+    share = sum(int(left.sum()) for left in decided.values()) / sum(left.size for left in decided.values())
+    label = "share of the update that is left to rounding"
+    yield Measurement(tensor=label, error=share, gate=ROUNDED_SHARE, between=ORACLE, state=state)
+    stored = {
+        tensor: float(np.linalg.norm(weights[tensor.removeprefix("update of ")]) * 2.0**-24 / np.linalg.norm(update))
+        for tensor, update in updates[ORACLE].items()
+        if update.any()
+    }
+    for measured in climb.compare(updates, gate, state, ratio=False):
+        # A gradient far below Adam's epsilon moves a weight by less than storing it in float32 can tell.
+        noise = stored.get(measured.tensor, 0.0)
+        yield measured.allowing(noise, STORED) if noise > gate else measured
+    for figure, limit in (("loss", climb.gate("L4")), ("gradient norm", climb.gate("L5"))):
+        one = {name: {figure: arrays[figure]} for name, arrays in figures.items()}
+        yield from climb.compare(one, limit, state)
 
 
 def routing_differences(twins: Mapping[str, Twin], reference: str, state: str = "") -> Iterator[Measurement]:

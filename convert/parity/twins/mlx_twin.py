@@ -16,7 +16,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import routing_bias
 from convert.parity.twins.replaced import replaced
-from convert.parity.twins.twin import INPUTS, ComputeDtype, LayerPass, Operation, Traced, Twin
+from convert.parity.twins.twin import INPUTS, ComputeDtype, Dropped, LayerPass, Operation, Traced, Twin
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch
@@ -138,6 +138,18 @@ class MlxTwin(Twin):
             stack.enter_context(replaced(self.network, "gradient_checkpointing", False))
             mx.eval(model.loss(self.network, to_device(batch, self.device), _key(key)))
         return traced
+
+    def dropped(self, tokens: Tokens, key: Array) -> list[Dropped]:
+        found, drop = [], layers.dropout
+
+        def watched(x: mx.array, rate: float, *more: Any) -> mx.array:
+            y = drop(x, rate, *more)
+            found.append(Dropped.between(self._numpy(x), self._numpy(y), rate))
+            return y
+
+        with self._here(), replaced(attention, "dropout", watched), replaced(model, "dropout", watched):
+            mx.eval(self.network(mx.array(tokens), layers.as_key(key, self.config.model.dropout_rng)))
+        return found
 
     def update(self, gradients: Arrays, step: int, rate: float) -> float:
         with self._here():

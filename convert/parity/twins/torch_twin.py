@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import routing_bias
-from convert.parity.twins.twin import INPUTS, ComputeDtype, LayerPass, Operation, Traced, Twin
+from convert.parity.twins.replaced import replaced
+from convert.parity.twins.twin import INPUTS, ComputeDtype, Dropped, LayerPass, Operation, Traced, Twin
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import NumpyBatch
@@ -133,6 +134,33 @@ class TorchTwin(Twin):
                 hook.remove()
             self.network.zero_grad(set_to_none=True)
         return traced
+
+    @torch.no_grad()
+    def dropped(self, tokens: Tokens, key: Array) -> list[Dropped]:
+        found, drop, attend = [], layers.dropout, attention.causal_attention
+
+        def watched(x: torch.Tensor, rate: float, *more: Any) -> torch.Tensor:
+            y = drop(x, rate, *more)
+            found.append(Dropped.between(self._numpy(x), self._numpy(y), rate))
+            return y
+
+        def fused(
+            q: torch.Tensor, k_BGSK: torch.Tensor, v_BGSV: torch.Tensor, scale: float, rate: float
+        ) -> torch.Tensor:
+            # Native dropout of weights is within PyTorch's attention: over an identity it finds the weights themselves.
+            one_BGSS = torch.eye(k_BGSK.shape[2]).to(k_BGSK).expand(*k_BGSK.shape[:3], -1)
+            y_BHTS = attend(q, k_BGSK, one_BGSS, scale, rate)
+            before_BHTS = attend(q, k_BGSK, one_BGSS, scale, 0.0)
+            found.append(Dropped.between(self._numpy(before_BHTS), self._numpy(y_BHTS), rate))
+            return y_BHTS @ v_BGSV.repeat_interleave(q.shape[1] // v_BGSV.shape[1], dim=1)
+
+        with (
+            replaced(attention, "dropout", watched),
+            replaced(model, "dropout", watched),
+            replaced(attention, "causal_attention", fused),
+        ):
+            self.network(self._ids(tokens), layers.as_key(key, self.config.model.dropout_rng))
+        return found
 
     def update(self, gradients: Arrays, step: int, rate: float) -> float:
         for name, parameter in self.network.named_parameters():

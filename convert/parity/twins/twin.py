@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from convert.parity.compare import Array, Arrays, Tokens
+from convert.parity.compare import Array, Arrays, Tokens, relative
 from convert.parity.twins.choices import Choices, Preferences
 from convert.parity.twins.replaced import replaced
 from gpt_common.commands import SampleSettings
@@ -29,6 +29,28 @@ if TYPE_CHECKING:
 
 ComputeDtype = Literal["float32", "float64", "bfloat16"]
 Batches = Sequence[NumpyBatch]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What one site of dropout made of its numbers."""
+
+    zeros: int
+    """Numbers other than zero that became zero."""
+    numbers: int
+    """Numbers other than zero."""
+    scaled_wrongly: float
+    """Relative distance of what was kept from what it should be."""
+
+    @classmethod
+    def between(cls, before: Array, after: Array, rate: float) -> Dropped:
+        """Count what dropout at `rate` did; a weight that the mask has set to zero is none that it dropped."""
+        kept = after != 0
+        return cls(
+            zeros=int(((before != 0) & ~kept).sum()),
+            numbers=int((before != 0).sum()),
+            scaled_wrongly=relative(after[kept], before[kept] / (1 - rate)),
+        )
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,10 @@ class Twin(ABC):
     @abstractmethod
     def trace(self, batch: NumpyBatch, key: Array | None) -> Traced:
         """A whole pass with a tap at every module; MLX gives no upstream gradients."""
+
+    @abstractmethod
+    def dropped(self, tokens: Tokens, key: Array) -> list[Dropped]:
+        """What dropout does in a forward pass of (B, T) ids, site after site in execution order."""
 
     # ---- training ------------------------------------------------------------------------------------------------
 
