@@ -61,7 +61,10 @@ FAMILIES = {
 WITH_MUON = ("deepseek",)
 FAR = 256
 """Position from which the mutants of rung S go wrong."""
-REAL = {"long": {"block_size": FAR + 8}, "many ids": {"vocab_size": 70_000}}
+REAL: dict[str, Callable[[ModelConfig], ModelConfig]] = {
+    "long": lambda model: dataclasses.replace(model, block_size=FAR + 8),
+    "many ids": lambda model: dataclasses.replace(model, vocab_size=70_000),
+}
 """What rung S climbs beyond the small model."""
 
 
@@ -115,7 +118,7 @@ def mutant_climb(family: str = "gpt", real: str = "long") -> Climb:
     return Climb(
         config,
         [BACKENDS["cpu"], BACKENDS["mlx-cpu"]],
-        real=dataclasses.replace(config, model=dataclasses.replace(config.model, **REAL[real])),
+        real=dataclasses.replace(config, model=REAL[real](config.model)),
         trajectory_steps=24,
         switch_steps=12,
         optimizer_steps=40,

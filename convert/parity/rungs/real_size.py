@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 from convert.parity import material
 from convert.parity.climb import Climb
@@ -48,11 +49,11 @@ def rung_real_size(small: Climb) -> Iterator[Measurement]:
         if climb.has_gate("L6b"):
             yield from one_step(climb, config, state, weights, batches)
     if config.model.dropout:
-        for rng in ("native", "shared"):
-            yield from dropped_shares(climb, rng)
+        yield from dropped_shares(climb, "native")
+        yield from dropped_shares(climb, "shared")
 
 
-def dropped_shares(climb: Climb, rng: str) -> Iterator[Measurement]:
+def dropped_shares(climb: Climb, rng: Literal["native", "shared"]) -> Iterator[Measurement]:
     """At every site of dropout the share that chance allows becomes zero, and the rest is scaled up."""
     rate = climb.config.model.dropout
     config = dataclasses.replace(
