@@ -15,6 +15,7 @@ from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
 from gpt_common.machine.peaks import largest_power
 from gpt_common.network.flops import (
+    ASSUMED_MFU,
     active_parameter_count,
     buffer_count,
     flops_per_step_exact,
@@ -25,7 +26,6 @@ from gpt_common.network.flops import (
 from gpt_common.network.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
 
 VERSION = 1
-ASSUMED_MFU = 0.3
 TOKENS_PER_PARAMETER = 20
 """Hoffmann et al. 2022 ("Chinchilla", arXiv:2203.15556), table 3: about 20 tokens for each parameter."""
 CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}

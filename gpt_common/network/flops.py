@@ -19,6 +19,8 @@ from gpt_common.words import parameters_in_words
 
 A100_BF16_PEAK = 312e12
 """FLOP/s of an A100 in bfloat16 (NVIDIA A100 datasheet), the peak that nanoGPT's `mfu` is relative to."""
+ASSUMED_MFU = 0.3
+"""Share of a GPU's peak that is taken for granted where nothing was measured."""
 
 
 def parameter_count(model: ModelConfig) -> int:

@@ -274,6 +274,7 @@ class Run:
         sequences = train.batch_size * train.grad_accum_steps / dt
         tokens = sequences * block_size
         self.expert_loads = expert_loads or self.expert_loads
+        utilisation = mfu(tokens * flops_per_token_palm(self.config.model), self.peak)
         self.log.step(
             StepRecord(
                 step=step,
@@ -284,7 +285,7 @@ class Run:
                 dt_data=self._data_seconds / max(1, self._data_steps),
                 sps=sequences,
                 tps=tokens,
-                mfu=mfu(tokens * flops_per_token_palm(self.config.model), self.peak),
+                mfu=utilisation,
                 memory=memory,
                 expert_load=fair_shares(expert_loads),
             )
@@ -295,6 +296,7 @@ class Run:
         self._said_how_long |= not math.isnan(dt)
         with self.timer.paused():
             self.health.on_steps(step, losses, lr, grad_norm)
+            self.health.on_speed(step, utilisation, gpu=self.device.name != "cpu")
 
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from gpt_common.errors import WorkFailed
 
 TOO_FAST = "Usually the learning rate is too high: lower it, or warm up longer"
+SLOWER = 10
+"""How many times slower than planned is no matter of configuration."""
 WINDOW = 20
 """Steps whose mean loss is judged: one batch says little."""
 
@@ -116,6 +118,22 @@ class Alarms:
             return []
         text = f"step {step}: training loss {mean:.4f} is below the corpus's floor {self._floor:.4f}"
         return self._once("training floor", f"{text}: training reads the future, or knows the text by heart")
+
+    def on_speed(self, step: int, mfu: float | None, *, expected: float | None = None) -> list[str]:
+        """Watch the share of the device's peak that a step reaches, where the peak is known.
+
+        Args:
+            expected: what such a model reaches on such a device, where that is known.
+        """
+        if mfu is None or math.isnan(mfu):
+            return []
+        if mfu > 1:
+            text = f"step {step}: MFU {mfu:.1%} is more than the device can do"
+            return self._once("too fast", f"{text}: steps are not waited for, or the clock or the chip is another")
+        if expected is not None and mfu < expected / SLOWER:
+            text = f"step {step}: MFU {mfu:.2%} is less than a tenth of the {expected:.0%} that such a model reaches"
+            return self._once("slow", f"{text}: is another process on the device, or the machine hot or saving power?")
+        return []
 
     def on_evaluation(self, step: int, val_loss: float, train_loss: float | None = None) -> list[str]:
         """Watch a validation loss, and a loss of the same kind on training text, nats per token.

@@ -14,6 +14,7 @@ from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch, evaluation_batches
 from gpt_common.data.writer import TokenIds
 from gpt_common.keyed import keyed_generator
+from gpt_common.network.flops import ASSUMED_MFU, parameter_count
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
@@ -24,6 +25,9 @@ from gpt_common.training.health.step_gates import asked_of, check_again, check_s
 
 SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
 """So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
+
+PLANNED_PARAMETERS = 10_000_000
+"""A GPU is expected to reach what the plan assumes with so many; a smaller model leaves it idle between kernels."""
 
 BEST: Literal["best"] = "best"
 LATEST: Literal["latest"] = "latest"
@@ -136,6 +140,12 @@ class Health:
                 self.warn(alarm)
         if self.on and step == self.first_step + 1:
             check_first_update(self._checksums, self.probe.checksums(), lr)
+
+    def on_speed(self, step: int, mfu: float | None, *, gpu: bool) -> None:
+        """Watch the share of the device's peak that steps reach, against what the plan takes for granted."""
+        planned = gpu and parameter_count(self.config.model) >= PLANNED_PARAMETERS
+        for alarm in self.alarms.on_speed(step, mfu, expected=ASSUMED_MFU if planned else None):
+            self.warn(alarm)
 
     def loss_on(self, tokens: TokenIds) -> float:
         """Mean loss on fixed batches of a split, nats per token."""

@@ -65,7 +65,7 @@ def test_threads_of_the_torch_trainer_sleep_while_they_wait_unless_told_otherwis
     """A command sets it before PyTorch is loaded, and a person's own setting counts."""
     environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
     program = (
-        "import os, sys, runpy\nsys.argv = ['train', '--preset', 'no-such']\n"
+        "import os, sys, runpy\nsys.argv = ['train', '--dataset', 'no-such']\n"
         "try:\n    runpy.run_module('torch_gpt.train', run_name='__main__', alter_sys=True)\n"
         "except SystemExit:\n    print(os.environ['OMP_WAIT_POLICY'])"
     )

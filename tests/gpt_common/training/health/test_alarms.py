@@ -157,3 +157,13 @@ def test_spoilt_weights_are_not_saved() -> None:
 def test_divergence_before_any_tensor_is_spoilt() -> None:
     with pytest.raises(Diverged, match=r"step 1: the loss is nan\. Usually the learning rate"):
         Alarms(vocab_size=65, max_steps=10, warmup_steps=0).on_step(1, math.nan)
+
+
+def test_more_than_the_device_can_do_and_far_less_than_planned_ring_once() -> None:
+    alarms = Alarms(vocab_size=65, max_steps=10, warmup_steps=0)
+    assert alarms.on_speed(1, None) == alarms.on_speed(2, math.nan) == alarms.on_speed(3, 0.999) == []
+    assert alarms.on_speed(4, 1.01)[0].startswith("step 4: MFU 101.0% is more than the device can do: steps are not")
+    assert alarms.on_speed(5, 1.2) == []
+    # What a small model reaches, or a CPU, is nobody's plan.
+    assert alarms.on_speed(6, 0.001) == alarms.on_speed(7, 0.031, expected=0.3) == []
+    assert "MFU 2.90% is less than a tenth of the 30%" in alarms.on_speed(8, 0.029, expected=0.3)[0]
