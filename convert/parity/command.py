@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from gpt_common.machine.backends import Backend
 
 PROGRAM = "python -m convert parity"
-QUICK_FLOPS = 1e10
-"""What a pass of rung S may take in the quick mode: about a second in float64 on one core, and it takes a dozen."""
+MOST_FLOPS = {"quick": 1e10, "standard": 1e11}
+"""What a pass of rung S may take by mode: about a second, or ten, in float64 on one core; it takes a dozen passes."""
 TRAJECTORY_STEPS = {"strict": 300, "tf32": 100, "bf16": 100}
 
 
@@ -43,7 +44,7 @@ class ParityCommand:
     or with -compiled; none: all present."""
     mode: Literal["quick", "standard", "full"] = "standard"
     """quick: a tiny model, a minute; standard: a small one; full: the preset's own shape, and L9. S has the preset's
-    own block, vocabulary and micro-steps in each; quick leaves it out where it is long."""
+    own block, vocabulary and micro-steps in each; quick and standard leave it out where it is long."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute dtype, which decides the gates."""
     tf32: bool = False
@@ -170,8 +171,7 @@ def _prepare(command: ParityCommand, backends: Sequence[Backend], names: Sequenc
         return climb, command.rungs or list(RUNGS)
     config, real, weights = _material(command)
     climb = Climb(config, backends, precision, weights, real, trajectory_steps=TRAJECTORY_STEPS[precision])
-    if command.mode == "quick":
-        climb.most_flops = QUICK_FLOPS
+    climb.most_flops = MOST_FLOPS.get(command.mode, math.inf)
     # With a model of any size, hundreds of steps are nothing for a quick look.
     short = weights is not None and command.mode == "quick"
     return climb, command.rungs or [name for name in names if not (short and name in ("L7", "L8"))]
