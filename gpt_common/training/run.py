@@ -186,6 +186,7 @@ class Run:
         ]
         self._data_seconds += time.perf_counter() - began
         self._data_steps += 1
+        self.health.on_batches(step, batches)
         return batches
 
     def check_start(self) -> None:

@@ -49,6 +49,12 @@ PLANTS = (
         says="step is not counted|earlier",
     ),
     Plant(
+        "batches go round after ten steps",
+        4,
+        (Edit("gpt_common/training/run.py", "Run.batches", "step=step,", "step=step % 10,"),),
+        says="was given",
+    ),
+    Plant(
         "batches come from the first tenth of the text",
         4,
         (

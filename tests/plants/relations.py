@@ -70,6 +70,38 @@ PLANTS = (
         tests=("tests/gpt_common/training/test_schedule.py",),
     ),
     Plant(
+        "every step has the rate of the first",
+        2,
+        both("train", "train.py", ("learning_rate(step, config", "learning_rate(0, config")),
+        says="was its turn",
+    ),
+    Plant(
+        "there is no warm-up",
+        2,
+        (
+            Edit(
+                "gpt_common/training/schedule.py",
+                "learning_rate",
+                "return optim.learning_rate * (step + 1) / (optim.warmup_steps + 1)",
+                "return optim.learning_rate",
+            ),
+        ),
+        says="begins with",
+    ),
+    Plant(
+        "the learning rate comes down half the way",
+        2,
+        (
+            Edit(
+                "gpt_common/training/schedule.py",
+                "learning_rate",
+                "optim.min_lr + share * (",
+                "optim.min_lr + (1 + share) / 2 * (",
+            ),
+        ),
+        says="ends at step|falls at its last step",
+    ),
+    Plant(
         "gradients are not clipped",
         2,
         both(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,38 @@ def check_drawn_anew(batches: Sequence[NumpyBatch], following: Sequence[NumpyBat
         same = [np.array_equal(batches[0].tokens, other.tokens) for other in others]
         if same and all(same) and chance ** len(same) < 1e-6:
             raise GateFailed("data", what, meaning)
+
+
+class Repeats:
+    """Watches that no step is given a batch again which another step was given.
+
+    Args:
+        places: where a sequence can begin; of few, batches are alike by chance, and nothing is said.
+    """
+
+    REMEMBERED = 1000
+    """Batches: enough to see that they go round, and few enough that chance makes no two alike."""
+
+    def __init__(self, places: int) -> None:
+        self._places = max(1, places)
+        self._step_of: dict[int, int] = {}
+
+    def check(self, step: int, batches: Sequence[NumpyBatch]) -> None:
+        """Look at what a step was given.
+
+        Raises:
+            GateFailed: an earlier step had it.
+        """
+        rows = len(batches[0].tokens)
+        if 1e-6 * self._places ** min(8, rows) < self.REMEMBERED**2:
+            return
+        for batch in batches:
+            before = self._step_of.setdefault(zlib.crc32(np.ascontiguousarray(batch.tokens).tobytes()), step)
+            if before != step:
+                text = f"step {step} is given a batch that step {before} was given"
+                raise GateFailed("data", text, "Batches go round, or do not depend on the step")
+        while len(self._step_of) > self.REMEMBERED:
+            del self._step_of[next(iter(self._step_of))]
 
 
 def holds(tokens: npt.NDArray[Any], window: npt.NDArray[Any]) -> bool:

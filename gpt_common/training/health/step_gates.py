@@ -24,7 +24,7 @@ from gpt_common.network.flops import parameter_count
 from gpt_common.training.health.asked import Asked, StepProbe, distance, square_of
 from gpt_common.training.health.dropout_gates import check_dropout
 from gpt_common.training.health.gates import GateFailed, token_losses
-from gpt_common.training.health.update_gates import check_derivative, check_update
+from gpt_common.training.health.update_gates import check_derivative, check_schedule, check_update
 
 Gates = Literal["quick", "full", "off"]
 
@@ -76,6 +76,7 @@ def check_step(asked: Asked, gates: Gates, clock: Callable[[], float] = time.mon
         ("positions", lambda: check_positions(asked)),
         ("micro-steps", lambda: check_micro_steps(asked)),
         ("dropout", lambda: check_dropout(asked)),
+        ("schedule", lambda: check_schedule(asked)),
         ("update", lambda: check_update(asked)),
         ("derivative", lambda: check_derivative(asked, each=full)),
     ]

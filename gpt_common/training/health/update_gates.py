@@ -13,6 +13,7 @@ from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.network.parameters import is_block_matrix
 from gpt_common.training.health.asked import Arrays, Asked, distance, rms, square_of
 from gpt_common.training.health.gates import GateFailed, check_first_update
+from gpt_common.training.schedule import learning_rate
 
 
 def check_update(asked: Asked) -> str:
@@ -65,6 +66,43 @@ def check_update(asked: Asked) -> str:
             "What an update leaves behind, its gradient or its weights, gets into the next one",
         )
     return "the update is the optimiser's rule"
+
+
+def check_schedule(asked: Asked) -> str:
+    """The learning rate warms up to its peak, passes it never, and comes down to where it should end.
+
+    Asked of the function that the loop asks, by what a schedule is (gpt_common/training/schedule.py) and not by its
+    formula.
+    """
+    optim, last = asked.config.optim, asked.config.train.max_steps
+    end = optim.decay_steps if optim.schedule == "cosine" and optim.decay_steps else last
+    steps = np.unique(np.linspace(0, max(end, last), 500).astype(int))
+    asked_for = {*steps, optim.warmup_steps, max(0, end - 1), end}
+    rates = {int(step): learning_rate(int(step), optim, last) for step in asked_for}
+    peak, low, warmup = optim.learning_rate, optim.min_lr, optim.warmup_steps
+    after = [rates[step] for step in sorted(rates) if step >= warmup]
+    down = peak if optim.schedule == "constant" else low
+    decay = optim.decay_fraction * last if optim.schedule == "wsd" else end - warmup
+    step_down = abs(peak - low) * 2 / max(1.0, min(decay, end - warmup))
+    highest = max(rates, key=rates.__getitem__)
+    wrong = [
+        (rates[0], peak / (warmup + 1), "begins with", warmup < end),
+        (rates[warmup], peak, f"is after its warm-up at step {warmup}", warmup < end),
+        (rates[highest], peak, f"rises, at step {highest}, to", warmup < end),
+        (rates[end], down, f"ends at step {end} with", warmup < end),
+        (max(0.0, rates[max(0, end - 1)] - down - step_down), 0.0, "falls at its last step by", warmup < end),
+        (max([0.0, *np.diff(after)]), 0.0, "rises again, after its warm-up, by", low <= peak and len(after) > 1),
+    ]
+    for found, expected, what, applies in wrong:
+        if applies and abs(found - expected) > 1e-6 * peak:
+            raise GateFailed(
+                "schedule",
+                f"the learning rate {what} {found:.3g}, which should be {expected:.3g}",
+                "The schedule is not the one that was asked for",
+            )
+    if warmup >= end:
+        return f"the learning rate warms up to the end, to {rates[end]:.3g}"
+    return f"the learning rate goes up to {peak:g} in {warmup} steps and ends at {down:g}"
 
 
 def _check_reached(asked: Asked, gradients: Arrays) -> None:

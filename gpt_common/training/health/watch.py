@@ -18,10 +18,11 @@ from gpt_common.network.flops import ASSUMED_MFU, parameter_count
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
-from gpt_common.training.health.data_gates import check_batches, check_drawn_anew, holds
+from gpt_common.training.health.data_gates import Repeats, check_batches, check_drawn_anew, holds
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_step
+from gpt_common.training.schedule import learning_rate
 
 SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
 """So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
@@ -85,6 +86,7 @@ class Health:
         self._asked: list[tuple[NumpyBatch, float]] = []
         self._evaluations = 0
         self._text: list[int] = []
+        self._repeats = Repeats(len(dataset.train) - config.model.block_size)
 
     def warn(self, text: str) -> None:
         """Ring an alarm."""
@@ -128,16 +130,29 @@ class Health:
         found = [holds(train, np.asarray(val[place : place + SHARED_LENGTH])) for place in places]
         return sum(found) > SHARED_WINDOWS // 2
 
+    def on_batches(self, step: int, batches: Sequence[NumpyBatch]) -> None:
+        """Watch what step number `step` (from 0) is given; raises GateFailed if another step was given it."""
+        if self.on:
+            self._repeats.check(step, batches)
+
     def on_steps(self, step: int, losses: Sequence[float], lr: float, grad_norm: float) -> None:
         """Watch the losses of the steps up to `step`, nats per token, and rate and gradient norm of the last.
 
         Raises:
             Diverged: one of them is NaN or infinite.
-            GateFailed: the first update left a parameter where it was.
+            GateFailed: the first update left a parameter where it was, or a step had another rate than its own.
         """
         for number, loss in enumerate(losses, start=step - len(losses) + 1):
             for alarm in self.alarms.on_step(number, loss, grad_norm if number == step else None):
                 self.warn(alarm)
+        if self.on and not self.config.train.max_minutes:  # which sets the schedule when steps were timed
+            planned = learning_rate(step - 1, self.config.optim, self.config.train.max_steps)
+            if not abs(lr - planned) <= 1e-9 * planned:
+                raise GateFailed(
+                    "schedule",
+                    f"step {step} was done at the learning rate {lr:.3g}, and {planned:.3g} was its turn",
+                    "The loop asks the schedule for another step, or passes something else on",
+                )
         if self.on and step == self.first_step + 1:
             check_first_update(self._checksums, self.probe.checksums(), lr)
 
