@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from gpt_common.errors import UserError
 from gpt_common.machine.blas import opened_blas
 from gpt_common.machine.device import ComputeDevice
 
+TF32 = "MLX_ENABLE_TF32"
+"""The variable of MLX's that says whether products of float32 may be rounded to TF32; on, where nobody says."""
+
 
 def has_gpu() -> bool:
     """Whether auto would choose a GPU."""
-    return mx.metal.is_available() or mx.cuda.is_available()
+    # Every build for macOS says that Metal is available; whether there is a device is another question.
+    return mx.device_count(mx.gpu) > 0
 
 
 def select_device(name: str) -> mx.Device:
@@ -48,9 +53,11 @@ def select_device(name: str) -> mx.Device:
 
 def compute_dtype(config: TrainConfig, device: mx.Device) -> mx.Dtype:
     """Dtype of activations: auto is bfloat16 on a GPU, float32 on a CPU."""
-    if config.dtype == "auto":
-        return mx.bfloat16 if device.type == mx.gpu else mx.float32
-    return mx.bfloat16 if config.dtype == "bfloat16" else mx.float32
+    if config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == mx.gpu):
+        return mx.bfloat16
+    # Before the first product: an M5 or a CUDA GPU would round what goes into products of float32 to TF32.
+    os.environ.setdefault(TF32, "0")
+    return mx.float32
 
 
 def compiles(config: TrainConfig, device: mx.Device) -> bool:
@@ -82,9 +89,10 @@ def describe(device: mx.Device) -> str:
 
 def compute_device(device: mx.Device, dtype: mx.Dtype) -> ComputeDevice:
     """The device as what surrounds the training step sees it."""
+    exact = dtype == mx.float32 and device.type == mx.gpu and os.environ.get(TF32) == "0"
     return ComputeDevice(
         name=name_of(device),
-        description=describe(device),
+        description=describe(device) + (", TF32 off" if exact else ""),
         dtype=str(dtype).rpartition(".")[2],
         # TrainStep queues a step and waits for the one before: what it waits for takes as long.
         synchronous=True,

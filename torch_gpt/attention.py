@@ -248,12 +248,18 @@ ATTENTION = {
 }
 
 
+def leaks(x: Tensor) -> bool:
+    """Whether PyTorch's own causal mask lets later positions through: in 16 bits on MPS (pytorch#195910)."""
+    return x.device.type == "mps" and x.dtype != torch.float32
+
+
 def causal_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, scale: float, rate: float) -> Tensor:
     """Fused attention of the last T of S positions, (B, H, T, V); each sees itself and what came before."""
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     # PyTorch aligns its causal mask to the upper left; with a cache the lower right is meant.
-    mask_TS = None if T in (1, S) else torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T)
+    own_mask = T not in (1, S) or (T > 1 and leaks(q_BHTK))
+    mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T) if own_mask else None
     return F.scaled_dot_product_attention(
-        q_BHTK, k_BGSK, v_BGSV, attn_mask=mask_TS, dropout_p=rate, is_causal=T == S and T > 1, scale=scale,
+        q_BHTK, k_BGSK, v_BGSV, attn_mask=mask_TS, dropout_p=rate, is_causal=T == S > 1 and not own_mask, scale=scale,
         enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
     )  # fmt: skip
