@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
+from gpt_common.machine.mps import mask_leaks
 from torch_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
@@ -81,7 +82,7 @@ class Attention(nn.Module):
             rate = 0.0 if key is None else self.dropout
             return causal_attention(q_BHTK, k_BGSK, v_BGSV, self.scale, rate)
         T, shared = q_BHTK.shape[2], q_BHTK.shape[1] // k_BGSK.shape[1]
-        k_BHSK, v_BHSV = k_BGSK.repeat_interleave(shared, dim=1), v_BGSV.repeat_interleave(shared, dim=1)
+        k_BHSK, v_BHSV = torch.repeat_interleave(k_BGSK, shared, dim=1), torch.repeat_interleave(v_BGSV, shared, dim=1)
         scores_BHTS = (q_BHTK * self.scale) @ k_BHSK.transpose(-2, -1)
         # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).tril()
@@ -248,16 +249,11 @@ ATTENTION = {
 }
 
 
-def leaks(x: Tensor) -> bool:
-    """Whether PyTorch's own causal mask lets later positions through: in 16 bits on MPS (pytorch#195910)."""
-    return x.device.type == "mps" and x.dtype != torch.float32
-
-
 def causal_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, scale: float, rate: float) -> Tensor:
     """Fused attention of the last T of S positions, (B, H, T, V); each sees itself and what came before."""
     T, S = q_BHTK.shape[2], k_BGSK.shape[2]
     # PyTorch aligns its causal mask to the upper left; with a cache the lower right is meant.
-    own_mask = T not in (1, S) or (T > 1 and leaks(q_BHTK))
+    own_mask = T not in (1, S) or mask_leaks(q_BHTK.device.type, q_BHTK.itemsize)
     mask_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTK.device).tril(S - T) if own_mask else None
     return F.scaled_dot_product_attention(
         q_BHTK, k_BGSK, v_BGSV, attn_mask=mask_TS, dropout_p=rate, is_causal=T == S > 1 and not own_mask, scale=scale,

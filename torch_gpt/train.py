@@ -26,6 +26,7 @@ import torch
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch, positions
 from gpt_common.keyed import dropout_key
+from gpt_common.machine.mps import check_sums
 from gpt_common.training.notebook import CallableModule
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
@@ -104,6 +105,7 @@ def train(run: Run) -> None:
     """Train as `run` says, from its first step to its last."""
     config = run.config
     device = select_device(config.train.device)
+    check_sums(config, device.type, torch.__version__)
     dtype = compute_dtype(config.train, device)
     model = GPT(config.model, dtype, config.train.gradient_checkpointing).to(device)
     optimizer = build_optimizer(model, config.optim)

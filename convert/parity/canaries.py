@@ -216,7 +216,7 @@ CANARIES = (
     Canary(
         "lerp_ in bfloat16",
         "pytorch#196067: MPS in PyTorch 2.14",
-        "stay with PyTorch 2.13; this project's own optimiser state is float32 and not affected",
+        "nothing for this project's optimisers, whose state is float32; elsewhere, keep it so",
         _bfloat16_lerp,
         gate=BFLOAT16_GATE,
         framework="torch",

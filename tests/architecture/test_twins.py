@@ -16,6 +16,7 @@ FILES = sorted(path.name for path in TORCH.glob("*.py") if path.name != "__init_
 RENAMES = {
     "mx.array": "Tensor",
     "mx.concatenate": "torch.cat",
+    "mx.repeat": "torch.repeat_interleave",
     "mx.Dtype": "torch.dtype",
     "mx.Device": "torch.device",
     "mx.float32": "torch.float32",
