@@ -36,7 +36,18 @@ LARGE = {
     "shakespeare-bpe": ("--batch-size", "2"),
     "gpt2": ("--dataset", "stories", "--batch-size", "1", "--grad-accum-steps", "1", "--n-layer", "2"),
 }
-STEPS = ("--max-steps", "60", "--eval-interval", "15", "--eval-batches", "5", "--log-interval", "5")
+STEPS = (
+    "--max-steps",
+    "120",
+    "--eval-interval",
+    "30",
+    "--eval-batches",
+    "5",
+    "--log-interval",
+    "10",
+    "--batch-size",
+    "4",
+)
 QUIET = ("--sample-tokens", "0", "--no-report", "--device", "cpu")
 TINY_TEXT = "The cat sat on the mat, and the dog sat by the door. It was a warm day, and nothing much went on. "
 BUSY = "left out of the averages"
@@ -100,11 +111,11 @@ def small(kinds: dict[str, Kind], base: Path, twin: str, preset: str, seed: int)
     # Half of the seeds with what else a run may have.
     if seed % 2:
         flags += ("--dropout", "0.1", "--grad-accum-steps", "2")
-    tried(kinds, f"{twin}, {preset}", twin, base, name, *flags, *STEPS, "--stop-at", "30")
+    tried(kinds, f"{twin}, {preset}", twin, base, name, *flags, *STEPS, "--stop-at", "60")
     tried(kinds, f"{twin}, resumed", twin, base, name, "--resume", str(base / name))
-    if seed % 4 == 0:
+    if seed % 10 == 0:
         # Slow on a CPU: two sequences, some steps.
-        half = ("--dtype", "bfloat16", "--batch-size", "2", "--max-steps", "8", "--eval-interval", "4")
+        half = ("--dtype", "bfloat16", "--batch-size", "1", "--max-steps", "8", "--eval-interval", "4")
         tried(kinds, f"{twin}, bfloat16", twin, base, f"{name}-bf16", *flags, *half, "--eval-batches", "2")
         on = ("--init-from", str(base / name), *STEPS)
         tried(kinds, f"{twin}, fine-tuning", twin, base, f"{name}-on", *on)
