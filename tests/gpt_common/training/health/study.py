@@ -22,14 +22,7 @@ from gpt_common.errors import Stopped, UserError, WorkFailed
 from gpt_common.training.runlog import read_metrics
 from tests.borrowed import provide_gpt2_vocabulary
 
-SMALL = {
-    "stories-cpu": (),
-    "shakespeare-char-cpu": (),
-    "llama-tiny": (),
-    "deepseek-tiny": (),
-    "custom-llm-tiny": (),
-}
-"""Preset: flags that it takes besides."""
+SMALL = ("stories-cpu", "shakespeare-char-cpu", "llama-tiny", "deepseek-tiny", "custom-llm-tiny")
 LARGE = {
     "stories": ("--batch-size", "4"),
     "shakespeare-char": ("--batch-size", "4"),
@@ -107,7 +100,7 @@ def prepare(base: Path, shakespeare: Path | None) -> list[str]:
 def small(kinds: dict[str, Kind], base: Path, twin: str, preset: str, seed: int) -> None:
     """One seed of a small preset: whole, taken up, in bfloat16, trained on in other text, and on a tiny text."""
     name = f"{preset}-{twin}-{seed}"
-    flags: tuple[str, ...] = ("--preset", preset, "--seed", str(seed), *SMALL[preset])
+    flags: tuple[str, ...] = ("--preset", preset, "--seed", str(seed))
     # Half of the seeds with what else a run may have.
     if seed % 2:
         flags += ("--dropout", "0.1", "--grad-accum-steps", "2")
