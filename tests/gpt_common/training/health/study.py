@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import itertools
 import os
 import tempfile
 import time
@@ -41,6 +42,8 @@ STEPS = (
     "--batch-size",
     "4",
 )
+SMALLER = ("--warmup-steps", "20", "--n-embd", "32", "--block-size", "32", "--eval-batches", "2")
+"""All seeds but the first, which has the preset's own size."""
 QUIET = ("--sample-tokens", "0", "--no-report", "--device", "cpu")
 TINY_TEXT = "The cat sat on the mat, and the dog sat by the door. It was a warm day, and nothing much went on. "
 BUSY = "left out of the averages"
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="of the small presets")
     parser.add_argument("--twin", action="append", choices=("mlx_gpt", "torch_gpt"), default=[])
+    parser.add_argument("--minutes", type=float, default=600, help="begin no other small preset after so many")
     parser.add_argument("--shakespeare", type=Path, help="input.txt, where it cannot be downloaded")
     command = parser.parse_args(argv)
     kinds: dict[str, Kind] = {}
@@ -69,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="healthy-") as folder:
         base = Path(folder)
         presets = prepare(base, command.shakespeare)
-        for twin in command.twin or ("mlx_gpt", "torch_gpt"):
-            for preset in presets:
-                for seed in range(command.seeds):
-                    small(kinds, base, twin, preset, seed)
+        twins = command.twin or ("mlx_gpt", "torch_gpt")
+        for seed, preset, twin in itertools.product(range(command.seeds), presets, twins):
+            if time.monotonic() - began < 60 * command.minutes:
+                small(kinds, base, twin, preset, seed)
+        for twin in twins:
             for preset, flags in LARGE.items():
                 if "shakespeare" not in preset or "shakespeare-char-cpu" in presets:
                     steps = ("--max-steps", "4", "--eval-interval", "2", "--eval-batches", "1", *flags)
@@ -101,10 +106,11 @@ def small(kinds: dict[str, Kind], base: Path, twin: str, preset: str, seed: int)
     """One seed of a small preset: whole, taken up, in bfloat16, trained on in other text, and on a tiny text."""
     name = f"{preset}-{twin}-{seed}"
     flags: tuple[str, ...] = ("--preset", preset, "--seed", str(seed))
+    flags += SMALLER if seed else ()
     # Half of the seeds with what else a run may have.
     if seed % 2:
         flags += ("--dropout", "0.1", "--grad-accum-steps", "2")
-    tried(kinds, f"{twin}, {preset}", twin, base, name, *flags, *STEPS, "--stop-at", "60")
+    tried(kinds, f"{twin}, {preset}", twin, base, name, *STEPS, *flags, "--stop-at", "60")
     tried(kinds, f"{twin}, resumed", twin, base, name, "--resume", str(base / name))
     if seed % 10 == 0:
         # Slow on a CPU: two sequences, some steps.
@@ -112,8 +118,8 @@ def small(kinds: dict[str, Kind], base: Path, twin: str, preset: str, seed: int)
         tried(kinds, f"{twin}, bfloat16", twin, base, f"{name}-bf16", *flags, *half, "--eval-batches", "2")
         on = ("--init-from", str(base / name), *STEPS)
         tried(kinds, f"{twin}, fine-tuning", twin, base, f"{name}-on", *on)
-        tiny = ("--dataset", "tiny", "--block-size", "16", *STEPS)
-        tried(kinds, f"{twin}, tiny text", twin, base, f"{name}-tiny", *flags, *tiny)
+        tiny = ("--dataset", "tiny", "--block-size", "16")
+        tried(kinds, f"{twin}, tiny text", twin, base, f"{name}-tiny", *STEPS, *flags, *tiny)
 
 
 def tried(kinds: dict[str, Kind], kind: str, twin: str, base: Path, name: str, *flags: str) -> None:
