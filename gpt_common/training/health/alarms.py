@@ -15,6 +15,8 @@ from gpt_common.errors import WorkFailed
 TOO_FAST = "Usually the learning rate is too high: lower it, or warm up longer"
 SLOWER = 10
 """How many times slower than planned is no matter of configuration."""
+SOME_TEXT = 100_000
+"""Tokens after which more than their frequencies is learnt."""
 WINDOW = 20
 """Steps whose mean loss is judged: one batch says little."""
 
@@ -34,6 +36,7 @@ class Alarms:
         floor: lowest possible validation loss, nats per token, where it is known.
         floor_error: standard error of that floor on the validation batches.
         patience: evaluations above the best one before an alarm.
+        tokens_per_step: that are trained on.
         steps_per_epoch: steps in which as many tokens are seen as there are, where it is known.
         lowest: loss that a run which is taken up has had, nats per token.
         find_non_finite: names a tensor with NaN or infinity, or None; asked when a loss is not finite.
@@ -49,14 +52,15 @@ class Alarms:
         floor: float | None = None,
         floor_error: float = 0.0,
         patience: int = 5,
+        tokens_per_step: int = SOME_TEXT,
         steps_per_epoch: float | None = None,
         lowest: float | None = None,
         find_non_finite: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._uniform = math.log(vocab_size)
         self._plateau = self._uniform if unigram_entropy is None else min(unigram_entropy, self._uniform)
-        # By the end of two warm-ups every healthy run has left the unigram plateau far behind.
-        self._learnt_by = max(100, min(2 * warmup_steps, max_steps))
+        # By the end of two warm-ups every healthy run that has seen some text has left the unigram plateau far behind.
+        self._learnt_by = max(100, min(2 * warmup_steps, max_steps), math.ceil(SOME_TEXT / tokens_per_step))
         self._floor, self._floor_error = floor, floor_error
         self._patience = patience
         self._epoch = steps_per_epoch

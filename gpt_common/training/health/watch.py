@@ -79,6 +79,7 @@ class Health:
             floor_error=dataset.floor_error or 0.0,
             warmup_steps=config.optim.warmup_steps,
             max_steps=config.train.max_steps,
+            tokens_per_step=tokens,
             steps_per_epoch=len(dataset.train) / tokens,
             lowest=lowest,
             find_non_finite=probe.find_non_finite,

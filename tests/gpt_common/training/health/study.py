@@ -43,7 +43,9 @@ STEPS = (
     "4",
 )
 SMALLER = ("--warmup-steps", "20", "--n-embd", "32", "--block-size", "32", "--eval-batches", "2")
-"""All seeds but the first, which has the preset's own size."""
+"""All seeds but the first,"""
+OWN = ("--max-steps", "40", "--eval-interval", "20", "--stop-at", "20")
+"""which has the preset's own size, and fewer steps."""
 QUIET = ("--sample-tokens", "0", "--no-report", "--device", "cpu")
 TINY_TEXT = "The cat sat on the mat, and the dog sat by the door. It was a warm day, and nothing much went on. "
 BUSY = "left out of the averages"
@@ -106,17 +108,28 @@ def small(kinds: dict[str, Kind], base: Path, twin: str, preset: str, seed: int)
     """One seed of a small preset: whole, taken up, in bfloat16, trained on in other text, and on a tiny text."""
     name = f"{preset}-{twin}-{seed}"
     flags: tuple[str, ...] = ("--preset", preset, "--seed", str(seed))
-    flags += SMALLER if seed else ()
+    flags += SMALLER if seed else OWN
     # Half of the seeds with what else a run may have.
     if seed % 2:
         flags += ("--dropout", "0.1", "--grad-accum-steps", "2")
-    tried(kinds, f"{twin}, {preset}", twin, base, name, *STEPS, *flags, "--stop-at", "60")
+    tried(kinds, f"{twin}, {preset}", twin, base, name, *STEPS, "--stop-at", "60", *flags)
     tried(kinds, f"{twin}, resumed", twin, base, name, "--resume", str(base / name))
     if seed % 10 == 0:
         # Slow on a CPU: two sequences, some steps.
-        half = ("--dtype", "bfloat16", "--batch-size", "1", "--max-steps", "8", "--eval-interval", "4")
+        half = (
+            "--dtype",
+            "bfloat16",
+            "--batch-size",
+            "1",
+            "--max-steps",
+            "8",
+            "--eval-interval",
+            "4",
+            "--stop-at",
+            "8",
+        )
         tried(kinds, f"{twin}, bfloat16", twin, base, f"{name}-bf16", *flags, *half, "--eval-batches", "2")
-        on = ("--init-from", str(base / name), *STEPS)
+        on = ("--init-from", str(base / name), *STEPS, *(() if seed else OWN[:4]))
         tried(kinds, f"{twin}, fine-tuning", twin, base, f"{name}-on", *on)
         tiny = ("--dataset", "tiny", "--block-size", "16")
         tried(kinds, f"{twin}, tiny text", twin, base, f"{name}-tiny", *STEPS, *flags, *tiny)

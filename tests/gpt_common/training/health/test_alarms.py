@@ -167,3 +167,10 @@ def test_more_than_the_device_can_do_and_far_less_than_planned_ring_once() -> No
     # What a small model reaches, or a CPU, is nobody's plan.
     assert alarms.on_speed(6, 0.001) == alarms.on_speed(7, 0.031, expected=0.3) == []
     assert "MFU 2.90% is less than a tenth of the 30%" in alarms.on_speed(8, 0.029, expected=0.3)[0]
+
+
+@pytest.mark.parametrize(("tokens", "rings"), [(128, 782), (999, 101), (1000, 100), (50_000, 100)])
+def test_a_run_of_small_steps_is_given_some_text_before_it_is_called_stuck(tokens: int, rings: int) -> None:
+    alarms = Alarms(vocab_size=65, max_steps=2000, warmup_steps=20, unigram_entropy=3.0, tokens_per_step=tokens)
+    said = [step for step in range(1, 2001) if alarms.on_step(step, 3.0)]
+    assert said == [rings]
