@@ -37,6 +37,7 @@ class Alarms:
         floor_error: standard error of that floor on the validation batches.
         patience: evaluations above the best one before an alarm.
         tokens_per_step: that are trained on.
+        tokens_evaluated: in an evaluation of one split.
         steps_per_epoch: steps in which as many tokens are seen as there are, where it is known.
         lowest: loss that a run which is taken up has had, nats per token.
         find_non_finite: names a tensor with NaN or infinity, or None; asked when a loss is not finite.
@@ -53,6 +54,7 @@ class Alarms:
         floor_error: float = 0.0,
         patience: int = 5,
         tokens_per_step: int = SOME_TEXT,
+        tokens_evaluated: int = SOME_TEXT,
         steps_per_epoch: float | None = None,
         lowest: float | None = None,
         find_non_finite: Callable[[], str | None] = lambda: None,
@@ -64,6 +66,7 @@ class Alarms:
         self._floor, self._floor_error = floor, floor_error
         self._patience = patience
         self._epoch = steps_per_epoch
+        self._evaluated_tokens = tokens_evaluated
         self._find_non_finite = find_non_finite
         self._recent: deque[float] = deque(maxlen=WINDOW)
         self._lowest = math.inf if lowest is None else lowest
@@ -180,7 +183,9 @@ class Alarms:
     def _on_gap(self, step: int, train_loss: float, val_loss: float) -> list[str]:
         """Three losses of one model that must agree: of its training steps, of training text, of validation text."""
         alarms: list[str] = []
-        gap = 0.1 * self._plateau
+        # Losses of tokens scatter by about their mean: of few, two samples of one text differ by that.
+        chance = 4 * max(train_loss, val_loss) / math.sqrt(self._evaluated_tokens)
+        gap = 0.1 * self._plateau + chance
         if len(self._recent) == WINDOW:
             steps = sum(self._recent) / WINDOW
             # Dropout makes the loss of a step higher, and so do the older weights of the steps before; never lower.

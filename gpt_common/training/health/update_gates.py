@@ -163,7 +163,11 @@ def _check_along(asked: Asked, direction: Arrays, gradients: Arrays, kept: Array
     # So far that the loss changes by much more than it is rounded; if that is not straight, by less: a gradient that is
     # wrong is wrong at every distance. Weights are moved by a twentieth at most; where that changes the loss by no more
     # than it is rounded, nothing can be told.
-    wanted, least, tolerance = ((0.02, 0.005, 0.00125), 2e-4, 0.05) if asked.exact else ((0.3, 0.1), 0.05, 0.4)
+    # A trained model is straight over the least of these alone.
+    wanted: tuple[float, ...] = (0.3, 0.1)
+    least, tolerance = 0.05, 0.4
+    if asked.exact:
+        wanted, least, tolerance = (0.02, 0.005, 0.00125, 0.0003, 0.0001), 2e-4, 0.05
     if asked.config.model.feed_forward == "moe":
         # A token that is sent to another expert changes the loss by a jump: by 0.036 at most along the gradient of 42
         # models.

@@ -80,6 +80,7 @@ class Health:
             warmup_steps=config.optim.warmup_steps,
             max_steps=config.train.max_steps,
             tokens_per_step=tokens,
+            tokens_evaluated=config.train.eval_batches * config.train.batch_size * config.model.block_size,
             steps_per_epoch=len(dataset.train) / tokens,
             lowest=lowest,
             find_non_finite=probe.find_non_finite,

@@ -174,3 +174,13 @@ def test_a_run_of_small_steps_is_given_some_text_before_it_is_called_stuck(token
     alarms = Alarms(vocab_size=65, max_steps=2000, warmup_steps=20, unigram_entropy=3.0, tokens_per_step=tokens)
     said = [step for step in range(1, 2001) if alarms.on_step(step, 3.0)]
     assert said == [rings]
+
+
+@pytest.mark.parametrize(("tokens", "rings"), [(128, False), (5000, True)])
+def test_an_evaluation_of_few_tokens_may_differ_by_chance(tokens: int, rings: bool) -> None:
+    alarms = Alarms(vocab_size=65, max_steps=200, warmup_steps=20, unigram_entropy=2.8, tokens_evaluated=tokens)
+    for step in range(1, 121):
+        alarms.on_step(step, 0.77)
+    said = alarms.on_evaluation(120, 1.2, 1.15)
+    assert [text for text in said if "training steps say" in text] == said
+    assert bool(said) is rings
