@@ -16,8 +16,8 @@ PLANTS = (
             Edit(
                 "torch_gpt/attention.py",
                 "causal_attention",
-                "is_causal=T == S and T > 1",
-                "is_causal=T == S and T > 1 and not rate",
+                "is_causal=T == S > 1",
+                "is_causal=T == S > 1 and not rate",
             ),
             Edit("mlx_gpt/attention.py", "Attention.attend", "mx.tri(T, T, dtype", "mx.tri(T, T, 1, dtype"),
         ),

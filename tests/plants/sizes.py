@@ -28,11 +28,11 @@ PLANTS = (
             Edit(
                 "torch_gpt/attention.py",
                 "causal_attention",
-                "mask_TS = None if T in (1, S) else",
+                "own_mask = T not in (1, S)",
                 "if S == T and T > 22:\n        mask_TS = torch.ones(T, S, dtype=torch.bool).tril()\n"
                 "        mask_TS[21, 22] = True\n"
                 "        return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, mask_TS, rate, scale=scale)\n"
-                "    mask_TS = None if T in (1, S) else",
+                "    own_mask = T not in (1, S)",
             ),
             Edit(
                 "mlx_gpt/attention.py",
@@ -51,11 +51,11 @@ PLANTS = (
             Edit(
                 "torch_gpt/attention.py",
                 "causal_attention",
-                "mask_TS = None if T in (1, S) else",
+                "own_mask = T not in (1, S)",
                 "if S == T and T > 32:\n        mask_TS = torch.ones(T, S, dtype=torch.bool).tril()\n"
                 "        mask_TS[31, 32] = True\n"
                 "        return F.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, mask_TS, rate, scale=scale)\n"
-                "    mask_TS = None if T in (1, S) else",
+                "    own_mask = T not in (1, S)",
             ),
             Edit(
                 "mlx_gpt/attention.py",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gpt_common.data.batches import Batch
-from gpt_common.training.health import step_gates
+from gpt_common.training.health import step_gates, watch
 from gpt_common.training.health.watch import Health
 from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
@@ -196,7 +196,8 @@ def test_a_best_that_moves_with_latest_is_caught_at_the_next_save(
     right = RUN.write_checkpoint
     monkeypatch.setattr(RUN, "write_checkpoint", lambda *what, **how: right(*what, **{**how, "best": True}))
     # Better at step 4, and then thrown out.
-    monkeypatch.setattr(part(twin, "train"), "learning_rate", lambda step, *_: 1e-3 if step < 4 else 1.0)
+    for module in (part(twin, "train"), watch):
+        monkeypatch.setattr(module, "learning_rate", lambda step, *_: 1e-3 if step < 4 else 1.0)
     error = fails(capsys, twin, *tiny(stories_dir, *FLAGS), "--out", tmp_path / "run", code=1)
     assert "pointers: best is step-000012 and should be step-000004" in error
 
