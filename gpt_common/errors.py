@@ -92,8 +92,10 @@ def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
 
 
 def end_at_once(*_: object) -> None:
-    """What Ctrl-C does until `run_main` takes over: while a framework is imported, which takes seconds, nothing is to
-    be saved, and a traceback through its files says nothing."""
+    """What Ctrl-C does until `run_main` takes over.
+
+    While a framework is imported, which takes seconds, nothing is to be saved, and a traceback says nothing.
+    """
     os.write(2, b"interrupted\n")
     os._exit(130)
 

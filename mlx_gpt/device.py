@@ -55,8 +55,9 @@ def compute_dtype(config: TrainConfig, device: mx.Device) -> mx.Dtype:
     """Dtype of activations: auto is bfloat16 on a GPU, float32 on a CPU."""
     if config.dtype == "bfloat16" or (config.dtype == "auto" and device.type == mx.gpu):
         return mx.bfloat16
-    # Before the first product: an M5 or a CUDA GPU would round what goes into products of float32 to TF32.
-    os.environ.setdefault(TF32, "0")
+    if device.type == mx.gpu:
+        # Before the first product: an M5 or a CUDA GPU would round what goes into products of float32 to TF32.
+        os.environ.setdefault(TF32, "0")
     return mx.float32
 
 

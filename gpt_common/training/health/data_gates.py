@@ -66,13 +66,14 @@ class Repeats:
 
     Args:
         places: where a sequence can begin; of few, batches are alike by chance, and nothing is said.
+        rows: sequences of a batch.
     """
 
     REMEMBERED = 1000
     """Batches: enough to see that they go round, and few enough that chance makes no two alike."""
 
-    def __init__(self, places: int) -> None:
-        self._places = max(1, places)
+    def __init__(self, places: int, rows: int) -> None:
+        self._tell = 1e-6 * max(1, places) ** min(8, rows) >= self.REMEMBERED**2
         self._step_of: dict[int, int] = {}
 
     def check(self, step: int, batches: Sequence[NumpyBatch]) -> None:
@@ -81,10 +82,7 @@ class Repeats:
         Raises:
             GateFailed: an earlier step had it.
         """
-        rows = len(batches[0].tokens)
-        if 1e-6 * self._places ** min(8, rows) < self.REMEMBERED**2:
-            return
-        for batch in batches:
+        for batch in batches if self._tell else ():
             before = self._step_of.setdefault(zlib.crc32(np.ascontiguousarray(batch.tokens).tobytes()), step)
             if before != step:
                 text = f"step {step} is given a batch that step {before} was given"

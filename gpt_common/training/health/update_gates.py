@@ -15,6 +15,13 @@ from gpt_common.training.health.asked import Arrays, Asked, distance, rms, squar
 from gpt_common.training.health.gates import GateFailed, check_first_update
 from gpt_common.training.schedule import learning_rate
 
+Distances = tuple[tuple[float, ...], float, float]
+"""Changes of the loss that a step along the gradient is to make, the least that tells anything, and how far off the
+change may be."""
+# A trained model is straight over the least of these alone.
+EXACT: Distances = ((0.02, 0.005, 0.00125, 0.0003, 0.0001), 1e-4, 0.05)
+ROUNDED: Distances = ((0.3, 0.1), 0.05, 0.4)
+
 
 def check_update(asked: Asked) -> str:
     """The step's update is AdamW's rule (Loshchilov & Hutter 2019), recomputed in float64 for a few tensors.
@@ -82,19 +89,21 @@ def check_schedule(asked: Asked) -> str:
     peak, low, warmup = optim.learning_rate, optim.min_lr, optim.warmup_steps
     after = [rates[step] for step in sorted(rates) if step >= warmup]
     down = peak if optim.schedule == "constant" else low
-    decay = optim.decay_fraction * last if optim.schedule == "wsd" else end - warmup
-    step_down = abs(peak - low) * 2 / max(1.0, min(decay, end - warmup))
-    highest = max(rates, key=rates.__getitem__)
-    wrong = [
-        (rates[0], peak / (warmup + 1), "begins with", warmup < end),
-        (rates[warmup], peak, f"is after its warm-up at step {warmup}", warmup < end),
-        (rates[highest], peak, f"rises, at step {highest}, to", warmup < end),
-        (rates[end], down, f"ends at step {end} with", warmup < end),
-        (max(0.0, rates[max(0, end - 1)] - down - step_down), 0.0, "falls at its last step by", warmup < end),
-        (max([0.0, *np.diff(after)]), 0.0, "rises again, after its warm-up, by", low <= peak and len(after) > 1),
-    ]
-    for found, expected, what, applies in wrong:
-        if applies and abs(found - expected) > 1e-6 * peak:
+    # (what is, what should be, in words)
+    figures = [(max([0.0, *np.diff(after)]), 0.0, "rises again, after its warm-up, by")] if low <= peak else []
+    if warmup < end:
+        highest = max(rates, key=rates.__getitem__)
+        decay = optim.decay_fraction * last if optim.schedule == "wsd" else end - warmup
+        step_down = abs(peak - low) * 2 / max(1.0, min(decay, end - warmup))
+        figures += [
+            (rates[0], peak / (warmup + 1), "begins with"),
+            (rates[warmup], peak, f"is after its warm-up at step {warmup}"),
+            (rates[highest], peak, f"rises, at step {highest}, to"),
+            (rates[end], down, f"ends at step {end} with"),
+            (max(0.0, rates[end - 1] - down - step_down), 0.0, "falls at its last step by"),
+        ]
+    for found, expected, what in figures:
+        if abs(found - expected) > 1e-6 * peak:
             raise GateFailed(
                 "schedule",
                 f"the learning rate {what} {found:.3g}, which should be {expected:.3g}",
@@ -150,10 +159,8 @@ def check_derivative(asked: Asked, *, each: bool = False) -> str:
 
 def _decides_where_to(name: str, model: ModelConfig) -> bool:
     """Whether a router is after this parameter, or it is one: all but the experts of the last block and the head."""
-    last = name.startswith((f"blocks.{model.n_layer - 1}.feed_forward.", "final_norm.", "head.")) and (
-        ".router." not in name
-    )
-    return model.feed_forward == "moe" and not last
+    after = (f"blocks.{model.n_layer - 1}.feed_forward.", "final_norm.", "head.")
+    return model.feed_forward == "moe" and (".router." in name or not name.startswith(after))
 
 
 def _check_along(asked: Asked, direction: Arrays, gradients: Arrays, kept: Arrays, what: str) -> None:
@@ -163,11 +170,7 @@ def _check_along(asked: Asked, direction: Arrays, gradients: Arrays, kept: Array
     # So far that the loss changes by much more than it is rounded; if that is not straight, by less: a gradient that is
     # wrong is wrong at every distance. Weights are moved by a twentieth at most; where that changes the loss by no more
     # than it is rounded, nothing can be told.
-    # A trained model is straight over the least of these alone.
-    wanted: tuple[float, ...] = (0.3, 0.1)
-    least, tolerance = 0.05, 0.4
-    if asked.exact:
-        wanted, least, tolerance = (0.02, 0.005, 0.00125, 0.0003, 0.0001), 2e-4, 0.05
+    wanted, least, tolerance = EXACT if asked.exact else ROUNDED
     if asked.config.model.feed_forward == "moe":
         # A token that is sent to another expert changes the loss by a jump: by 0.036 at most along the gradient of 42
         # models.

@@ -88,7 +88,8 @@ class Health:
         self._asked: list[tuple[NumpyBatch, float]] = []
         self._evaluations = 0
         self._text: list[int] = []
-        self._repeats = Repeats(len(dataset.train) - config.model.block_size)
+        self._repeats = Repeats(len(dataset.train) - config.model.block_size, config.train.batch_size)
+        self._planned = parameter_count(config.model) >= PLANNED_PARAMETERS
 
     def warn(self, text: str) -> None:
         """Ring an alarm."""
@@ -160,8 +161,7 @@ class Health:
 
     def on_speed(self, step: int, mfu: float | None, *, gpu: bool) -> None:
         """Watch the share of the device's peak that steps reach, against what the plan takes for granted."""
-        planned = gpu and parameter_count(self.config.model) >= PLANNED_PARAMETERS
-        for alarm in self.alarms.on_speed(step, mfu, expected=ASSUMED_MFU if planned else None):
+        for alarm in self.alarms.on_speed(step, mfu, expected=ASSUMED_MFU if gpu and self._planned else None):
             self.warn(alarm)
 
     def loss_on(self, tokens: TokenIds) -> float:
