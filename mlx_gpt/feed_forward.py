@@ -9,11 +9,12 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
+from mlx_gpt.cpu import gelu
 from mlx_gpt.experts import MixtureOfExperts
 from mlx_gpt.layers import Linear
 
 ACTIVATIONS = {
-    "gelu": lambda x: nn.gelu(x),
+    "gelu": gelu,
     "gelu_tanh": lambda x: nn.gelu_approx(x),
     "relu2": lambda x: nn.relu(x).square(),
 }

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.rope import rotary_tables
+from mlx_gpt.cpu import linear
 
 
 class Linear(nn.Module):
@@ -33,9 +34,8 @@ class Linear(nn.Module):
 
     def __call__(self, x_XI: mx.array) -> mx.array:
         """(X, I) -> (X, O)."""
-        if self.bias is None:
-            return x_XI @ self.weight.astype(x_XI.dtype).T
-        return mx.addmm(self.bias.astype(x_XI.dtype), x_XI, self.weight.astype(x_XI.dtype).T)
+        bias = None if self.bias is None else self.bias.astype(x_XI.dtype)
+        return linear(x_XI, self.weight.astype(x_XI.dtype), bias)
 
     def per_head(self, x_BHTI: mx.array, first: int = 0) -> mx.array:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
@@ -113,7 +113,7 @@ class Embedding(nn.Module):
 
     def as_linear(self, x_XD: mx.array) -> mx.array:
         """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
-        return x_XD @ self.weight.astype(x_XD.dtype).T
+        return linear(x_XD, self.weight.astype(x_XD.dtype))
 
 
 class Rotary:

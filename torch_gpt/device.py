@@ -14,6 +14,7 @@ from gpt_common.config import TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.machine.device import ComputeDevice
+from torch_gpt.cpu import ONEDNN
 
 
 def has_gpu() -> bool:
@@ -82,7 +83,8 @@ def describe(device: torch.device) -> str:
     """The framework and device in a few words, for the console."""
     passive = "passive " if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""  # they sleep while they wait
     threads = f", {torch.get_num_threads()} {passive}threads" if device.type == "cpu" else ""
-    return f"PyTorch {torch.__version__} on {name_of(device)}{threads}"
+    products = ", products by oneDNN" if device.type == "cpu" and ONEDNN else ""
+    return f"PyTorch {torch.__version__} on {name_of(device)}{threads}{products}"
 
 
 def compute_device(device: torch.device, dtype: torch.dtype) -> ComputeDevice:

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
+from torch_gpt.cpu import gelu
 from torch_gpt.experts import MixtureOfExperts
 from torch_gpt.layers import Linear
 
 ACTIVATIONS = {
-    "gelu": lambda x: F.gelu(x),
+    "gelu": gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "relu2": lambda x: F.relu(x).square(),
 }

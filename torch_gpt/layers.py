@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from gpt_common.config import ModelConfig
 from gpt_common.network.dropout import threefry
 from gpt_common.network.rope import rotary_tables
+from torch_gpt.cpu import linear
 
 
 class Linear(nn.Module):
@@ -35,9 +36,8 @@ class Linear(nn.Module):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        if self.bias is None:
-            return F.linear(x_XI, self.weight.to(x_XI.dtype))
-        return F.linear(x_XI, self.weight.to(x_XI.dtype), self.bias.to(x_XI.dtype))
+        bias = None if self.bias is None else self.bias.to(x_XI.dtype)
+        return linear(x_XI, self.weight.to(x_XI.dtype), bias)
 
     def per_head(self, x_BHTI: Tensor, first: int = 0) -> Tensor:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
@@ -121,7 +121,7 @@ class Embedding(nn.Module):
 
     def as_linear(self, x_XD: Tensor) -> Tensor:
         """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
-        return F.linear(x_XD, self.weight.to(x_XD.dtype))
+        return linear(x_XD, self.weight.to(x_XD.dtype))
 
 
 class Rotary(nn.Module):

@@ -11,6 +11,7 @@ import ctypes
 import ctypes.util
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,21 @@ def load_fast_blas() -> str | None:
 def opened_blas() -> str | None:
     """Path of the library that `load_fast_blas` opened in this process, if any."""
     return _opened
+
+
+def mkl_holds_back(cpuinfo: str | None = None) -> bool:
+    """Whether MKL leaves half of this processor's vector units idle: one with AVX-512 that Intel did not make.
+
+    Args:
+        cpuinfo: text of Linux's /proc/cpuinfo; read if None.
+    """
+    if cpuinfo is None:
+        path = Path("/proc/cpuinfo")
+        cpuinfo = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    vendor = re.search(r"^vendor_id\s*: *(\S+)", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags\s*: *(.*)", cpuinfo, re.MULTILINE)
+    others = vendor is not None and vendor[1] != "GenuineIntel"
+    return others and flags is not None and "avx512f" in flags[1].split()
 
 
 def _candidates() -> Iterator[str]:

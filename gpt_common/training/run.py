@@ -297,7 +297,7 @@ class Run:
         self._said_how_long |= not math.isnan(dt)
         with self.timer.paused():
             self.health.on_steps(step, losses, lr, grad_norm)
-            self.health.on_speed(step, utilisation, gpu=self.device.name != "cpu")
+            self.health.on_speed(step, utilisation, dt, gpu=self.device.name != "cpu")
 
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""

@@ -11,10 +11,13 @@ from collections import deque
 from collections.abc import Callable
 
 from gpt_common.errors import WorkFailed
+from gpt_common.network.flops import ASSUMED_MFU
 
 TOO_FAST = "Usually the learning rate is too high: lower it, or warm up longer"
 SLOWER = 10
 """How many times slower than planned is no matter of configuration."""
+FULL_SECONDS = 0.02
+"""A micro-step that is planned to take so long keeps a GPU at work; a shorter one leaves it idle between kernels."""
 SOME_TEXT = 100_000
 """Tokens after which more than their frequencies is learnt."""
 WINDOW = 20
@@ -126,19 +129,20 @@ class Alarms:
         text = f"step {step}: training loss {mean:.4f} is below the corpus's floor {self._floor:.4f}"
         return self._once("training floor", f"{text}: training reads the future, or knows the text by heart")
 
-    def on_speed(self, step: int, mfu: float | None, *, expected: float | None = None) -> list[str]:
+    def on_speed(self, step: int, mfu: float | None, micro_step: float | None = None) -> list[str]:
         """Watch the share of the device's peak that a step reaches, where the peak is known.
 
         Args:
-            expected: what such a model reaches on such a device, where that is known.
+            micro_step: seconds that one took on a GPU; of a CPU nothing is expected.
         """
         if mfu is None or math.isnan(mfu):
             return []
         if mfu > 1:
             text = f"step {step}: MFU {mfu:.1%} is more than the device can do"
             return self._once("too fast", f"{text}: steps are not waited for, or the clock or the chip is another")
-        if expected is not None and mfu < expected / SLOWER:
-            text = f"step {step}: MFU {mfu:.2%} is less than a tenth of the {expected:.0%} that such a model reaches"
+        planned = 0.0 if micro_step is None else micro_step * mfu / ASSUMED_MFU
+        if planned >= FULL_SECONDS and mfu < ASSUMED_MFU / SLOWER:
+            text = f"step {step}: MFU {mfu:.2%} is less than a tenth of the {ASSUMED_MFU:.0%} that such steps reach"
             return self._once("slow", f"{text}: is another process on the device, or the machine hot or saving power?")
         return []
 

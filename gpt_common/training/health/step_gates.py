@@ -87,6 +87,8 @@ def check_step(asked: Asked, gates: Gates, clock: Callable[[], float] = time.mon
             left_out.append(name)
         elif line := check():
             lines.append(f"health: {line}")
+        if name == "step loss" and asked.probe.compiled:
+            began = clock()  # the first one waited for the compiler, as the first step would have
     if left_out:
         asked.again = "positions" not in left_out
         lines.append(f"health: left out to begin soon: {', '.join(left_out)} (--health-gates full)")

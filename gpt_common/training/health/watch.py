@@ -14,7 +14,6 @@ from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch, evaluation_batches
 from gpt_common.data.writer import TokenIds
 from gpt_common.keyed import keyed_generator
-from gpt_common.network.flops import ASSUMED_MFU, parameter_count
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
@@ -26,9 +25,6 @@ from gpt_common.training.schedule import learning_rate
 
 SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
 """So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
-
-PLANNED_PARAMETERS = 10_000_000
-"""A GPU is expected to reach what the plan assumes with so many; a smaller model leaves it idle between kernels."""
 
 BEST: Literal["best"] = "best"
 LATEST: Literal["latest"] = "latest"
@@ -89,7 +85,6 @@ class Health:
         self._evaluations = 0
         self._text: list[int] = []
         self._repeats = Repeats(len(dataset.train) - config.model.block_size, config.train.batch_size)
-        self._planned = parameter_count(config.model) >= PLANNED_PARAMETERS
 
     def warn(self, text: str) -> None:
         """Ring an alarm."""
@@ -159,9 +154,10 @@ class Health:
         if self.on and step == self.first_step + 1:
             check_first_update(self._checksums, self.probe.checksums(), lr)
 
-    def on_speed(self, step: int, mfu: float | None, *, gpu: bool) -> None:
-        """Watch the share of the device's peak that steps reach, against what the plan takes for granted."""
-        for alarm in self.alarms.on_speed(step, mfu, expected=ASSUMED_MFU if gpu and self._planned else None):
+    def on_speed(self, step: int, mfu: float | None, seconds: float, *, gpu: bool) -> None:
+        """Watch the share of the device's peak that steps reach, which take so many seconds each."""
+        micro_step = seconds / self.config.train.grad_accum_steps
+        for alarm in self.alarms.on_speed(step, mfu, micro_step if gpu else None):
             self.warn(alarm)
 
     def loss_on(self, tokens: TokenIds) -> float:

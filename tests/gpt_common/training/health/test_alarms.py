@@ -164,9 +164,10 @@ def test_more_than_the_device_can_do_and_far_less_than_planned_ring_once() -> No
     assert alarms.on_speed(1, None) == alarms.on_speed(2, math.nan) == alarms.on_speed(3, 0.999) == []
     assert alarms.on_speed(4, 1.01)[0].startswith("step 4: MFU 101.0% is more than the device can do: steps are not")
     assert alarms.on_speed(5, 1.2) == []
-    # What a small model reaches, or a CPU, is nobody's plan.
-    assert alarms.on_speed(6, 0.001) == alarms.on_speed(7, 0.031, expected=0.3) == []
-    assert "MFU 2.90% is less than a tenth of the 30%" in alarms.on_speed(8, 0.029, expected=0.3)[0]
+    # What a CPU reaches is nobody's plan, nor what a GPU does with steps that are planned to take under 20 ms each:
+    # a model of 10 million parameters, in eager PyTorch on an H100, 3 % in 60 ms, waits for Python.
+    assert alarms.on_speed(6, 0.001) == alarms.on_speed(7, 0.031, 1.0) == alarms.on_speed(8, 0.029, 0.06) == []
+    assert "MFU 2.90% is less than a tenth of the 30%" in alarms.on_speed(9, 0.029, 0.3)[0]
 
 
 @pytest.mark.parametrize(("tokens", "rings"), [(128, 782), (999, 101), (1000, 100), (50_000, 100)])

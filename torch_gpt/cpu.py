@@ -1,0 +1,65 @@
+"""Linear layers and GELU, written so that they are fast on a CPU too. In MLX: mlx_gpt/cpu.py.
+
+Shape suffixes: X any leading dimensions, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gpt_common.machine.blas import mkl_holds_back
+
+ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and mkl_holds_back()
+"""Whether products of float32 are oneDNN's: by the processor alone, so that a run that is taken up has the same."""
+
+
+def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias`, (X, I) -> (X, O).
+
+    Of a processor with AVX-512 that is not Intel's, MKL uses the half, AVX2; oneDNN uses all of it. Both add up in
+    float32.
+    """
+    plain = x_XI.device.type == "cpu" and x_XI.dtype == torch.float32 and x_XI.numel() > 0
+    if ONEDNN and plain and not torch.compiler.is_compiling():
+        y_XO: Tensor = OneDNN.apply(x_XI, weight_OI, bias_O)
+        return y_XO
+    return F.linear(x_XI, weight_OI, bias_O)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
+    return F.gelu(x)
+
+
+class OneDNN(torch.autograd.Function):
+    """A linear layer whose three products, forward and backward, are oneDNN's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(X, I) and (O, I) -> (X, O)."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of input, weight and bias, those that are wanted."""
+        (y,) = gradients
+        x, weight = ctx.saved_tensors
+        rows, inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        return (
+            product(y, weight.t()) if ctx.needs_input_grad[0] else None,
+            product(rows.t(), inputs.t()) if ctx.needs_input_grad[1] else None,
+            rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
+        )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` by oneDNN."""
+    # The operator that torch.compile's CPU code calls; there is no public way to choose a library for one product.
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return y
