@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
+from mlx_gpt.cpu import attention_by_rows, is_plain, softmax
 from mlx_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
@@ -84,7 +85,7 @@ class Attention(nn.Module):
         # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = mx.tri(T, T, dtype=mx.bool_)
         scores_BHTS = mx.where(causal_TS, scores_BHTS, -math.inf)
-        weights_BHTS = mx.softmax(upcast(scores_BHTS), axis=-1).astype(q_BHTK.dtype)
+        weights_BHTS = softmax(upcast(scores_BHTS)).astype(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
     def attend_latents(
@@ -95,7 +96,7 @@ class Attention(nn.Module):
         scores_BHTS = q_BHTR @ latent_B1SR.swapaxes(-2, -1) + q_rope_BHTK @ k_rope_BGSK.swapaxes(-2, -1)
         causal_TS = mx.tri(T, S, S - T, dtype=mx.bool_)
         scores_BHTS = mx.where(causal_TS, scores_BHTS * self.scale, -math.inf)
-        return mx.softmax(upcast(scores_BHTS), axis=-1).astype(q_BHTR.dtype) @ latent_B1SR
+        return softmax(upcast(scores_BHTS)).astype(q_BHTR.dtype) @ latent_B1SR
 
 
 class MultiHeadAttention(Attention):
@@ -258,5 +259,8 @@ ATTENTION = {
 
 def causal_attention(q_BHTK: mx.array, k_BGSK: mx.array, v_BGSV: mx.array, scale: float) -> mx.array:
     """Fused attention of the last T of S positions, (B, H, T, V); each sees itself and what came before."""
-    mask_TS = None if q_BHTK.shape[2] == 1 else "causal"
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    if 1 < T == S and is_plain(q_BHTK):
+        return attention_by_rows(q_BHTK, k_BGSK, v_BGSV, scale)
+    mask_TS = None if T == 1 else "causal"
     return mx.fast.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, scale=scale, mask=mask_TS)

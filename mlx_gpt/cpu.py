@@ -1,10 +1,15 @@
-"""Linear layers and GELU, written so that they are fast on a CPU too. In PyTorch: torch_gpt/cpu.py.
+"""What products, GELU and softmax are computed with, written so that CPUs are fast at it. In PyTorch: torch_gpt/cpu.py.
 
-Shape suffixes: X any leading dimensions, I inputs, O outputs.
+MLX's CPU takes an exponential or an error function number by number, 20 ns each, and sums and products several at a
+time, 0.5 ns: a small model's step was exponentials for the most part. So they are sums and products here, fitted by
+iterated least squares with the largest error as small as it gets, and as exact as MLX's own.
+
+Shape suffixes: X any leading dimensions, I inputs, O outputs; attention's as in attention.py, N a group of queries.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -12,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-# Fitted by iterated least squares, the largest error made as small as it gets; coefficients from the lowest power on.
+# Coefficients from the lowest power on.
 TAIL = (
     0.0997324955,
     0.0447887996,
@@ -30,6 +35,19 @@ LARGEST = 5.8
 """x ABOVE(x^2) / BELOW(x^2) is the derivative of GELU less 0.5, to 9e-8, up to this x, and there the same as beyond."""
 
 
+POWER = (1.0, 0.693147207, 0.240226512, 0.0555032721, 0.0096180256, 0.00134004322, 0.00015469732)
+"""Of f, is 2^f for |f| <= 0.5, to 3e-9."""
+ROUNDING = 1.5 * 2.0**23
+"""What is added to a float32 between -2^22 and 2^22 leaves its nearest whole number in the low bits."""
+ROWS = 32
+"""Queries of a group, at least: of fewer, what is saved is less than what a product costs."""
+
+
+def is_plain(x: mx.array) -> bool:
+    """Whether MLX would compute this number by number: float32 on a CPU."""
+    return x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
+
+
 def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) -> mx.array:
     """`x @ weight.T + bias`, (X, I) -> (X, O)."""
     if bias_O is None:
@@ -38,39 +56,37 @@ def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) 
 
 
 def gelu(x: mx.array) -> mx.array:
-    """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape.
+    """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
+    y: Any = _gelu(x) if is_plain(x) else nn.gelu(x)  # MLX has no type for what its decorator returns
+    return y
 
-    MLX's CPU takes error functions and exponentials number by number, a third of a small model's step; sums and
-    products, several at a time. This is as close to the definition as MLX's own (tests/twins/test_cpu.py).
-    """
-    if x.dtype == mx.float64 or mx.default_device() != mx.Device(mx.cpu):
-        return nn.gelu(x)
-    y: Any = _gelu(x)  # MLX has no type for what its decorator returns
+
+def softmax(x: mx.array) -> mx.array:
+    """Exponentials that add up to 1 over the last axis."""
+    y: Any = _softmax(x) if is_plain(x) else mx.softmax(x, axis=-1)
     return y
 
 
 @mx.custom_function
 def _gelu(x: mx.array) -> mx.array:
-    return _forward(x)
+    return _gelu_forward(x)
 
 
 @_gelu.vjp
-def _backward(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:  # noqa: ARG001 (what MLX hands over)
+def _gelu_backward(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:  # noqa: ARG001 (what MLX hands over)
     # Autograd would keep the results of all twenty operations for this; x is enough.
-    near = mx.clip(x.astype(mx.float32), -LARGEST, LARGEST)
+    near = mx.clip(x, -LARGEST, LARGEST)
     square = near * near
     slope = 0.5 + near * (_polynomial(ABOVE, square) / _polynomial(BELOW, square))
-    return (slope * cotangent).astype(x.dtype)
+    return slope * cotangent
 
 
 @partial(mx.compile, shapeless=True)
-def _forward(x: mx.array) -> mx.array:
+def _gelu_forward(x: mx.array) -> mx.array:
     # What is missing from max(x, 0) is the same on both sides of 0, and nothing far from it: nothing is rounded there.
-    wide = x.astype(mx.float32)
-    distance = mx.abs(wide)
+    distance = mx.abs(x)
     root = 1 + distance * _polynomial(TAIL, distance)
-    missing = 0.5 * distance / root.square().square().square()
-    return (mx.maximum(wide, 0) - missing).astype(x.dtype)
+    return mx.maximum(x, 0) - 0.5 * distance / root.square().square().square()
 
 
 def _polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
@@ -80,3 +96,34 @@ def _polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
     for coefficient in others:
         y = y * x + coefficient
     return y
+
+
+@mx.custom_function
+def _softmax(x: mx.array) -> mx.array:
+    # 2^y is 2^n 2^f, with n the nearest whole number: its bits, moved to where a float32 has its exponent, are 2^n.
+    # From -127 down they are 0, as is what a mask makes of minus infinity.
+    y = mx.maximum((x - x.max(axis=-1, keepdims=True)) * math.log2(math.e), -127)
+    rounded = y + ROUNDING
+    whole = mx.view(rounded, mx.int32) - mx.view(mx.array(ROUNDING), mx.int32)
+    powers = _polynomial(POWER, y - (rounded - ROUNDING)) * mx.view(whole + 127 << 23, mx.float32)
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@_softmax.vjp
+def _softmax_backward(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:  # noqa: ARG001
+    weighted = cotangent * y
+    return weighted - y * weighted.sum(axis=-1, keepdims=True)
+
+
+def attention_by_rows(q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scale: float) -> mx.array:
+    """Causal attention (B, H, T, V) by groups of queries, each over the keys up to its last one: a third less work."""
+    B, H, T, K = q_BHTK.shape
+    G, V = k_BGTK.shape[1], v_BGTV.shape[-1]
+    q_BGHTK, k_BG1TK, v_BG1TV = (q_BHTK * scale).reshape(B, G, H // G, T, K), k_BGTK[:, :, None], v_BGTV[:, :, None]
+    rows, found = max(ROWS, -(-T // 4)), []
+    for start in range(0, T, rows):
+        end = min(start + rows, T)
+        scores_BGHNT = q_BGHTK[..., start:end, :] @ k_BG1TK[..., :end, :].swapaxes(-2, -1)
+        causal_NT = mx.tri(end - start, end, start, dtype=mx.bool_)
+        found.append(softmax(mx.where(causal_NT, scores_BGHNT, -math.inf)) @ v_BG1TV[..., :end, :])
+    return mx.concatenate(found, axis=-2).reshape(B, H, T, V)

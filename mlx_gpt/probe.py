@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -50,6 +50,16 @@ class TrainingProbe:
     def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
         return float(loss(self.model, to_device(batch, self.model.device)))
+
+    def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
+        """The same of each batch, in less time: nobody waits for the device between them."""
+        found: list[mx.array] = []
+        for batch in batches:
+            found.append(loss(self.model, to_device(batch, self.model.device)))
+            mx.async_eval(found[-1])
+            # What is queued has its memory already: one batch is at work, and one waits.
+            mx.eval(found[-2:-1])
+        return [float(each) for each in found]
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""

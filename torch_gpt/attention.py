@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
 from gpt_common.machine.mps import mask_leaks
+from torch_gpt.cpu import softmax
 from torch_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
@@ -87,7 +88,7 @@ class Attention(nn.Module):
         # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).tril()
         scores_BHTS = torch.where(causal_TS, scores_BHTS, -math.inf)
-        weights_BHTS = torch.softmax(upcast(scores_BHTS), dim=-1).to(q_BHTK.dtype)
+        weights_BHTS = softmax(upcast(scores_BHTS)).to(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
     def attend_latents(self, q_BHTR: Tensor, q_rope_BHTK: Tensor, latent_B1SR: Tensor, k_rope_BGSK: Tensor) -> Tensor:
@@ -96,7 +97,7 @@ class Attention(nn.Module):
         scores_BHTS = q_BHTR @ latent_B1SR.transpose(-2, -1) + q_rope_BHTK @ k_rope_BGSK.transpose(-2, -1)
         causal_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTR.device).tril(S - T)
         scores_BHTS = torch.where(causal_TS, scores_BHTS * self.scale, -math.inf)
-        return torch.softmax(upcast(scores_BHTS), dim=-1).to(q_BHTR.dtype) @ latent_B1SR
+        return softmax(upcast(scores_BHTS)).to(q_BHTR.dtype) @ latent_B1SR
 
 
 class MultiHeadAttention(Attention):

@@ -1,4 +1,4 @@
-"""Linear layers and GELU, written so that they are fast on a CPU too. In MLX: mlx_gpt/cpu.py.
+"""What products, GELU and softmax are computed with, written so that CPUs are fast at it. In MLX: mlx_gpt/cpu.py.
 
 Shape suffixes: X any leading dimensions, I inputs, O outputs.
 """
@@ -33,6 +33,11 @@ def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 def gelu(x: Tensor) -> Tensor:
     """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
     return F.gelu(x)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Exponentials that add up to 1 over the last axis."""
+    return torch.softmax(x, dim=-1)
 
 
 class OneDNN(torch.autograd.Function):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -49,6 +49,12 @@ class TrainingProbe:
     def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
         return float(loss(self.model, to_device(batch, self.model.device)))
+
+    @torch.no_grad()
+    def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
+        """The same of each batch, in less time: nobody waits for the device between them."""
+        found = [loss(self.model, to_device(batch, self.model.device)) for batch in batches]
+        return [float(each) for each in torch.stack(found).tolist()] if found else []
 
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class WholeText:
 def whole_text(
     tokens: TokenIds,
     tokenizer: Tokenizer,
-    loss: Callable[[NumpyBatch], float],
+    losses: Callable[[Iterable[NumpyBatch]], list[float]],
     *,
     block_size: int,
     batch_size: int,
@@ -49,14 +49,21 @@ def whole_text(
 
     Args:
         tokens: (N,) ids.
-        loss: the model's mean loss of a batch, nats per token.
+        losses: the model's mean loss of each batch, nats per token.
         enough: asked before every batch.
     """
-    nats = 0.0
-    for batch in whole_batches(tokens, block_size=block_size, batch_size=batch_size):
-        if enough():
-            return None
-        nats += loss(batch) * batch.tokens.size
+    sizes: list[int] = []
+
+    def batches() -> Iterator[NumpyBatch]:
+        for batch in whole_batches(tokens, block_size=block_size, batch_size=batch_size):
+            if enough():
+                return
+            sizes.append(batch.tokens.size)
+            yield batch
+
+    nats = sum(loss * size for loss, size in zip(losses(batches()), sizes, strict=True))
+    if sum(sizes) < len(tokens) - 1:
+        return None
     counts = np.bincount(tokens[1:], minlength=tokenizer.vocab_size)
     size = int(counts @ byte_lengths(tokenizer))
     return WholeText(loss=nats / (len(tokens) - 1), tokens=len(tokens) - 1, bytes=size)

@@ -361,7 +361,7 @@ class Run:
         if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
             return None
         enough = lambda: self.interrupted is not None  # noqa: E731
-        found = whole_split(self.step, self.config, self.dataset, self.evaluated.loss, self.log.note, enough)
+        found = whole_split(self.step, self.config, self.dataset, self.evaluated.losses, self.log.note, enough)
         if isinstance(found, WholeText):
             self.log.whole_text(self.step, found)
         return found

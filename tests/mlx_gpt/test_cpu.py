@@ -1,4 +1,4 @@
-"""GELU of our own on a CPU: as near to the definition as MLX's, in value and slope, and what is kept for it."""
+"""GELU, softmax and attention of our own on a CPU: as near to the definition as MLX's, in value and slope."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_gpt.cpu import gelu
+from mlx_gpt.cpu import attention_by_rows, gelu, softmax
 
 X = np.linspace(-12, 12, 48_001).astype(np.float32)
 WIDE = X.astype(np.float64)
@@ -77,3 +77,46 @@ def test_a_gradient_keeps_nothing_but_the_input() -> None:
     mx.eval(x)
     # Of twenty operations each, autograd would keep a dozen results; the result of one layer is the input of the next.
     assert peak(24) - peak(8) <= 16 * 1.1 * x.nbytes
+
+
+def test_softmax_is_as_near_to_the_definition_as_mlx_s_own() -> None:
+    rows = np.random.default_rng(0).normal(0, 1, (300, 64)).astype(np.float32) * np.linspace(0.1, 30, 300)[:, None]
+    x = mx.array(rows.astype(np.float32))
+    powers = np.exp(np.array(x).astype(np.float64) - np.array(x).max(-1, keepdims=True))
+    right = powers / powers.sum(-1, keepdims=True)
+    assert farthest(softmax(x), right) <= max(2.0**-23, 1.5 * farthest(mx.softmax(x, axis=-1), right))
+    pull = mx.array(np.random.default_rng(1).normal(0, 1, rows.shape).astype(np.float32))
+    given = np.array(pull).astype(np.float64)
+    slope = right * (given - (given * right).sum(-1, keepdims=True))
+    ours, theirs = (mx.grad(lambda x, f=f: (f(x) * pull).sum())(x) for f in (softmax, lambda x: mx.softmax(x, axis=-1)))
+    assert farthest(ours, slope) <= 1.5 * farthest(theirs, slope) < 2e-6
+
+
+def test_softmax_of_what_is_masked_is_nothing_at_all_and_of_no_number_none() -> None:
+    found = softmax(mx.array([[0.0, -math.inf, 1.0], [-200.0, 0.0, -100.0], [3e38, -3e38, 0.0]]))
+    assert found[0, 1].item() == found[1, 0].item() == found[1, 2].item() == 0.0
+    assert found.sum(axis=-1).tolist() == pytest.approx([1, 1, 1], abs=1e-7)
+    for strange in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
+        assert mx.isnan(softmax(mx.array(strange))).all().item()
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 4, 128, 16, 16), (2, 4, 2, 100, 16, 8), (1, 2, 1, 2, 8, 8), (3, 6, 3, 33, 8, 8)], ids=str
+)
+def test_attention_by_rows_is_mlx_s(shape: tuple[int, ...]) -> None:
+    B, H, G, T, K, V = shape
+    draw = np.random.default_rng(0)
+    q, k, v = (
+        mx.array(draw.normal(0, 1, (B, heads, T, n)).astype(np.float32)) for heads, n in ((H, K), (G, K), (G, V))
+    )
+
+    def whole(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=0.3, mask="causal")
+
+    def by_rows(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
+        return attention_by_rows(q, k, v, 0.3)
+
+    assert farthest(by_rows(q, k, v), np.array(whole(q, k, v))) <= 5e-7  # means of numbers about 1
+    slopes = [mx.grad(lambda *x, f=f: f(*x).square().sum(), argnums=(0, 1, 2))(q, k, v) for f in (by_rows, whole)]
+    for ours, theirs in zip(*slopes, strict=True):
+        assert farthest(ours, np.array(theirs)) <= 2e-6 * float(mx.abs(theirs).max())

@@ -91,8 +91,8 @@ PLANTS = (
             Edit(
                 "gpt_common/training/health/watch.py",
                 "Health._mean_loss",
-                "train, losses = self.config.train, []",
-                "train, losses, tokens = self.config.train, [], tokens[1000 * self._evaluations :]",
+                "train = self.config.train",
+                "train, tokens = self.config.train, tokens[1000 * self._evaluations :]",
             ),
         ),
         says="evaluation",

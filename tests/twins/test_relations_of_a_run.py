@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -140,18 +140,19 @@ class Seen:
         self.trained: list[bytes] = []
         self.evaluated: list[bytes] = []
         step, probe = import_module(f"{twin}.train").TrainStep, import_module(f"{twin}.probe").TrainingProbe
-        take, loss = step.__call__, probe.loss
+        take, losses = step.__call__, probe.losses
 
         def watched_step(this: Any, batches: Sequence[Batch[Any]], number: int, rate: float) -> Any:
             self.trained += [ids(batch) for batch in batches]
             return take(this, batches, number, rate)
 
-        def watched_loss(this: Any, batch: Batch[Any]) -> Any:
-            self.evaluated.append(ids(batch))
-            return loss(this, batch)
+        def watched_losses(this: Any, batches: Iterable[Batch[Any]]) -> Any:
+            asked = list(batches)
+            self.evaluated += [ids(batch) for batch in asked]
+            return losses(this, asked)
 
         patch.setattr(step, "__call__", watched_step)
-        patch.setattr(probe, "loss", watched_loss)
+        patch.setattr(probe, "losses", watched_losses)
 
 
 def ids(batch: Batch[Any]) -> bytes:

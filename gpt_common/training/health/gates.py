@@ -9,7 +9,7 @@ Shapes: `B` sequences, `T` tokens of each, `V` vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +54,9 @@ class TrainedProbe(Probe, Protocol):
 
     def checksums(self) -> dict[str, int]:
         """A checksum of every parameter's bytes by name: tells whether an update moved it."""
+
+    def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
+        """The same as `loss` of each, without a pause between them."""
 
     def find_non_finite(self) -> str | None:
         """Name of the first parameter with NaN or infinity, if any."""

@@ -165,12 +165,11 @@ class Health:
         return self._mean_loss(self.evaluated, tokens)
 
     def _mean_loss(self, probe: TrainedProbe, tokens: TokenIds) -> float:
-        train, losses = self.config.train, []
-        for batch in evaluation_batches(
-            tokens, block_size=self.config.model.block_size, batch_size=train.batch_size, batches=train.eval_batches
-        ):
-            losses.append(probe.loss(batch))
-            self._asked.append((batch, losses[-1]))
+        train = self.config.train
+        sizes = {"block_size": self.config.model.block_size, "batch_size": train.batch_size}
+        batches = list(evaluation_batches(tokens, **sizes, batches=train.eval_batches))
+        losses = probe.losses(batches)
+        self._asked += zip(batches, losses, strict=True)
         return float(np.mean(losses))
 
     def on_evaluation(self, step: int, train_loss: float, val_loss: float) -> None:

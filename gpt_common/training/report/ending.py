@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gpt_common.config import RunConfig
@@ -82,7 +82,7 @@ def whole_split(
     step: int,
     config: RunConfig,
     dataset: Dataset,
-    loss: Callable[[NumpyBatch], float],
+    losses: Callable[[Iterable[NumpyBatch]], list[float]],
     note: Callable[[str], None],
     enough: Callable[[], bool],
 ) -> WholeText | str:
@@ -93,7 +93,7 @@ def whole_split(
 
     Args:
         step: steps done.
-        loss: of a batch, nats per token.
+        losses: of each batch, nats per token.
         note: says that it begins.
         enough: asked between batches whether to stop.
     """
@@ -103,7 +103,7 @@ def whole_split(
         return "not evaluated, more than was trained on (--eval-full does)"
     note(f"evaluating the whole validation split, {len(tokens):,} tokens")
     sizes = {"block_size": config.model.block_size, "batch_size": train.batch_size}
-    found = whole_text(tokens, dataset.tokenizer, loss, **sizes, enough=enough)
+    found = whole_text(tokens, dataset.tokenizer, losses, **sizes, enough=enough)
     return "not evaluated: interrupted" if found is None else found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -30,10 +31,10 @@ def test_the_mean_is_over_tokens_and_not_over_batches() -> None:
     # Labels are their own loss: a short last block must not weigh as much as a full one.
     tokens = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 3], np.uint16)
 
-    def loss(batch: NumpyBatch) -> float:
-        return float(batch.labels.mean())
+    def losses(batches: Iterable[NumpyBatch]) -> list[float]:
+        return [float(batch.labels.mean()) for batch in batches]
 
-    found = whole_text(tokens, CharTokenizer("abcd"), loss, block_size=4, batch_size=1)
+    found = whole_text(tokens, CharTokenizer("abcd"), losses, block_size=4, batch_size=1)
     assert found is not None
     assert found.loss == pytest.approx((8 * 1 + 3) / 9)
     assert (found.tokens, found.bytes) == (9, 9)
@@ -58,7 +59,7 @@ def test_the_end_of_a_document_has_no_bytes() -> None:
 def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary() -> None:
     tokenizer = CharTokenizer("abcdefgh")
     tokens = np.random.default_rng(0).integers(0, 8, 100).astype(np.uint16)
-    found = whole_text(tokens, tokenizer, lambda _: math.log(8), block_size=16, batch_size=3)
+    found = whole_text(tokens, tokenizer, lambda batches: [math.log(8) for _ in batches], block_size=16, batch_size=3)
     assert found is not None
     assert found.bits_per_byte == pytest.approx(3)
 
@@ -66,11 +67,11 @@ def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary() -> None:
 def test_it_can_be_enough() -> None:
     asked: list[int] = []
 
-    def loss(_: NumpyBatch) -> float:
-        asked.append(1)
-        return 1.0
+    def losses(batches: Iterable[NumpyBatch]) -> list[float]:
+        asked.extend(1 for _ in batches)
+        return [1.0 for _ in asked]
 
     tokens = np.zeros(100, np.uint16)
     sizes = {"block_size": 4, "batch_size": 2}
-    assert whole_text(tokens, CharTokenizer("ab"), loss, **sizes, enough=lambda: len(asked) == 3) is None
+    assert whole_text(tokens, CharTokenizer("ab"), losses, **sizes, enough=lambda: len(asked) == 3) is None
     assert len(asked) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +40,9 @@ class Bag:
 
     def loss(self, batch: NumpyBatch) -> float:
         return float(np.float32(cross_entropy(self.logits(batch.tokens), batch.labels)))
+
+    def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
+        return [self.loss(batch) for batch in batches]
 
     def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
         tokens, labels = batch.tokens, batch.labels
