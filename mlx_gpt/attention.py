@@ -12,8 +12,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.cpu import attention_by_rows, is_plain, softmax
-from mlx_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
+from mlx_gpt.kernels import attention_by_rows, is_plain, softmax, upcast
+from mlx_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
 

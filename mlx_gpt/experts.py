@@ -14,7 +14,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.layers import Linear, StackedLinear, upcast
+from mlx_gpt.kernels import upcast
+from mlx_gpt.layers import Linear, StackedLinear
 
 
 class Experts(nn.Module):

@@ -9,8 +9,8 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.cpu import gelu
 from mlx_gpt.experts import MixtureOfExperts
+from mlx_gpt.kernels import gelu
 from mlx_gpt.layers import Linear
 
 ACTIVATIONS = {

@@ -22,7 +22,8 @@ from gpt_common.network.parameters import buffer_shapes
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.experts import Routers
 from mlx_gpt.feed_forward import feed_forward
-from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
+from mlx_gpt.kernels import cross_entropy
+from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
 
 LEAST_WEIGHT = 1e-9
 """Where no position of a batch counts its loss is 0, and not 0 / 0."""
@@ -148,11 +149,9 @@ class GPT(nn.Module):
 
 def loss(model: GPT, batch: Batch[mx.array], key: mx.array | None = None) -> mx.array:
     """Mean cross entropy in nats per token, over the positions that count and by their weights."""
-    # In float32: the sum over a vocabulary of exponentials needs more than bfloat16's 8 bits.
-    logits_BTV = upcast(model(batch.tokens, key))
+    nats_BT = cross_entropy(model(batch.tokens, key), batch.labels)
     if batch.weights is None:
-        return nn.losses.cross_entropy(logits_BTV, batch.labels, reduction="mean")
-    nats_BT = nn.losses.cross_entropy(logits_BTV, batch.labels, reduction="none")
+        return nats_BT.mean()
     return (nats_BT * batch.weights).sum() / mx.maximum(batch.weights.sum(), LEAST_WEIGHT)
 
 

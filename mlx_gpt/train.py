@@ -58,6 +58,7 @@ class TrainStep:
         self.loss_and_gradients: Callable[..., Any] = nn.value_and_grad(
             model, lambda tokens, labels, weights, key: objective(model, Batch(tokens, labels, weights), key)
         )
+        self.add: Callable[..., Any] = self.add_gradients
         self.update: Callable[..., mx.array] = self.clip_and_update
         self.gradients: Any = None
         self.previous: mx.array | None = None
@@ -65,8 +66,8 @@ class TrainStep:
         if compiled:
             # Two functions, not one: gradients of micro-steps are added up and evaluated in between. What a function
             # reads and replaces besides its arguments, weights and moments, is named as its state.
+            self.add = mx.compile(self.add_gradients, inputs=model.state, outputs=model.state)
             state = [model.state, optimizer.state]
-            self.loss_and_gradients = mx.compile(self.loss_and_gradients, inputs=state, outputs=state)
             self.update = mx.compile(self.clip_and_update, inputs=state, outputs=state)
 
     def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[mx.array, mx.array]:
@@ -97,14 +98,19 @@ class TrainStep:
 
     def accumulate(self, batch: Batch[mx.array], key: mx.array | None, parts: float) -> mx.array:
         """Forward and backward: add a micro-step's gradient, divided by `parts`, to the step's; returns its loss so."""
-        (_, loss), gradients = self.loss_and_gradients(batch.tokens, batch.labels, batch.weights, key)
-        gradients = tree_map(lambda gradient: gradient / parts, gradients)
-        self.gradients = gradients if self.gradients is None else tree_map(mx.add, self.gradients, gradients)
+        share = None if parts == 1 else mx.array(parts)  # a gradient that is the step's is not gone over once more
+        loss, self.gradients = self.add(self.gradients, share, batch.tokens, batch.labels, batch.weights, key)
         # MLX computes nothing before it is asked. Asked here, a micro-step's activations are gone before the next one's
         # come; and the update has not joined the graph yet, with which MLX recomputes all checkpointed blocks at once.
-        loss = loss / parts
         mx.async_eval(loss, self.gradients, self.model.state)
         return loss
+
+    def add_gradients(self, sums: Any, parts: mx.array | None, *batch: mx.array | None) -> tuple[mx.array, Any]:
+        """Loss and gradient of a micro-step, divided by `parts`; the gradient on top of those of the ones before."""
+        (_, loss), gradients = self.loss_and_gradients(*batch)
+        if parts is not None:
+            loss, gradients = loss / parts, tree_map(lambda gradient: gradient / parts, gradients)
+        return loss, gradients if sums is None else tree_map(mx.add, sums, gradients)
 
     def clip_and_update(self, gradients: Any) -> mx.array:
         """Clip and step; returns the gradient norm before clipping."""

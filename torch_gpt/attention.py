@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
 from gpt_common.machine.mps import mask_leaks
-from torch_gpt.cpu import softmax
-from torch_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated, upcast
+from torch_gpt.kernels import softmax, upcast
+from torch_gpt.layers import ROTATIONS, Angles, Linear, RMSNorm, dropout, unrotated
 
 LATENT_NORM_EPS = 1e-6  # DeepSeek's, whatever the other norms have
 

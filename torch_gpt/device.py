@@ -14,7 +14,7 @@ from gpt_common.config import TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.machine.device import ComputeDevice
-from torch_gpt.cpu import ONEDNN
+from torch_gpt.kernels import ONEDNN
 
 
 def has_gpu() -> bool:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
-from torch_gpt.layers import Linear, StackedLinear, upcast
+from torch_gpt.kernels import upcast
+from torch_gpt.layers import Linear, StackedLinear
 
 
 class Experts(nn.Module):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
-from torch_gpt.cpu import gelu
 from torch_gpt.experts import MixtureOfExperts
+from torch_gpt.kernels import gelu
 from torch_gpt.layers import Linear
 
 ACTIVATIONS = {

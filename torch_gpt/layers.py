@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gpt_common.config import ModelConfig
 from gpt_common.network.dropout import threefry
 from gpt_common.network.rope import rotary_tables
-from torch_gpt.cpu import linear
+from torch_gpt.kernels import linear, upcast
 
 
 class Linear(nn.Module):
@@ -36,8 +36,7 @@ class Linear(nn.Module):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        bias = None if self.bias is None else self.bias.to(x_XI.dtype)
-        return linear(x_XI, self.weight.to(x_XI.dtype), bias)
+        return linear(x_XI, self.weight.to(x_XI.dtype), self.bias)
 
     def per_head(self, x_BHTI: Tensor, first: int = 0) -> Tensor:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
@@ -166,11 +165,6 @@ def unrotated(x_BHTK: Tensor, angles: Angles | None) -> Tensor:  # noqa: ARG001 
 
 
 ROTATIONS = {"halves": rotate_halves, "interleaved": rotate_interleaved}
-
-
-def upcast(x: Tensor) -> Tensor:
-    """x in float32: long sums and exponentials need it. float64, in which the parity oracle computes, stays."""
-    return x if x.dtype == torch.float64 else x.to(torch.float32)
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None, site: int, rng: str) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gpt_common.config import ModelConfig
@@ -20,7 +19,8 @@ from gpt_common.network.init import initial_weights
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
-from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, upcast
+from torch_gpt.kernels import cross_entropy
+from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
 
 LEAST_WEIGHT = 1e-9
 """Where no position of a batch counts its loss is 0, and not 0 / 0."""
@@ -136,12 +136,10 @@ class GPT(nn.Module):
 
 def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:
     """Mean cross entropy in nats per token, over the positions that count and by their weights."""
-    # In float32: the sum over a vocabulary of exponentials needs more than bfloat16's 8 bits.
-    logits_BTV = upcast(model(batch.tokens, key))
+    nats_BT = cross_entropy(model(batch.tokens, key), batch.labels)
     if batch.weights is None:
-        return F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten())
-    nats_N = F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten(), reduction="none")
-    return (nats_N * batch.weights.flatten()).sum() / torch.clamp(batch.weights.sum(), min=LEAST_WEIGHT)
+        return nats_BT.mean()
+    return (nats_BT * batch.weights).sum() / torch.clamp(batch.weights.sum(), min=LEAST_WEIGHT)
 
 
 def objective(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,12 @@ ONE_SIDED = {
         "GPT.named_parameters",  # PyTorch's modules have it
         "GPT.state_dict",  # this too
     },
-    "cpu.py": {  # what one is slow at, the other is not
+    "kernels.py": {  # what one is slow at, the other is not
         "_gelu",
         "_gelu_backward",
         "_gelu_forward",
         "_polynomial",
+        "on_cpu",
         "is_plain",
         "_softmax",
         "_softmax_backward",
@@ -50,6 +51,7 @@ ONE_SIDED = {
         "OneDNN",
         "product",
     },
+    "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {
         "AdamW",  # MLX's own rounds its bias corrections; PyTorch's is the reference
         "Muon",  # MLX keeps one state per parameter whatever updates it; PyTorch one optimiser per kind of update

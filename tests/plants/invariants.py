@@ -28,11 +28,14 @@ PLANTS = (
     Plant(
         "micro-gradients are summed",
         3,
-        both(
-            "TrainStep.accumulate",
-            "train.py",
-            ("(value / parts).backward()", "value.backward()"),
-            ("lambda gradient: gradient / parts", "lambda gradient: gradient"),
+        (
+            Edit("torch_gpt/train.py", "TrainStep.accumulate", "(value / parts).backward()", "value.backward()"),
+            Edit(
+                "mlx_gpt/train.py",
+                "TrainStep.add_gradients",
+                "lambda gradient: gradient / parts",
+                "lambda gradient: gradient",
+            ),
         ),
         says="summed|micro-gradients",
         told=True,

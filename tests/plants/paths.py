@@ -97,11 +97,10 @@ PLANTS = (
         1,
         (
             Edit(
-                "torch_gpt/model.py",
-                "loss",
-                "return F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten())",
-                "return F.cross_entropy(logits_BTV.flatten(0, 1), batch.labels.flatten(), "
-                "label_smoothing=0.1 if torch.is_grad_enabled() else 0.0)",
+                "torch_gpt/kernels.py",
+                "cross_entropy",
+                'labels_X.flatten(), reduction="none")',
+                'labels_X.flatten(), reduction="none", label_smoothing=0.1 if torch.is_grad_enabled() else 0.0)',
             ),
         ),
         says="derivative|trains on another loss|loss",

@@ -22,7 +22,7 @@ from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
-from mlx_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
+from mlx_gpt import attention, checkpoint, experts, feed_forward, kernels, layers, model, optim, sample, train
 from mlx_gpt.device import to_device
 
 
@@ -241,14 +241,12 @@ OPERATIONS: dict[str, Callable[..., mx.array]] = {
     )(x, expert_M),
     "router": _router,
     "orthogonal": lambda x: optim.orthogonal(x),
-    "gelu": lambda x: nn.gelu(x),
+    "gelu": kernels.gelu,
     "gelu_tanh": lambda x: nn.gelu_approx(x),
     "embedding": lambda table, ids, dtype: _with(layers.Embedding(*table.shape), table, None)(ids, dtype),
     "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5),
-    "softmax": lambda x: mx.softmax(x.astype(mx.float32), axis=-1),
+    "softmax": lambda x: kernels.softmax(kernels.upcast(x)),
     "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
-    "cross_entropy": lambda logits, labels: nn.losses.cross_entropy(
-        logits.astype(mx.float32), labels, reduction="mean"
-    ),
+    "cross_entropy": lambda logits, labels: kernels.cross_entropy(logits, labels).mean(),
 }
 """The building blocks of the model, by the name that rungs/operations.py uses."""

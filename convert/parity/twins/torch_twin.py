@@ -22,7 +22,7 @@ from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.machine.backends import Backend
 from gpt_common.network.parameters import buffer_shapes
-from torch_gpt import attention, checkpoint, experts, feed_forward, layers, model, optim, sample, train
+from torch_gpt import attention, checkpoint, experts, feed_forward, kernels, layers, model, optim, sample, train
 from torch_gpt.device import to_device
 
 
@@ -254,12 +254,12 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     ),
     "router": _router,
     "orthogonal": optim.orthogonal,
-    "gelu": F.gelu,
+    "gelu": kernels.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "embedding": lambda table, ids, dtype: _call(layers.Embedding(*table.shape), table, None, ids, dtype),
     "attention": lambda q, k, v: attention.causal_attention(q, k, v, q.shape[-1] ** -0.5, 0.0),
-    "softmax": lambda x: torch.softmax(layers.upcast(x), dim=-1),
+    "softmax": lambda x: kernels.softmax(kernels.upcast(x)),
     "dropout": lambda x, key: layers.dropout(x, 0.2, key, 3, "shared"),
-    "cross_entropy": lambda logits, labels: F.cross_entropy(layers.upcast(logits).flatten(0, 1), labels.flatten()),
+    "cross_entropy": lambda logits, labels: kernels.cross_entropy(logits, labels).mean(),
 }
 """The building blocks of the model, by the name that rungs/operations.py uses."""

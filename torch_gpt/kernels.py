@@ -1,6 +1,6 @@
-"""What products, GELU and softmax are computed with, written so that CPUs are fast at it. In MLX: mlx_gpt/cpu.py.
+"""Products, activations, softmax and loss by the fastest way that a device has. In MLX: mlx_gpt/kernels.py.
 
-Shape suffixes: X any leading dimensions, I inputs, O outputs.
+Shape suffixes: X any leading dimensions, I inputs, O outputs, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     if ONEDNN and plain and not torch.compiler.is_compiling():
         y_XO: Tensor = OneDNN.apply(x_XI, weight_OI, bias_O)
         return y_XO
-    return F.linear(x_XI, weight_OI, bias_O)
+    return F.linear(x_XI, weight_OI, None if bias_O is None else bias_O.to(x_XI.dtype))
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -38,6 +38,18 @@ def gelu(x: Tensor) -> Tensor:
 def softmax(x: Tensor) -> Tensor:
     """Exponentials that add up to 1 over the last axis."""
     return torch.softmax(x, dim=-1)
+
+
+def cross_entropy(logits_XV: Tensor, labels_X: Tensor) -> Tensor:
+    """Nats (X) that each label costs, float32."""
+    # The sum over a vocabulary of exponentials needs more than bfloat16's 8 bits.
+    logits_NV = upcast(logits_XV).flatten(0, -2)
+    return F.cross_entropy(logits_NV, labels_X.flatten(), reduction="none").view(labels_X.shape)
+
+
+def upcast(x: Tensor) -> Tensor:
+    """x in float32: long sums and exponentials need it. float64, in which the parity oracle computes, stays."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class OneDNN(torch.autograd.Function):

@@ -10,7 +10,7 @@ import torch
 from gpt_common.machine.blas import mkl_holds_back
 from gpt_common.training.runlog import read_metrics
 from tests.twins import tensors, tiny, train
-from torch_gpt import cpu
+from torch_gpt import kernels
 
 MILAN = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx avx2 fma\n"
 GENOA = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu sse2 avx avx2 fma avx512f avx512bw\n"
@@ -35,8 +35,8 @@ def test_values_and_gradients_are_mkl_s(
     cotangent = torch.randn((*shape[:-1], 33), generator=draw)
     found = []
     for onednn in (True, False):
-        monkeypatch.setattr(cpu, "ONEDNN", onednn)
-        y = cpu.linear(*inputs)
+        monkeypatch.setattr(kernels, "ONEDNN", onednn)
+        y = kernels.linear(*inputs)
         found.append([y.detach(), *torch.autograd.grad(y, inputs, cotangent)])
     for ours, mkl in zip(*found, strict=True):
         assert ours.shape == mkl.shape
@@ -45,11 +45,11 @@ def test_values_and_gradients_are_mkl_s(
 
 
 def test_only_products_of_float32_on_a_cpu_are_touched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "ONEDNN", True)
-    monkeypatch.setattr(cpu, "product", lambda *_: pytest.fail("not oneDNN's"))
+    monkeypatch.setattr(kernels, "ONEDNN", True)
+    monkeypatch.setattr(kernels, "product", lambda *_: pytest.fail("not oneDNN's"))
     for dtype in (torch.float64, torch.bfloat16):
         x = torch.ones(2, 4, dtype=dtype)
-        assert cpu.linear(x, x).dtype == dtype
+        assert kernels.linear(x, x).dtype == dtype
 
 
 def test_a_run_by_onednn_has_the_losses_of_one_by_mkl_and_is_taken_up_to_the_bit(
@@ -57,7 +57,7 @@ def test_a_run_by_onednn_has_the_losses_of_one_by_mkl_and_is_taken_up_to_the_bit
 ) -> None:
     flags = tiny(stories_dir, "--max-steps", "60", "--checkpoint-interval", "30", "--log-interval", "1")
     for name, onednn in (("onednn", True), ("halted", True), ("mkl", False)):
-        monkeypatch.setattr(cpu, "ONEDNN", onednn)
+        monkeypatch.setattr(kernels, "ONEDNN", onednn)
         train("torch_gpt", *flags, *(("--stop-at", "30") if name == "halted" else ()), "--out", tmp_path / name)
         if name == "halted":
             train("torch_gpt", "--resume", tmp_path / name)

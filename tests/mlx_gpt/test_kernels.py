@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_gpt.cpu import attention_by_rows, gelu, softmax
+from mlx_gpt.kernels import attention_by_rows, gelu, softmax
 
 X = np.linspace(-12, 12, 48_001).astype(np.float32)
 WIDE = X.astype(np.float64)

@@ -1,10 +1,11 @@
-"""What products, GELU and softmax are computed with, written so that CPUs are fast at it. In PyTorch: torch_gpt/cpu.py.
+"""Products, activations, softmax and loss by the fastest way that a device has. In PyTorch: torch_gpt/kernels.py.
 
 MLX's CPU takes an exponential or an error function number by number, 20 ns each, and sums and products several at a
 time, 0.5 ns: a small model's step was exponentials for the most part. So they are sums and products here, fitted by
 iterated least squares with the largest error as small as it gets, and as exact as MLX's own.
 
-Shape suffixes: X any leading dimensions, I inputs, O outputs; attention's as in attention.py, N a group of queries.
+Shape suffixes: X any leading dimensions, I inputs, O outputs, V vocabulary; attention's as in attention.py, N a
+group of queries.
 """
 
 from __future__ import annotations
@@ -43,16 +44,14 @@ ROWS = 32
 """Queries of a group, at least: of fewer, what is saved is less than what a product costs."""
 
 
-def is_plain(x: mx.array) -> bool:
-    """Whether MLX would compute this number by number: float32 on a CPU."""
-    return x.dtype == mx.float32 and mx.default_device() == mx.Device(mx.cpu)
-
-
 def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) -> mx.array:
     """`x @ weight.T + bias`, (X, I) -> (X, O)."""
     if bias_O is None:
         return x_XI @ weight_OI.T
-    return mx.addmm(bias_O, x_XI, weight_OI.T)
+    if bias_O.dtype == x_XI.dtype:
+        return mx.addmm(bias_O, x_XI, weight_OI.T)
+    # A bias in float32 has its gradient added up in float32, which in bfloat16 Metal would do in bfloat16.
+    return (upcast(x_XI @ weight_OI.T) + bias_O).astype(x_XI.dtype)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -65,6 +64,30 @@ def softmax(x: mx.array) -> mx.array:
     """Exponentials that add up to 1 over the last axis."""
     y: Any = _softmax(x) if is_plain(x) else mx.softmax(x, axis=-1)
     return y
+
+
+def cross_entropy(logits_XV: mx.array, labels_X: mx.array) -> mx.array:
+    """Nats (X) that each label costs, float32."""
+    if on_cpu():
+        # It adds up in the dtype of what it is given: exponentials over a vocabulary need more than bfloat16's 8 bits.
+        return nn.losses.cross_entropy(upcast(logits_XV), labels_X)
+    # A kernel that adds up in float32 whatever it is given, and keeps no float32 copy of the logits.
+    return mx.fast.cross_entropy(logits_XV, labels_X)
+
+
+def upcast(x: mx.array) -> mx.array:
+    """x in float32: long sums and exponentials need it. float64, in which the parity oracle computes, stays."""
+    return x if x.dtype == mx.float64 else x.astype(mx.float32)
+
+
+def on_cpu() -> bool:
+    """Whether what is computed next is computed on a CPU."""
+    return mx.default_device() == mx.Device(mx.cpu)
+
+
+def is_plain(x: mx.array) -> bool:
+    """Whether MLX would compute this number by number: float32 on a CPU."""
+    return x.dtype == mx.float32 and on_cpu()
 
 
 @mx.custom_function
