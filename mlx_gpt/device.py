@@ -48,6 +48,9 @@ def select_device(name: str) -> mx.Device:
         found = name
     device = mx.Device(mx.cpu if found == "cpu" else mx.gpu)
     mx.set_default_device(device)
+    if device.type == mx.gpu and mx.metal.is_available():
+        # What the step needs stays where the GPU reaches it, up to what Apple recommends, as in mlx-lm.
+        mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     return device
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.config import RunConfig
-from gpt_common.data.batches import NumpyBatch, Tokens
+from gpt_common.data.batches import Batch, NumpyBatch, Tokens
 from gpt_common.training.health.asked import Tried
 from mlx_gpt.device import tensor, to_device
 from mlx_gpt.model import GPT, loss
@@ -47,19 +47,30 @@ class TrainingProbe:
         self.compiled = train_step is not None and train_step.compiled
         self.vocab_size = model.config.vocab_size
 
+        def mean_loss(tokens: mx.array, labels: mx.array, weights: mx.array | None) -> mx.array:
+            return loss(model, Batch(tokens, labels, weights))
+
+        # A GPU is given a graph that was compiled once; what it reads besides its arguments is the model's state.
+        on_gpu = model.device.type == mx.gpu
+        self.mean_loss: Callable[..., mx.array] = mx.compile(mean_loss, inputs=model.state) if on_gpu else mean_loss
+
     def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
-        return float(loss(self.model, to_device(batch, self.model.device)))
+        return self.losses([batch])[0]
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         """The same of each batch, in less time: nobody waits for the device between them."""
         found: list[mx.array] = []
         for batch in batches:
-            found.append(loss(self.model, to_device(batch, self.model.device)))
+            arrays = to_device(batch, self.model.device)
+            found.append(self.mean_loss(arrays.tokens, arrays.labels, arrays.weights))
             mx.async_eval(found[-1])
             # What is queued has its memory already: one batch is at work, and one waits.
             mx.eval(found[-2:-1])
-        return [float(each) for each in found]
+        values = [float(each) for each in found]
+        # What is free again has the shapes of evaluation: kept, it would be there beside what training needs.
+        mx.clear_cache()
+        return values
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""

@@ -48,7 +48,7 @@ class TrainingProbe:
     @torch.no_grad()
     def loss(self, batch: NumpyBatch) -> float:
         """Mean cross entropy in nats per token."""
-        return float(loss(self.model, to_device(batch, self.model.device)))
+        return self.losses([batch])[0]
 
     @torch.no_grad()
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
