@@ -7,11 +7,12 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
+from gpt_common.machine.device import Device, planned_device
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
 from gpt_common.machine.peaks import largest_power
 from gpt_common.network.flops import (
@@ -135,9 +136,9 @@ def _twin(
     assume: bool,
 ) -> dict[str, Any]:
     """Memory, time and energy of one twin."""
-    device, dtype = _device_and_dtype(twin, config, hardware)
+    device, dtype = planned_device(twin, config.train.device, config.train.dtype, hardware.kind)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-    plan = memory_plan(config, twin)
+    plan = memory_plan(config, twin, device)
     peak = published_peak(hardware, device, dtype)
     if mfu is not None and peak is None:
         raise UserError(f"--mfu is a share of a published peak, and {hardware.chip} has none: use --result")
@@ -160,8 +161,8 @@ def _twin(
         "fits": None if usable is None else plan.total <= usable,
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(config.model, number),
         "full_kv_bytes_per_token": full_kv_bytes_per_token(config.model, number),
-        "largest_batch": largest_batch(config, twin, usable, checkpointing=False),
-        "largest_batch_checkpointing": largest_batch(config, twin, usable, checkpointing=True),
+        "largest_batch": largest_batch(config, twin, device, usable, checkpointing=False),
+        "largest_batch_checkpointing": largest_batch(config, twin, device, usable, checkpointing=True),
         "peak": asdict(peak) if peak else None,
         "speed": {
             "flops_per_second": rate,
@@ -173,16 +174,6 @@ def _twin(
         "power": None if power is None else {"watts": power[0], "basis": power[1]},
         "joules": seconds * power[0] if seconds and power else None,
     }
-
-
-def _device_and_dtype(twin: Twin, config: RunConfig, hardware: Hardware) -> tuple[str, Literal["float32", "bfloat16"]]:
-    """Where a twin would compute and in which dtype, by the rules of its trainer."""
-    device = "cpu"
-    if config.train.device != "cpu" and hardware.kind != "cpu":
-        device = "gpu" if twin == "mlx" else "mps" if hardware.kind == "apple" else "cuda"
-    if config.train.dtype == "auto":
-        return device, "bfloat16" if device in ("gpu", "cuda") else "float32"
-    return device, config.train.dtype
 
 
 def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -> tuple[float, str] | None:
@@ -209,14 +200,16 @@ def this_machine(hardware: Hardware) -> Hardware:
     return dataclasses.replace(hardware, memory_bytes=found[0][1] if found else None)
 
 
-def largest_batch(config: RunConfig, twin: Twin, usable: int | None, *, checkpointing: bool) -> int | None:
+def largest_batch(
+    config: RunConfig, twin: Twin, device: Device, usable: int | None, *, checkpointing: bool
+) -> int | None:
     """Most sequences in a micro-step that fit; 0 if not even one does, None if the memory is unknown."""
     if usable is None:
         return None
 
     def fits(size: int) -> bool:
         train = dataclasses.replace(config.train, batch_size=size, gradient_checkpointing=checkpointing)
-        return memory_plan(dataclasses.replace(config, train=train), twin).total <= usable
+        return memory_plan(dataclasses.replace(config, train=train), twin, device).total <= usable
 
     return largest(fits, MAX_BATCH)
 

@@ -14,7 +14,7 @@ from gpt_common.config import TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.machine.blas import opened_blas
-from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.device import ComputeDevice, Device
 
 TF32 = "MLX_ENABLE_TF32"
 """The variable of MLX's that says whether products of float32 may be rounded to TF32; on, where nobody says."""
@@ -79,8 +79,8 @@ def peak_memory(device: mx.Device) -> int:  # noqa: ARG001 (its twin asks the de
     return mx.get_peak_memory()
 
 
-def name_of(device: mx.Device) -> str:
-    """One of "cpu", "gpu", "mps", "cuda"."""
+def name_of(device: mx.Device) -> Device:
+    """The device as the plan and the published peaks call it."""
     return "cpu" if device.type == mx.cpu else "gpu"
 
 
@@ -97,7 +97,7 @@ def compute_device(device: mx.Device, dtype: mx.Dtype) -> ComputeDevice:
     return ComputeDevice(
         name=name_of(device),
         description=describe(device) + (", TF32 off" if exact else ""),
-        dtype=str(dtype).rpartition(".")[2],
+        dtype="bfloat16" if dtype == mx.bfloat16 else "float32",
         # TrainStep queues a step and waits for the one before: what it waits for takes as long.
         synchronous=True,
         synchronise=lambda: synchronise(device),

@@ -13,7 +13,7 @@ import torch
 from gpt_common.config import TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
-from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.device import ComputeDevice, Device
 from torch_gpt.kernels import ONEDNN
 
 
@@ -74,9 +74,9 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def name_of(device: torch.device) -> str:
-    """One of "cpu", "gpu", "mps", "cuda"."""
-    return device.type
+def name_of(device: torch.device) -> Device:
+    """The device as the plan and the published peaks call it."""
+    return "cpu" if device.type == "cpu" else "mps" if device.type == "mps" else "cuda"
 
 
 def describe(device: torch.device) -> str:
@@ -92,7 +92,7 @@ def compute_device(device: torch.device, dtype: torch.dtype) -> ComputeDevice:
     return ComputeDevice(
         name=name_of(device),
         description=describe(device),
-        dtype=str(dtype).rpartition(".")[2],
+        dtype="bfloat16" if dtype == torch.bfloat16 else "float32",
         # A CPU is done when a step returns; a GPU works on a queue.
         synchronous=device.type == "cpu",
         synchronise=lambda: synchronise(device),

@@ -50,7 +50,7 @@ class MlxWork:
         self._config = config
         self._dtype = compute_dtype(config.train, self._device)
         self.compiled = compiles(config.train, self._device) or backend.compiled
-        self.device = name_of(self._device)
+        self.device: str = name_of(self._device)
         self.description = describe(self._device) + (", mx.compile" if self.compiled else "")
         self.dtype = str(self._dtype).removeprefix("mlx.core.")
         self.notes: list[str] = []

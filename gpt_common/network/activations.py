@@ -3,6 +3,7 @@
 PyTorch's counts are derived: every tensor that autograd saves of a block is named here, and each occurs once, however
 many operations use it. MLX saves the operands of every elementary operation and releases them in an order of its own:
 its counts are slopes, measured on the CPU (one more head, latent, expert, unit of width), and good to some percent.
+What MLX and MPS do otherwise than the CPU is read in their sources and not measured.
 
 Letters: D width, H heads, G key heads, K width of a head's key, V of its value, F inner width, T block size, E experts.
 """
@@ -12,6 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_common.config import ModelConfig
+from gpt_common.machine.device import Device
+
+ROWS = 32
+"""mlx_gpt/kernels.py: on a CPU, queries of a group that is given its keys alone."""
+
+GELU, GELU_OWN, GELU_AGAIN = 4.0, 2.3, 6.5
+"""Numbers per unit of width that a GELU of MLX's keeps, one of our own, and that one where it is computed again."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,8 @@ class Saved:
     """Attention matrices, where attention is not fused."""
     feed_forward: float
     """Inner activations, of every expert that a token is sent to."""
+    at_work: float = 0.0
+    """Beside all that, attention matrices in the backward pass of the block."""
 
     @property
     def total(self) -> float:
@@ -33,13 +43,14 @@ class Saved:
         return self.norms + self.attention + self.scores + self.feed_forward
 
 
-def torch_saved(model: ModelConfig, layer: int, compute: int) -> Saved:
+def torch_saved(model: ModelConfig, layer: int, compute: int, device: Device = "cpu") -> Saved:
     """What autograd saves of block number `layer`.
 
     Args:
         model: the network.
         layer: number of the block; some may have experts and others none.
         compute: bytes of a number in the compute dtype.
+        device: where it is computed.
     """
     D, masks = model.n_embd, 2 if model.dropout else 0
     # Norms work in float32: with 16 bits they keep a copy of their input, and the residual stream itself nothing. An
@@ -47,19 +58,21 @@ def torch_saved(model: ModelConfig, layer: int, compute: int) -> Saved:
     norm = 4 * D + compute * D + (4 * D + 4 if model.norm == "rmsnorm" else 8)
     return Saved(
         norms=2 * norm + masks * compute * D,
-        attention=_torch_attention(model, compute),
-        scores=0 if _fused(model) else 4 * model.n_head * model.block_size * (3 if model.dropout else 1),
+        attention=_torch_attention(model, compute, device),
+        scores=0 if _fused(model, device) else 4 * model.n_head * model.block_size * (3 if model.dropout else 1),
         feed_forward=_torch_experts(model, compute) if model.has_experts(layer) else _torch_dense(model, compute),
     )
 
 
-def _fused(model: ModelConfig) -> bool:
-    """Whether PyTorch's CPU has a fused attention: not with dropout, and not for values narrower than keys."""
-    return not model.dropout and model.value_width == model.key_size
+def _fused(model: ModelConfig, device: Device) -> bool:
+    """Whether PyTorch trains with a fused attention: not with dropout, not for values narrower than keys, and never on
+    MPS."""
+    return device != "mps" and not model.dropout and model.value_width == model.key_size
 
 
-def _torch_attention(model: ModelConfig, compute: int) -> float:
+def _torch_attention(model: ModelConfig, compute: int, device: Device) -> float:
     H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, model.value_width
+    fused = _fused(model, device)
     latents, projected, normed = 0.0, 0.0, 0.0
     kept = H * (2 * K + V) if G == H else (H + 2 * G) * K
     # A fused attention answers in the layout of the queries: where they are new, the heads are joined by a copy.
@@ -78,8 +91,8 @@ def _torch_attention(model: ModelConfig, compute: int) -> float:
     if model.qk_norm:
         # Its unscaled result, float32, and its input, which may be a part of the projection.
         within = model.attention == "multi_head" and compute == 4
-        normed = (4 if within else 8) * (H + G) * K + 4 * (H + G) + (12 * H * K if within and not _fused(model) else 0)
-    if _fused(model):
+        normed = (4 if within else 8) * (H + G) * K + 4 * (H + G) + (12 * H * K if within and not fused else 0)
+    if fused:
         return compute * (kept + (2 if made_anew else 1) * H * V) + projected + latents + normed + 4 * H
     # Unfused it works in float32, on scaled copies of its own and with every key head repeated.
     return compute * H * V + 4 * H * (2 * K + V) + latents + normed
@@ -100,16 +113,27 @@ def _torch_experts(model: ModelConfig, compute: int) -> float:
     return routed + copied + 4 * E + (24 + 8) * chosen + 8
 
 
-def mlx_saved(model: ModelConfig, layer: int, compute: int) -> Saved:
-    """What MLX keeps of block number `layer`; arguments as for `torch_saved`."""
+def mlx_saved(
+    model: ModelConfig, layer: int, compute: int, device: Device = "cpu", *, recomputed: bool = False
+) -> Saved:
+    """What MLX keeps of block number `layer`; arguments as for `torch_saved`.
+
+    Args:
+        recomputed: the block is computed again for its gradient.
+    """
     D, H, T, half = model.n_embd, model.n_head, model.block_size, compute < 4
     masks = 2 if model.dropout else 0
+    # On a CPU and in float32 mlx_gpt/kernels.py has a GELU and an attention of its own.
+    own = device == "cpu" and not half
+    groups = -(-T // max(ROWS, -(-T // 4))) if own and not model.dropout else 1
     return Saved(
         # With 16 bits the norms keep float32 copies.
         norms=compute * D * (6 + masks + (2 if half else 0)) + 20,
         attention=compute * _mlx_attention(model),
-        scores=compute * H * T * (2.25 if model.dropout else 1),
-        feed_forward=compute * _mlx_feed_forward(model, layer),
+        scores=compute * H * T * (2.25 if model.dropout else (1 + 1 / groups) / 2),
+        feed_forward=compute
+        * _mlx_feed_forward(model, layer, (GELU_AGAIN if recomputed else GELU_OWN) if own else GELU),
+        at_work=2 * compute * H * T / (groups if recomputed else 1),
     )
 
 
@@ -125,9 +149,9 @@ def _mlx_attention(model: ModelConfig) -> float:
     return (2.5 + more) * H * K + (2.3 + more) * G * K
 
 
-def _mlx_feed_forward(model: ModelConfig, layer: int) -> float:
+def _mlx_feed_forward(model: ModelConfig, layer: int, gelu: float) -> float:
     if model.has_experts(layer):
         chosen, F = model.experts_per_token, model.expert_width
         return chosen * (4.6 * F + 2 * model.n_embd + 20) + 5 * model.n_shared_expert * F + 2 * model.n_expert
-    of_width = {"gelu": 4.0, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": 5.25, "moe": 5.25}
+    of_width = {"gelu": gelu, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": 5.25, "moe": 5.25}
     return of_width[model.feed_forward] * model.inner_width

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.machine.device import Device
 from gpt_common.network.activations import mlx_saved, torch_saved
 from gpt_common.network.flops import parameter_count
 from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
@@ -68,7 +69,7 @@ class _Block:
     """Beside the saved, in the block's backward pass."""
 
 
-def _blocks(config: RunConfig, twin: Twin, compute: int) -> list[_Block]:
+def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list[_Block]:
     model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
     shapes = parameter_shapes(model)
     blocks = []
@@ -82,17 +83,18 @@ def _blocks(config: RunConfig, twin: Twin, compute: int) -> list[_Block]:
         # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
         casts = compute * matrices if compute < 4 else 0
         if twin == "torch":
-            saved = N * torch_saved(model, layer, compute).total + casts
+            saved = N * torch_saved(model, layer, compute, device).total + casts
             kept, forward = 1.0 * D * compute, 0.0
             chosen = model.experts_per_token if model.has_experts(layer) else 0
             # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
             inner = chosen * model.expert_width if chosen else model.inner_width
             backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
         else:
-            part = mlx_saved(model, layer, compute)
+            again = config.train.gradient_checkpointing
+            part = mlx_saved(model, layer, compute, device, recomputed=again)
             saved = N * part.total + casts
             kept, forward = 3.5 * D * compute, part.total - part.scores
-            backward = 1.2 * forward + 2 * compute * model.n_head * model.block_size
+            backward = 1.2 * forward + part.at_work
         blocks.append(
             _Block(
                 weights=4 * sum(math.prod(shape) for shape in own.values()),
@@ -122,23 +124,24 @@ def _update(config: RunConfig, twin: Twin) -> float:
     if twin == "torch":
         # A tied embedding gets two gradients, which are added into a third.
         return max(muon, 2.0 * embedding if model.tied_head else 0.0)
-    return max(muon, 13.0 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
+    return max(muon, 15.5 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
 
 
-def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
+def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> MemoryPlan:
     """Peak of one optimiser step as the trainers do it, with native dropout.
 
     Args:
         config: `vocab_size` must be settled. Of `train` it uses batch_size, grad_accum_steps, dtype (auto counts as
             float32) and gradient_checkpointing; of `optim` the optimiser.
         twin: whose step.
+        device: where it computes.
     """
     model, train = config.model, config.train
     half = train.dtype == "bfloat16"
     compute = 2 if half else 4
     N = train.batch_size * model.block_size
     ND, NV = N * model.n_embd, N * model.vocab_size
-    blocks = _blocks(config, twin, compute)
+    blocks = _blocks(config, twin, compute, device)
     weights = 4 * parameter_count(model)
     moments = 4 * sum(math.prod(shape) for shape in optimizer_shapes(model, config.optim).values())
     embedding = 4 * model.vocab_size * model.n_embd
@@ -151,11 +154,13 @@ def memory_plan(config: RunConfig, twin: Twin) -> MemoryPlan:
         return MemoryPlan(name, weights, moments, int(gradients), int(activations), int(logits), int(temporary))
 
     # Logits, log-softmax and gradient; the last norm and what it keeps.
-    loss_nv, after = (
-        (5 if half else 4, blocks[-1].forward) if twin == "mlx" else (3, _torch_after(model) * ND * compute)
-    )
+    if twin == "torch":
+        loss_bytes, after = 12.0, float(_torch_after(model) * ND * compute)
+    else:
+        # A fused loss keeps logits and their gradient as they are, and nothing in float32.
+        loss_bytes, after = 2.0 * compute if device == "gpu" else 4.0 * (5 if half else 4), blocks[-1].forward
     plans = [
-        moment("loss", earlier, sum(kept) + after, 4 * loss_nv * NV + (embedding / 2 if half else 0), 0),
+        moment("loss", earlier, sum(kept) + after, loss_bytes * NV + (embedding / 2 if half else 0), 0),
         moment("update", weights, 0, 0, _update(config, twin) + ND * compute),
     ]
     behind = embedding

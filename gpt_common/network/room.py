@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
+from gpt_common.machine.device import Device
 from gpt_common.network.memory import Twin, memory_plan
 from gpt_common.words import in_memory
 
@@ -13,30 +16,32 @@ LAYERS_COUNTED = 64
 """Beyond so many layers the plan is worked out for these and scaled: a mistyped depth gets its answer at once."""
 
 
-def planned_bytes(config: RunConfig, twin: Twin) -> int:
+def planned_bytes(config: RunConfig, twin: Twin, device: Device = "cpu") -> int:
     """Peak memory of a training step by the plan; for very deep models scaled from fewer layers."""
     layers = config.model.n_layer
     if layers <= LAYERS_COUNTED:
-        return memory_plan(config, twin).total
+        return memory_plan(config, twin, device).total
     shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=LAYERS_COUNTED))
-    return memory_plan(shorter, twin).total * layers // LAYERS_COUNTED
+    return memory_plan(shorter, twin, device).total * layers // LAYERS_COUNTED
 
 
-def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None) -> None:
+def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None, device: Device = "cpu") -> None:
     """Refuse a run that needs more memory than the machine has.
 
     Args:
         config: with the vocabulary settled, and dtype as it will be computed in.
         memory_bytes: the machine's memory; None where it is not known, and nothing is refused.
+        device: where the twin computes.
 
     Raises:
         UserError: says what the run needs, what there is, and what would fit.
     """
-    if memory_bytes is None or (needed := planned_bytes(config, twin)) <= memory_bytes:
+    if memory_bytes is None or (needed := planned_bytes(config, twin, device)) <= memory_bytes:
         return
     train = config.train
     too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
-    batch = _largest_batch(config, twin, memory_bytes)
+    fits = partial(_fits, twin=twin, device=device, memory_bytes=memory_bytes)
+    batch = _largest_batch(config, fits)
     if batch:
         sequences = train.batch_size * train.grad_accum_steps
         # Of what fits the largest part of a step that leaves no rest, unless that is far smaller.
@@ -46,10 +51,10 @@ def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None) -> None:
         remedy = f"--batch-size {batch} fits (--grad-accum-steps {steps} {keeps} the tokens per step)"
     else:
         layer = config.model.n_layer
-        while layer > 1 and not _fits(_with(config, batch=1, layers=layer), twin, memory_bytes):
+        while layer > 1 and not fits(_with(config, batch=1, layers=layer)):
             layer //= 2
-        fits = _fits(_with(config, batch=1, layers=layer), twin, memory_bytes)
-        remedy = f"--n-layer {layer} --batch-size 1 fits" if fits else "make the model narrower"
+        enough = fits(_with(config, batch=1, layers=layer))
+        remedy = f"--n-layer {layer} --batch-size 1 fits" if enough else "make the model narrower"
     raise UserError(f"{too_much}: {remedy}; --force tries all the same")
 
 
@@ -58,13 +63,13 @@ def _with(config: RunConfig, *, batch: int, layers: int | None = None) -> RunCon
     return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, batch_size=batch))
 
 
-def _fits(config: RunConfig, twin: Twin, memory_bytes: int) -> bool:
-    return planned_bytes(config, twin) <= memory_bytes
+def _fits(config: RunConfig, *, twin: Twin, device: Device, memory_bytes: int) -> bool:
+    return planned_bytes(config, twin, device) <= memory_bytes
 
 
-def _largest_batch(config: RunConfig, twin: Twin, memory_bytes: int) -> int:
+def _largest_batch(config: RunConfig, fits: Callable[[RunConfig], bool]) -> int:
     """The largest power of two of a micro-batch that fits; 0 if not even one sequence does."""
     batch = 1 << (max(config.train.batch_size, 1).bit_length() - 1)
-    while batch and not _fits(_with(config, batch=batch), twin, memory_bytes):
+    while batch and not fits(_with(config, batch=batch)):
         batch //= 2
     return batch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -16,6 +17,7 @@ from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
+from gpt_common.machine.device import planned_device
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.memory import Twin
@@ -92,7 +94,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
     if not command.force:
-        check_room(config, planned_for, hardware.memory_bytes)
+        device, dtype = planned_device(planned_for, config.train.device, config.train.dtype, hardware.kind)
+        settled = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
+        check_room(settled, planned_for, hardware.memory_bytes, device)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None and manifest is not None:

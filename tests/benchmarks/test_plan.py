@@ -118,7 +118,7 @@ def test_the_largest_number_for_which_something_holds(bound: int, limit: int) ->
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("memory", [1 << 20, 1 << 30, 16 << 30])
 def test_the_largest_batch_fits_and_one_more_does_not(memory: int, checkpointing: bool) -> None:
-    size = largest_batch(GPT2, "mlx", memory, checkpointing=checkpointing)
+    size = largest_batch(GPT2, "mlx", "cpu", memory, checkpointing=checkpointing)
     assert size is not None
 
     def total(batch: int) -> int:

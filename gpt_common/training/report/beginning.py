@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.network.flops import describe_model
 from gpt_common.network.room import planned_bytes
@@ -20,7 +22,8 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
     config, data, memory = opening.config, opening.dataset, opening.hardware.memory_bytes
     train = config.train
     floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
-    planned = in_memory(planned_bytes(config, opening.planned_for))
+    settled = dataclasses.replace(config, train=dataclasses.replace(train, dtype=device.dtype))
+    planned = in_memory(planned_bytes(settled, opening.planned_for, device.name))
     steps = f"{opening.first_step} to {opening.stop_at}"
     if timed:
         steps = f"what fits into {train.max_minutes:g} minutes, by the time of the first"

@@ -83,3 +83,10 @@ def test_muon_keeps_one_number_for_each_of_a_block_matrix() -> None:
     assert matrices > rest
     for twin in ("mlx", "torch"):
         assert memory_plan(config, twin).moments == 4 * (matrices + 2 * rest)
+
+
+def test_a_fused_loss_keeps_no_logits_in_float32() -> None:
+    model = ModelConfig(vocab_size=50_000, block_size=64, n_layer=2, n_head=2, n_embd=16)
+    run = RunConfig(model=model, train=TrainConfig(batch_size=8, dtype="bfloat16"))
+    cpu, gpu = (memory_plan(run, "mlx", device) for device in ("cpu", "gpu"))
+    assert (cpu.logits, gpu.logits) == pytest.approx((20 * 8 * 64 * 50_000, 4 * 8 * 64 * 50_000), rel=0.02)

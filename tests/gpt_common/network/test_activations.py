@@ -75,3 +75,23 @@ def test_more_of_anything_is_more_to_keep() -> None:
         for name, value in more.items():
             if (count, name) != (torch_saved, "block_size"):
                 assert count(ModelConfig(**{**base, name: value}), 0, 4).total > least, name
+
+
+def test_mps_keeps_the_attention_matrices_that_the_math_kernel_does() -> None:
+    """Where no kernel is fused autograd saves the matrix of every head: 48 MiB a layer and sequence of GPT-2."""
+    gpt2 = ModelConfig(vocab_size=20, block_size=1024, n_layer=1, n_head=12, n_embd=768)
+    fused, math = (torch_saved(gpt2, 0, 4, device).total for device in ("cpu", "mps"))
+    assert torch_saved(gpt2, 0, 4, "cuda").total == fused
+    assert (math - fused) * 1024 / 2**20 == pytest.approx(48, rel=0.01)
+
+    small = ModelConfig(vocab_size=20, block_size=T, n_layer=1, n_head=4, n_embd=128)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        assert torch_saved(small, 0, 4, "mps").total == pytest.approx(autograd_saves(small, torch.float32), abs=8)
+
+
+def test_a_gpu_has_none_of_the_kernels_that_mlx_s_cpu_is_given() -> None:
+    model = ModelConfig(vocab_size=20, block_size=256, n_layer=1, n_head=4, n_embd=128)
+    cpu, gpu = (mlx_saved(model, 0, 4, device) for device in ("cpu", "gpu"))
+    assert gpu.scores > cpu.scores
+    assert gpu.feed_forward > cpu.feed_forward
+    assert mlx_saved(model, 0, 2) == mlx_saved(model, 0, 2, "gpu")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import gpt_common.training.opening
-from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.device import ComputeDevice, DType
 from gpt_common.machine.hardware import Hardware
 from gpt_common.training.health.watch import Health
 from gpt_common.training.report.past import read_run
@@ -54,7 +54,7 @@ class Clock:
 @pytest.mark.parametrize("interval", [1, 5])
 def test_the_figures_of_a_run(
     twin: str,
-    dtype: str,
+    dtype: DType,
     peak: float,
     interval: int,
     stories_dir: Path,
