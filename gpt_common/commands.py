@@ -16,7 +16,7 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force")
+    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep")
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -39,6 +39,8 @@ class TrainCommand:
     """Save and end after this step of a schedule that still spans max_steps."""
     force: bool = False
     """Start even if the plan says that the run does not fit into memory."""
+    let_sleep: bool = False
+    """Let a Mac fall asleep during the run; otherwise it is kept awake while its lid is open."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

@@ -22,6 +22,7 @@ from gpt_common.data.tokenizers import identity
 from gpt_common.errors import Stopped, WorkFailed, watching_signals
 from gpt_common.judging.whole_text import WholeText
 from gpt_common.keyed import draws
+from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
 from gpt_common.machine.provenance import versions
@@ -60,6 +61,7 @@ class Run:
         self._began = time.monotonic()
         self.twin = twin
         self.why_preset = why_preset
+        self.let_sleep = command.let_sleep
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from = opening.resume_from, opening.init_from
@@ -145,7 +147,7 @@ class Run:
             self.interrupted = number
             self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
 
-        with watching_signals(remember), self.log:
+        with watching_signals(remember), self.log, awake(self.log.note, wanted=not self.let_sleep):
             try:
                 yield self
             except WorkFailed:
