@@ -128,15 +128,17 @@ PLANTS = (
     Plant(
         "evaluation takes labels one further",
         2,
-        both(
-            "TrainingProbe.loss",
-            "probe.py",
-            (
-                "to_device(batch, self.model.device)",
-                "to_device(Batch(batch.tokens[:, :-1], batch.labels[:, 1:]), self.model.device)",
+        (
+            *both(
+                "TrainingProbe.losses",
+                "probe.py",
+                (
+                    "to_device(batch, self.model.device)",
+                    "to_device(Batch(batch.tokens[:, :-1], batch.labels[:, 1:]), self.model.device)",
+                ),
             ),
-        )
-        + both("", "probe.py", ("import NumpyBatch, Tokens", "import Batch, NumpyBatch, Tokens")),
+            Edit("torch_gpt/probe.py", "", "import NumpyBatch, Tokens", "import Batch, NumpyBatch, Tokens"),
+        ),
         says="labels|loss",
     ),
 )

@@ -144,9 +144,9 @@ LLAMA: Changes = {
         mx.fast, "rms_norm", lambda f: lambda x, weight, eps: f(x, weight, eps / 10)
     ),
     ("L1", "key heads shared in turn"): lambda: wrap(
-        mx.fast,
-        "scaled_dot_product_attention",
-        lambda f: lambda q, k, v, **more: f(q, _shared_in_turn(k, q.shape[1]), _shared_in_turn(v, q.shape[1]), **more),
+        attention,
+        "causal_attention",
+        lambda f: lambda q, k, v, scale: f(q, _shared_in_turn(k, q.shape[1]), _shared_in_turn(v, q.shape[1]), scale),
     ),
     ("L2", "key heads shared in turn under dropout"): lambda: wrap(
         mx, "repeat", lambda _: lambda x, times, axis: _shared_in_turn(x, times * x.shape[axis])

@@ -24,13 +24,20 @@ from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
 from convert.parity.twins.replaced import replaced
 from gpt_common.data.batches import Batch
-from mlx_gpt import attention, checkpoint, layers, model, optim, train
+from mlx_gpt import attention, checkpoint, kernels, layers, model, optim, train
 
 
 @contextmanager
 def _dropout(wrong: Callable[[Any], Any]) -> Iterator[None]:
     """Dropout is known by three names."""
     with wrap(layers, "dropout", wrong), wrap(attention, "dropout", wrong), wrap(model, "dropout", wrong):
+        yield
+
+
+@contextmanager
+def _tanh_gelu() -> Iterator[None]:
+    """GELU is MLX's own or, on a CPU, ours."""
+    with wrap(nn, "gelu", lambda _: nn.gelu_approx), wrap(kernels, "_gelu", lambda _: nn.gelu_approx):
         yield
 
 
@@ -81,6 +88,16 @@ def _set_step(**wrong: Callable[[Any, int, float], float]) -> Change:
             )
         ),
     )
+
+
+def _masked(q: Any, k: Any, v: Any, scale: float, mask_TS: Any) -> Any:
+    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask_TS)
+
+
+def _next_seen(q_BHTK: Any, k_BGSK: Any) -> Any:
+    """(T, S): everyone sees the next one too."""
+    T, S = q_BHTK.shape[2], k_BGSK.shape[2]
+    return None if T == 1 else mx.tri(T, S, S - T + 1, dtype=mx.bool_)
 
 
 def _far(q_BHTK: Any) -> bool:
@@ -135,7 +152,7 @@ GPT: Changes = {
         checkpoint, "load_optimizer_tensors", lambda _: lambda *_: None
     ),
     # ---- L1: operations
-    ("L1", "tanh GELU for the exact one"): lambda: wrap(nn, "gelu", lambda _: nn.gelu_approx),
+    ("L1", "tanh GELU for the exact one"): _tanh_gelu,
     ("L1", "exact GELU for the tanh one"): lambda: wrap(nn, "gelu_approx", lambda _: nn.gelu),
     ("L1", "layer norm eps 1e-6"): lambda: wrap(
         mx.fast, "layer_norm", lambda f: lambda x, weight, bias, eps: f(x, weight, bias, eps / 10)
@@ -144,13 +161,7 @@ GPT: Changes = {
         attention, "causal_attention", lambda f: lambda q, k, v, scale: f(q, k, v, scale / math.sqrt(q.shape[1]))
     ),
     ("L1", "mask off by one"): lambda: wrap(
-        mx.fast,
-        "scaled_dot_product_attention",
-        lambda f: (
-            lambda q, k, v, scale, mask: f(
-                q, k, v, scale=scale, mask=mask and mx.tri(q.shape[2], k.shape[2], 1, dtype=mx.bool_)
-            )
-        ),
+        attention, "causal_attention", lambda _: lambda q, k, v, scale: _masked(q, k, v, scale, _next_seen(q, k))
     ),
     ("L1", "dropout does not scale up"): lambda: _dropout(
         lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)
@@ -171,7 +182,10 @@ GPT: Changes = {
         ),
     ),
     ("L2", "mask off by one under dropout"): lambda: wrap(
-        mx, "tri", lambda f: lambda rows, columns, dtype: f(rows, columns, 1, dtype=dtype)
+        # Attention by rows says where its mask begins.
+        mx,
+        "tri",
+        lambda f: lambda rows, columns, *at, dtype: f(rows, columns, *(at or (1,)), dtype=dtype),
     ),
     # ---- L3: logits
     ("L3", "positions counted backwards"): lambda: wrap(
@@ -257,12 +271,12 @@ GPT: Changes = {
         mx, "arange", _positions(lambda f, start, stop: f(start, stop) % FAR)
     ),
     ("S", f"mask off by one from position {FAR} on"): lambda: wrap(
-        mx.fast,
-        "scaled_dot_product_attention",
-        lambda f: lambda q, k, v, scale, mask: f(q, k, v, scale=scale, mask=_late(k.shape[2]) if _far(q) else mask),
+        attention,
+        "causal_attention",
+        lambda f: lambda q, k, v, scale: _masked(q, k, v, scale, _late(k.shape[2])) if _far(q) else f(q, k, v, scale),
     ),
     ("S", f"mask off by one from position {FAR} on under dropout"): lambda: wrap(
-        mx, "tri", lambda f: lambda T, S, dtype: f(T, S, dtype=dtype) if T <= FAR else _late(T)
+        mx, "tri", lambda f: lambda T, S, *at, dtype: f(T, S, *at, dtype=dtype) if at or T <= FAR else _late(T)
     ),
     ("S", "gradients of micro-steps after the third dropped"): _three_gradients,
 }

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from gpt_common.data.__main__ import main as data_command
 from gpt_common.errors import Stopped, UserError, WorkFailed
+from gpt_common.machine.blas import load_fast_blas
 from gpt_common.training.runlog import read_metrics
 from tests.borrowed import provide_gpt2_vocabulary
 
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=600, help="begin no other small preset after so many")
     parser.add_argument("--shakespeare", type=Path, help="input.txt, where it cannot be downloaded")
     command = parser.parse_args(argv)
+    load_fast_blas()  # as the trainer does, before MLX is imported
     kinds: dict[str, Kind] = {}
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="healthy-") as folder:
