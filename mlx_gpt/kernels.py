@@ -40,6 +40,8 @@ POWER = (1.0, 0.693147207, 0.240226512, 0.0555032721, 0.0096180256, 0.0013400432
 """Of f, is 2^f for |f| <= 0.5, to 3e-9."""
 ROUNDING = 1.5 * 2.0**23
 """What is added to a float32 between -2^22 and 2^22 leaves its nearest whole number in the low bits."""
+ROUNDING_BITS = 0x4B400000
+"""It as bits."""
 ROWS = 32
 """Queries of a group, at least: of fewer, what is saved is less than what a product costs."""
 
@@ -123,13 +125,19 @@ def _polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
 
 @mx.custom_function
 def _softmax(x: mx.array) -> mx.array:
+    powers = _exp(x - x.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+@mx.compile
+def _exp(x: mx.array) -> mx.array:
+    """Of what is not above 0."""
     # 2^y is 2^n 2^f, with n the nearest whole number: its bits, moved to where a float32 has its exponent, are 2^n.
     # From -127 down they are 0, as is what a mask makes of minus infinity.
-    y = mx.maximum((x - x.max(axis=-1, keepdims=True)) * math.log2(math.e), -127)
+    y = mx.maximum(x * math.log2(math.e), -127)
     rounded = y + ROUNDING
-    whole = mx.view(rounded, mx.int32) - mx.view(mx.array(ROUNDING), mx.int32)
-    powers = _polynomial(POWER, y - (rounded - ROUNDING)) * mx.view(whole + 127 << 23, mx.float32)
-    return powers / powers.sum(axis=-1, keepdims=True)
+    whole = mx.view(rounded, mx.int32) - ROUNDING_BITS
+    return _polynomial(POWER, y - (rounded - ROUNDING)) * mx.view(whole + 127 << 23, mx.float32)
 
 
 @_softmax.vjp
