@@ -18,7 +18,9 @@ import torch
 from mlx.utils import tree_flatten
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import mlx_gpt.kernels
 import mlx_gpt.model
+import torch_gpt.kernels
 import torch_gpt.model
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
@@ -129,7 +131,7 @@ def test_no_product_is_float32_by_accident(
 
 @pytest.mark.parametrize("products", [mlx_products, torch_products])
 def test_an_accidental_one_is_seen(products: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    right, torch_right = mlx_gpt.layers.linear, torch_gpt.layers.linear
+    right, torch_right = mlx_gpt.kernels.linear, torch_gpt.kernels.linear
     monkeypatch.setattr(
         mlx_gpt.layers,
         "linear",
