@@ -46,3 +46,5 @@ class ComputeDevice:
     """Wait until everything that was queued is done."""
     peak_memory: Callable[[], int]
     """Peak memory so far, in bytes."""
+    advice: str | None = None
+    """What its owner should know before the run."""

@@ -47,6 +47,12 @@ class Hardware:
     """Whether the system saves power at the cost of speed."""
 
 
+def macos_version() -> str:
+    """As the system itself says, "26.2": a Python that was built before macOS 26 is told 16.0 (cpython#135675)."""
+    said = _output("sw_vers", "-productVersion").strip()
+    return said or platform.mac_ver()[0]
+
+
 def detect() -> Hardware:
     """This machine. Reads files on Linux (a few milliseconds), runs four commands on macOS; never raises."""
     system = platform.system()
@@ -56,7 +62,7 @@ def detect() -> Hardware:
             displays=_output("system_profiler", "SPDisplaysDataType", "-json"),
             battery=_output("pmset", "-g", "ps"),
             settings=_output("pmset", "-g"),
-            version=platform.mac_ver()[0],
+            version=macos_version(),
         )
     if system == "Linux":
         cpuinfo = _text("/proc/cpuinfo")
@@ -260,7 +266,8 @@ def _os_release(text: str) -> str:
 
 def _output(*command: str) -> str:
     """What a command prints, whatever its exit code (sysctl fails if one of many names is unknown); "" if none."""
-    environment = {**os.environ, "LC_ALL": "C"}
+    # The second: sw_vers says 16.0 on macOS 26 to programs that were built before it, unless asked not to.
+    environment = {**os.environ, "LC_ALL": "C", "SYSTEM_VERSION_COMPAT": "0"}
     try:
         done = subprocess.run(command, capture_output=True, timeout=10, env=environment, stdin=subprocess.DEVNULL)
     except (OSError, subprocess.SubprocessError):

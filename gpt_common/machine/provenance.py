@@ -7,6 +7,8 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
+from gpt_common.machine.mlx_wheel import built_for
+
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
@@ -16,6 +18,8 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
         except ModuleNotFoundError:
             continue
+    if (built := built_for()) is not None:
+        found["mlx built for"] = "macOS {}.{}".format(*built)
     return found
 
 

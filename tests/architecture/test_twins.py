@@ -46,11 +46,13 @@ ONE_SIDED = {
         "on_cpu",
         "is_plain",
         "_softmax",
+        "_exp",
         "_softmax_backward",
         "attention_by_rows",
         "OneDNN",
         "product",
     },
+    "device.py": {"wheel_advice"},  # of PyTorch there is one build
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {
         "AdamW",  # MLX's own rounds its bias corrections; PyTorch's is the reference

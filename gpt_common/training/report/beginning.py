@@ -34,6 +34,7 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
         f"memory: about {planned} for a training step" + (f", of {in_memory(memory)}" if memory else ""),
         f"steps: {steps}, {train.batch_size * train.grad_accum_steps} x {config.model.block_size} tokens each",
         f"folder: {opening.folder}",
+        *([device.advice] if device.advice else []),
         *opening.messages,
     ]
 
