@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
         tokens=None if command.tokens is None else parse_amount(command.tokens, "--tokens"),
         mfu=command.mfu,
         watts=command.watts,
-        measured=measured_speeds(command.result) if command.result else None,
+        measured=measured_speeds(command.result, hardware, command.run.train) if command.result else None,
         assume=True,
     )
     if command.json is not None:

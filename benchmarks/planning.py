@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
-from gpt_common.config import RunConfig, to_dict
+from gpt_common.config import RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.device import Device, planned_device
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
@@ -237,24 +237,37 @@ def compute_optimal(parameters: int) -> dict[str, Any]:
     }
 
 
-def measured_speeds(path: Path) -> dict[Twin, Measured]:
-    """The fastest row of each twin in a result of `benchmarks/run.py`.
+def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[Twin, Measured]:
+    """The fastest row of each twin in a result of `benchmarks/run.py`, cases in its trainer's dtype first.
+
+    Args:
+        path: the result.
+        hardware: what is planned for; a speed of another chip says nothing of it.
+        train: decides device and dtype.
 
     Raises:
-        UserError: no such file, not a result, or nothing was measured.
+        UserError: no such file, not a result, of another chip, or nothing was measured.
     """
     try:
         from benchmarks.results import read_result
     except ImportError:
         raise UserError("--result needs pydantic: pip install '.[benchmarks]'") from None
+    result = read_result(path)
+    if (chip := result.environment.hardware.chip) != hardware.chip:
+        raise UserError(f"--result {path} was measured on {chip}, and the plan is for {hardware.chip}: --chip '{chip}'")
     found: dict[Twin, Measured] = {}
-    for case in read_result(path).cases:
+    best: dict[Twin, tuple[bool, float]] = {}
+    for case in result.cases:
         for row in case.rows:
             if row.summary is None or row.peer or row.control:
                 continue
+            _, dtype = planned_device(row.framework, train.device, train.dtype, hardware.kind)
             rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
-            if row.framework not in found or rate > found[row.framework].flops_per_second:
-                source = f"{row.label}, {case.name} in {path.name}"
+            rank = (case.work.dtype == dtype, rate)
+            if rank > best.get(row.framework, (False, 0.0)):
+                best[row.framework] = rank
+                other = "" if case.work.dtype == dtype else f" ({case.work.dtype}; the trainer takes {dtype})"
+                source = f"{row.label}, {case.name} in {path.name}{other}"
                 found[row.framework] = Measured(rate, energy.watts if energy else None, source)
     if not found:
         raise UserError(f"--result {path}: nothing was measured in it")
