@@ -108,13 +108,17 @@ class TrainingProbe:
         loss, gradients = self._held_back(batches, step, dropout)
         return loss, {name: np.array(gradient) for name, gradient in gradients.items()}
 
-    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> Tried:
-        """Take the step, remember what it did to the weights, and undo it, to the bit."""
+    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
+        """Take the step, clipped to the norm `clip`, remember what it did to the weights, and undo it, to the bit."""
         assert self.train_step is not None
-        optimizer = self.train_step.optimizer
+        optimizer, config = self.train_step.optimizer, self.train_step.config
         state, moments = self.model.state_dict(), self.moments()
         before = self.weights()
-        _, norm = self.train_step(batches, step, rate)
+        self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
+        try:
+            _, norm = self.train_step(batches, step, rate)
+        finally:
+            self.train_step.config = config
         tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.update(tree_unflatten(list(state.items())))
         load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)

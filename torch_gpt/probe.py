@@ -93,13 +93,17 @@ class TrainingProbe:
         loss, gradients = self._held_back(batches, step, dropout)
         return loss, {name: gradient.cpu().numpy() for name, gradient in gradients.items()}
 
-    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> Tried:
-        """Take the step, remember what it did to the weights, and undo it, to the bit."""
+    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
+        """Take the step, clipped to the norm `clip`, remember what it did to the weights, and undo it, to the bit."""
         assert self.train_step is not None
-        optimizer = self.train_step.optimizer
+        optimizer, config = self.train_step.optimizer, self.train_step.config
         state, moments = {name: value.clone() for name, value in self.model.state_dict().items()}, self.moments()
         before = self.weights()
-        _, norm = self.train_step(batches, step, rate)
+        self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
+        try:
+            _, norm = self.train_step(batches, step, rate)
+        finally:
+            self.train_step.config = config
         tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.load_state_dict(state)
         load_optimizer_tensors(

@@ -102,7 +102,7 @@ PLANTS = (
                 "for gradient in dict(tree_flatten(gradients)).values() if gradient.size < 1 << 20]",
             ),
         ),
-        says="gradient norm",
+        says="gradient norm|Clipping",
         asks="large vocabulary",
     ),
     Plant(

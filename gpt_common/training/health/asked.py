@@ -43,7 +43,7 @@ class StepProbe(TrainedProbe, Protocol):
     def step_gradients(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> tuple[float, Arrays]:
         """The same, and the gradient that would have been clipped and applied."""
 
-    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> Tried:
+    def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, remember what it did to the weights, and undo it."""
 
     def weights(self) -> Arrays:
