@@ -46,7 +46,7 @@ PLANTS = (
         "every step has the batch of step 0",
         4,
         (Edit(BATCHES, "training_batch", '"batch", step, micro_step, rank', '"batch", 0, micro_step, rank'),),
-        says="step is not counted|earlier",
+        says="do not depend on the step",
     ),
     Plant(
         "batches go round after ten steps",

@@ -83,6 +83,7 @@ class Health:
         )
         self._asked: list[tuple[NumpyBatch, float]] = []
         self._evaluations = 0
+        self._still: dict[str, int] = {}
         self._text: list[int] = []
         self._repeats = Repeats(len(dataset.train) - config.model.block_size, config.train.batch_size)
 
@@ -117,7 +118,7 @@ class Health:
             self.note(line)
         if self._shares_text():
             self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
-        self._checksums = self.probe.checksums()
+        self._checksums, self._still = self.probe.checksums(), self.evaluated.checksums()
 
     def _shares_text(self) -> bool:
         """Whether most windows of the validation split, taken here and there, stand in the training split too."""
@@ -190,9 +191,20 @@ class Health:
         self._text = text
         if self.on and step > self.first_step:
             check_again(self.asked_step, step)
+            self._check_moved(step)
         self._evaluations += 1
         for alarm in self.alarms.on_evaluation(step, val_loss, train_loss):
             self.warn(alarm)
+
+    def _check_moved(self, step: int) -> None:
+        """Once: what is evaluated, the weights or their mean, is not what it was before the first step."""
+        still, self._still = self._still, {}
+        if still and still == self.evaluated.checksums() and self.config.optim.learning_rate:
+            raise GateFailed(
+                "evaluation",
+                f"after {step - self.first_step} steps the weights that are evaluated are still those of the beginning",
+                "The mean of the weights is not updated, or another model is evaluated than trained",
+            )
 
     def _check_evaluation(self, asked: Sequence[tuple[NumpyBatch, float]], val_loss: float) -> None:
         """What was called the validation loss is the mean of the losses on validation text, wherever that was asked."""
