@@ -177,10 +177,17 @@ def prove(rows: dict[str, Row], config: str, dtype: str, environment: Mapping[st
         config: a preset, whose family of models climbs; another configuration has the default's.
     """
     names = [name for name, row in rows.items() if row.open and not row.backend.peer]
-    extra = ["--dtype", dtype, *(["--preset", config] if config in preset_names() else [])]
+    extra = ["--preset", config] if config in preset_names() else []
     if environment["MLX_ENABLE_TF32"] != "0":
         extra.append("--tf32")
-    verdict = verify(names, ladder(extra, {**os.environ, **environment}))
+    verdict = Verdict()
+    for half in (False, True):
+        climbers = {rows[name].backend.on_ladder: name for name in names if rows[name].backend.half is half}
+        flags = ["--dtype", "bfloat16" if half else dtype, *extra]
+        found = verify(list(climbers), ladder(flags, {**os.environ, **environment}))
+        verdict.passed |= {climbers[name]: digest for name, digest in found.passed.items()}
+        verdict.failed |= {climbers[name]: reason for name, reason in found.failed.items()}
+        verdict.reports |= found.reports
     for name in names:
         if name in verdict.passed:
             rows[name].verified = "parity"

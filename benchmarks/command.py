@@ -14,9 +14,9 @@ class Benchmark:
     """Measure training on the backends present here, one process each, and compare them.
 
     Backends: mlx (its GPU, or its CPU where there is none), mlx-cpu, mlx-cpu-compiled, mps, mps-compiled, cpu,
-    cpu-compiled, cuda, cuda-compiled. Every field of a configuration is a flag too. The default shape is nanoGPT's for
-    Shakespeare by characters: the large one on a GPU, the small one on a CPU; dtype auto means float32, so that all
-    rows compute the same.
+    cpu-compiled, cuda, cuda-compiled; mlx-bf16, mps-bf16 and so on train in bfloat16. Every field of a configuration
+    is a flag too. The default shape is nanoGPT's for Shakespeare by characters: the large one on a GPU, the small one
+    on a CPU; dtype auto means float32, so that all other rows compute the same.
     """
 
     backends: str = "mlx,mps,cpu"

@@ -12,7 +12,6 @@ from typing import Any, get_args
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
 from gpt_common.config import RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
-from gpt_common.machine.device import Device, planned_device
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
 from gpt_common.machine.peaks import largest_power
 from gpt_common.network.flops import (
@@ -25,6 +24,7 @@ from gpt_common.network.flops import (
     parameter_table,
 )
 from gpt_common.network.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
+from gpt_common.network.planned import Device, planned_device
 
 VERSION = 1
 TOKENS_PER_PARAMETER = 20
@@ -263,10 +263,11 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
                 continue
             _, dtype = planned_device(row.framework, train.device, train.dtype, hardware.kind)
             rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
-            rank = (case.work.dtype == dtype, rate)
+            taken = row.dtype or case.work.dtype
+            rank = (taken == dtype, rate)
             if rank > best.get(row.framework, (False, 0.0)):
                 best[row.framework] = rank
-                other = "" if case.work.dtype == dtype else f" ({case.work.dtype}; the trainer takes {dtype})"
+                other = "" if taken == dtype else f" ({taken}; the trainer takes {dtype})"
                 source = f"{row.label}, {case.name} in {path.name}{other}"
                 found[row.framework] = Measured(rate, energy.watts if energy else None, source)
     if not found:

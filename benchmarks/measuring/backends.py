@@ -17,8 +17,15 @@ class Backend(backends.Backend):
 
     peer: Literal["", "transformers", "mlx-lm"] = ""
     """Whose model; empty: ours."""
+    half: bool = False
+    """In bfloat16 whatever the configuration says: what a Mac trains in, beside what is compared."""
     control: bool = False
     """The same backend a second time, to show what this machine calls a difference where there is none."""
+
+    @property
+    def on_ladder(self) -> str:
+        """Its name for `convert parity`, whose dtype is a flag."""
+        return self.name.removesuffix("-bf16") if self.half else self.name
 
     @property
     def label(self) -> str:
@@ -35,6 +42,11 @@ class Backend(backends.Backend):
 
 
 BACKENDS = {name: Backend(**vars(backend)) for name, backend in backends.BACKENDS.items()}
+BACKENDS |= {
+    f"{name}-bf16": dataclasses.replace(backend, name=f"{name}-bf16", half=True)
+    for name, backend in BACKENDS.items()
+    if not backend.compiled
+}
 PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": "mlx"}
 """Published implementations of the same model, and what they run on."""
 

@@ -186,8 +186,10 @@ class Session:
             return "interrupted"
         device, dtype = row.about.device or "", row.about.dtype or ""
         peak = published_peak(self.hardware, device, dtype)
+        expected, theirs = expected_losses(case, dtype)
+        coarser = "bfloat16" if "bfloat16" in (dtype, theirs) else dtype
         reason = rejection(process, peak.flops if peak else None) or other_work(
-            process.losses, expected_losses(case), dtype, case.config.model.dropout > 0
+            process.losses, expected, coarser, case.config.model.dropout > 0
         )
         if reason:
             row.end("rejected", reason)
@@ -204,10 +206,11 @@ def state_of_machine() -> Before:
     return Before(load=load(), thermal_pressure=thermal_pressure())
 
 
-def expected_losses(case: Case) -> list[float | None]:
-    """Losses of the first steps by the first of our own backends that gave any."""
-    ours = [p for row in case.rows if not row.backend.peer and row.status != "rejected" for p in row.processes]
-    return ours[0].losses if ours else []
+def expected_losses(case: Case, dtype: str) -> tuple[list[float | None], str]:
+    """Losses of the first steps by the first of our own backends that gave any, and their dtype; of `dtype` if any."""
+    ours = [row for row in case.rows if not row.backend.peer and row.status != "rejected" and row.processes]
+    first = next((row for row in ours if row.about.dtype == dtype), ours[0] if ours else None)
+    return (first.processes[0].losses, first.about.dtype or dtype) if first else ([], dtype)
 
 
 def describe_job(job: Job, settings: Settings) -> dict[str, Any]:

@@ -9,6 +9,7 @@ SIGINT ends a series early; the result then says `interrupted`. Whatever librari
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -88,6 +89,8 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
     Raises:
         Absent: not here.
     """
+    if backend.half:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype="bfloat16"))
     if backend.framework == "mlx":
         try:
             load_fast_blas()  # before MLX is imported

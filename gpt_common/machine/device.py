@@ -11,25 +11,6 @@ Device = Literal["cpu", "gpu", "mps", "cuda"]
 DType = Literal["float32", "bfloat16"]
 
 
-def planned_device(
-    framework: Literal["mlx", "torch"], device: str, dtype: Literal["auto", "float32", "bfloat16"], kind: str
-) -> tuple[Device, DType]:
-    """Where a twin would compute on some machine and in which dtype, by the rules of its trainer.
-
-    Args:
-        framework: the twin's.
-        device: that the configuration names; auto takes a GPU where there is one.
-        dtype: that the configuration names; auto is bfloat16 where a GPU has it from the start.
-        kind: of the machine, "apple", "cuda" or "cpu".
-    """
-    found: Device = "gpu" if framework == "mlx" else "mps" if kind == "apple" else "cuda"
-    if device == "cpu" or kind == "cpu":
-        found = "cpu"
-    if dtype == "auto":
-        return found, "bfloat16" if found in ("gpu", "cuda") else "float32"
-    return found, dtype
-
-
 @dataclass(frozen=True)
 class ComputeDevice:
     """Where a twin computes, and how to wait for it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_common.config import ModelConfig
-from gpt_common.machine.device import Device
+from gpt_common.network.planned import Device
 
 ROWS = 32
 """mlx_gpt/kernels.py: on a CPU, queries of a group that is given its keys alone."""

@@ -18,10 +18,10 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gpt_common.config import ModelConfig, RunConfig
-from gpt_common.machine.device import Device
 from gpt_common.network.activations import mlx_saved, torch_saved
 from gpt_common.network.flops import parameter_count
 from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
+from gpt_common.network.planned import Device
 
 Twin = Literal["mlx", "torch"]
 

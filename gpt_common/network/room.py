@@ -8,8 +8,8 @@ from functools import partial
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
-from gpt_common.machine.device import Device
 from gpt_common.network.memory import Twin, memory_plan
+from gpt_common.network.planned import Device
 from gpt_common.words import in_memory
 
 LAYERS_COUNTED = 64

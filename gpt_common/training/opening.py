@@ -17,10 +17,10 @@ from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
-from gpt_common.machine.device import planned_device
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.memory import Twin
+from gpt_common.network.planned import planned_device
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from benchmarks import benchmark
 from benchmarks.measuring.backends import BACKENDS, choose_backends
 from benchmarks.measuring.parity_gate import verify
 from benchmarks.measuring.samples import Clocks, Series, marked, sleeping_clock, valid
+from benchmarks.measuring.session import Case, Row, expected_losses
 from benchmarks.measuring.thermal import CoreCounters, ThrottleWatch
 from benchmarks.measuring.work import Batcher
+from benchmarks.readings import About
 from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, resolve, smallest
 from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
 from gpt_common.errors import UserError
@@ -41,6 +45,18 @@ def test_unknown_names_are_refused_with_the_nearest(names: str, peers: str) -> N
 def test_the_same_backend_twice_is_a_control() -> None:
     again = BACKENDS["cpu"].as_control()
     assert (again.label, again.name, again.original()) == ("cpu again", "cpu", BACKENDS["cpu"])
+
+
+def test_a_row_in_bfloat16_stands_beside_the_one_that_is_compared() -> None:
+    rows = choose_backends("mlx,mlx-bf16,mps-bf16", "mlx-lm")
+    assert [(row.label, row.half, row.device) for row in rows] == [
+        ("mlx", False, "auto"),
+        ("mlx-bf16", True, "auto"),
+        ("mps-bf16", True, "mps"),
+        ("mlx-lm-mlx", False, "auto"),
+    ]
+    assert [row.on_ladder for row in rows[:3]] == ["mlx", "mlx", "mps"]
+    assert not any(row.half and row.compiled for row in BACKENDS.values())
 
 
 # --- configuration
@@ -196,3 +212,38 @@ def test_intel_counters_of_throttling(tmp_path: Path) -> None:
 
 def test_without_counters_nothing_is_known(tmp_path: Path) -> None:
     assert not ThrottleWatch(CoreCounters(tmp_path).read).known
+
+
+def test_rows_in_bfloat16_climb_by_themselves_with_its_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    climbs: list[tuple[list[str], list[str]]] = []
+
+    def made_up(flags: Sequence[str], _: object) -> Ladder:
+        class Watched(Ladder):
+            def __call__(self, names: Sequence[str]) -> tuple[int, str, str]:
+                climbs.append((list(names), list(flags)))
+                code, report, said = super().__call__(names)
+                return code, report.replace("strict", flags[1]), said
+
+        # In bfloat16 MPS is made to fail.
+        return Watched(broken=["mps"] if "bfloat16" in flags else [])
+
+    monkeypatch.setattr(benchmark, "ladder", made_up)
+    rows = {row.name: Row(row) for row in choose_backends("mlx,mps,mlx-bf16,mps-bf16")}
+    verdict = benchmark.prove(rows, "no preset", "float32", {"MLX_ENABLE_TF32": "0"})
+    assert climbs[0] == (["mlx", "mps"], ["--dtype", "float32"])
+    assert climbs[1] == (["mlx", "mps"], ["--dtype", "bfloat16"])
+    assert {name: row.verified for name, row in rows.items() if row.open} == {"mlx": "parity", "mps": "parity"}
+    assert "L3 fails on mps" in str(rows["mps-bf16"].reason)
+    assert set(verdict.passed) == {"mlx", "mps"}
+
+
+def test_losses_are_compared_within_a_dtype_and_else_by_the_coarser_one() -> None:
+    rows = [Row(BACKENDS[name], about=About(dtype=dtype)) for name, dtype in (("mlx", "float32"), ("cpu", "float32"))]
+    half = Row(BACKENDS["mlx-bf16"], about=About(dtype="bfloat16"))
+    for losses, row in (([1.0], rows[0]), ([2.0], rows[1]), ([3.0], half)):
+        row.processes.append(SimpleNamespace(losses=losses))  # type: ignore[arg-type]
+    case = Case("base", {}, CONFIG, [*rows, half])
+    assert expected_losses(case, "float32") == ([1.0], "float32")
+    assert expected_losses(case, "bfloat16") == ([3.0], "bfloat16")
+    assert expected_losses(Case("base", {}, CONFIG, rows), "bfloat16") == ([1.0], "float32")
+    assert expected_losses(Case("base", {}, CONFIG, []), "bfloat16") == ([], "bfloat16")

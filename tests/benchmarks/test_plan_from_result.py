@@ -1,0 +1,88 @@
+"""Speeds that a plan takes from a benchmark's result: which row, of which dtype, and of no other chip."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.planning import Measured, measured_speeds
+from benchmarks.results import Settings, to_json
+from gpt_common.config import TrainConfig
+from gpt_common.errors import UserError
+from gpt_common.machine.hardware import Hardware
+from tests.benchmarks.recipes import make_result
+
+
+def result_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """A made-up result with these rows, of steps of 10^12 operations."""
+    result = json.loads(to_json(make_result(backends="mps", peers="", settings=Settings(rounds=1, cooldown=0.0))))
+    (case,) = result["cases"]
+    like = case["rows"][0]
+    energy = {"joules_per_token": 1.0, "net_joules_per_token": None, "source": "x", "scope": "x", "estimate": True}
+    case["name"], case["work"]["flops_per_step"], case["rows"] = "shakespeare-char", 1e12, []
+    for changes in rows:
+        watts, seconds = changes.pop("watts"), changes.pop("seconds")
+        summary = {**like["summary"], "seconds_per_step": seconds, "energy": watts and {**energy, "watts": watts}}
+        case["rows"].append({**like, **changes, "summary": None if seconds is None else summary})
+    path = folder / "host.json"
+    path.write_text(json.dumps(result))
+    return path
+
+
+MEASURED_ON = make_result(backends="mps", peers="", settings=Settings(rounds=1, cooldown=0.0)).environment.hardware
+
+
+def row(label: str, seconds: float | None, watts: float | None = None, **changes: Any) -> dict[str, Any]:
+    framework = "mlx" if label.startswith("mlx") else "torch"
+    return {"label": label, "framework": framework, "seconds": seconds, "watts": watts, **changes}
+
+
+def test_the_fastest_row_of_each_twin_is_read(tmp_path: Path) -> None:
+    rows = [
+        row("mps", 0.5, 30.0),
+        row("cpu", 5.0),
+        row("mlx", 0.25),
+        row("mlx again", 0.01, control=True),
+        row("transformers", 0.01, peer="transformers"),
+        row("cuda", None),
+    ]
+    found = measured_speeds(result_file(tmp_path, rows), MEASURED_ON, TrainConfig(dtype="float32"))
+    assert found["mlx"] == Measured(4e12, None, "mlx, shakespeare-char in host.json")
+    assert found["torch"] == Measured(2e12, 30.0, "mps, shakespeare-char in host.json")
+
+
+def test_a_case_in_the_trainer_s_dtype_is_taken_before_a_faster_one(tmp_path: Path) -> None:
+    path = result_file(tmp_path, [row("mlx", 0.25), row("mps", 0.5)])
+    mac = replace(MEASURED_ON, kind="apple")
+    found = measured_speeds(path, mac, TrainConfig())
+    # On a Mac MLX trains in bfloat16 and PyTorch in float32, in which this was measured.
+    assert found["mlx"].source == "mlx, shakespeare-char in host.json (float32; the trainer takes bfloat16)"
+    assert found["torch"].source == "mps, shakespeare-char in host.json"
+
+    result = json.loads(path.read_text())
+    half = json.loads(json.dumps(result["cases"][0]))
+    half["name"], half["work"]["dtype"] = "in half", "bfloat16"
+    for each in half["rows"]:
+        each["dtype"], each["summary"]["seconds_per_step"] = "bfloat16", 1.0
+    result["cases"].append(half)
+    path.write_text(json.dumps(result))
+    found = measured_speeds(path, mac, TrainConfig())
+    assert found["mlx"] == Measured(1e12, None, "mlx, in half in host.json")
+    assert found["torch"].flops_per_second == 2e12
+
+
+def test_results_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing was measured"):
+        measured_speeds(result_file(tmp_path, [row("mlx", None)]), MEASURED_ON, TrainConfig())
+    with pytest.raises(UserError, match=f"measured on {MEASURED_ON.chip}, and the plan is for Apple M9: --chip"):
+        measured_speeds(result_file(tmp_path, [row("mlx", 0.5)]), Hardware(chip="Apple M9"), TrainConfig())
+    for text in ("", "[]", "{}", '{"cases": [1]}', '{"cases": [{"rows": [{}]}]}'):
+        (tmp_path / "bad.json").write_text(text)
+        with pytest.raises(UserError, match="is not a benchmark result"):
+            measured_speeds(tmp_path / "bad.json", MEASURED_ON, TrainConfig())
+    with pytest.raises(UserError, match="is not a benchmark result"):
+        measured_speeds(tmp_path / "absent.json", MEASURED_ON, TrainConfig())
