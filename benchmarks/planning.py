@@ -238,7 +238,7 @@ def compute_optimal(parameters: int) -> dict[str, Any]:
 
 
 def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[Twin, Measured]:
-    """The fastest row of each twin in a result of `benchmarks/run.py`, cases in its trainer's dtype first.
+    """The fastest row of each twin in a result of `benchmarks/run.py`, on its trainer's device and in its dtype first.
 
     Args:
         path: the result.
@@ -256,18 +256,19 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
     if (chip := result.environment.hardware.chip) != hardware.chip:
         raise UserError(f"--result {path} was measured on {chip}, and the plan is for {hardware.chip}: --chip '{chip}'")
     found: dict[Twin, Measured] = {}
-    best: dict[Twin, tuple[bool, float]] = {}
+    best: dict[Twin, tuple[bool, bool, float]] = {}
     for case in result.cases:
         for row in case.rows:
             if row.summary is None or row.peer or row.control:
                 continue
-            _, dtype = planned_device(row.framework, train.device, train.dtype, hardware.kind)
+            device, dtype = planned_device(row.framework, train.device, train.dtype, hardware.kind)
             rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
             taken = row.dtype or case.work.dtype
-            rank = (taken == dtype, rate)
-            if rank > best.get(row.framework, (False, 0.0)):
+            rank = (row.device == device, taken == dtype, rate)
+            if rank > best.get(row.framework, (False, False, 0.0)):
                 best[row.framework] = rank
-                other = "" if taken == dtype else f" ({taken}; the trainer takes {dtype})"
+                there, here = f"{row.device}, {taken}", f"{device}, {dtype}"
+                other = "" if there == here else f" ({there}; the trainer takes {here})"
                 source = f"{row.label}, {case.name} in {path.name}{other}"
                 found[row.framework] = Measured(rate, energy.watts if energy else None, source)
     if not found:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import platform
 import sys
@@ -94,9 +93,10 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
     if not command.force:
-        device, dtype = planned_device(planned_for, config.train.device, config.train.dtype, hardware.kind)
-        settled = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-        check_room(settled, planned_for, hardware.memory_bytes, device)
+        # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
+        device, _ = planned_device(planned_for, config.train.device, config.train.dtype, hardware.kind)
+        for place in dict.fromkeys((device, "cpu")):
+            check_room(config, planned_for, hardware.memory_bytes, place)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, []
     if resume_from is not None and manifest is not None:

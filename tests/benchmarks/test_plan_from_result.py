@@ -38,7 +38,9 @@ MEASURED_ON = make_result(backends="mps", peers="", settings=Settings(rounds=1, 
 
 def row(label: str, seconds: float | None, watts: float | None = None, **changes: Any) -> dict[str, Any]:
     framework = "mlx" if label.startswith("mlx") else "torch"
-    return {"label": label, "framework": framework, "seconds": seconds, "watts": watts, **changes}
+    device = {"mlx": "gpu", "mlx again": "gpu", "mlx-cpu": "cpu", "cpu": "cpu", "cuda": "cuda"}.get(label, "mps")
+    made_up = {"label": label, "framework": framework, "device": device, "seconds": seconds, "watts": watts}
+    return {**made_up, **changes}
 
 
 def test_the_fastest_row_of_each_twin_is_read(tmp_path: Path) -> None:
@@ -60,7 +62,7 @@ def test_a_case_in_the_trainer_s_dtype_is_taken_before_a_faster_one(tmp_path: Pa
     mac = replace(MEASURED_ON, kind="apple")
     found = measured_speeds(path, mac, TrainConfig())
     # On a Mac MLX trains in bfloat16 and PyTorch in float32, in which this was measured.
-    assert found["mlx"].source == "mlx, shakespeare-char in host.json (float32; the trainer takes bfloat16)"
+    assert found["mlx"].source == "mlx, shakespeare-char in host.json (gpu, float32; the trainer takes gpu, bfloat16)"
     assert found["torch"].source == "mps, shakespeare-char in host.json"
 
     result = json.loads(path.read_text())
@@ -73,6 +75,14 @@ def test_a_case_in_the_trainer_s_dtype_is_taken_before_a_faster_one(tmp_path: Pa
     found = measured_speeds(path, mac, TrainConfig())
     assert found["mlx"] == Measured(1e12, None, "mlx, in half in host.json")
     assert found["torch"].flops_per_second == 2e12
+
+
+def test_a_cpu_s_speed_is_no_gpu_s(tmp_path: Path) -> None:
+    mac = replace(MEASURED_ON, kind="apple")
+    found = measured_speeds(result_file(tmp_path, [row("cpu", 0.1), row("mps", 0.5)]), mac, TrainConfig())
+    assert found["torch"] == Measured(2e12, None, "mps, shakespeare-char in host.json")
+    found = measured_speeds(result_file(tmp_path, [row("cpu", 0.1)]), mac, TrainConfig())
+    assert found["torch"].source.endswith("(cpu, float32; the trainer takes mps, float32)")
 
 
 def test_results_that_cannot_be_used(tmp_path: Path) -> None:

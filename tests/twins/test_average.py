@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_common.config import ModelConfig, OptimConfig
+from gpt_common.training.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
 
 both = pytest.mark.parametrize("twin", TWINS)
@@ -125,3 +126,26 @@ def test_moments_of_an_averaged_run_do_not_go_to_nanogpt(runs: dict[str, Path], 
         main(export)
     main([*export, "--no-optimizer"])
     assert (tmp_path / "ckpt.pt").exists()
+
+
+@both
+def test_a_run_taken_up_where_its_schedule_is_at_0_goes_on(twin: str, stories_dir: Path, tmp_path: Path) -> None:
+    """Nothing moves there, and nothing should: the gate on what is evaluated asks where something does."""
+    schedule = (
+        "--max-steps",
+        "16",
+        "--warmup-steps",
+        "2",
+        "--decay-steps",
+        "6",
+        "--min-lr",
+        "0",
+        "--eval-interval",
+        "4",
+    )
+    gates = ("--health-gates", "quick", "--stop-at", "8")
+    train(twin, *tiny(stories_dir, *schedule, *gates), "--out", tmp_path / "run")
+    train(twin, "--resume", tmp_path / "run")
+    losses = [row["val_loss"] for row in read_metrics(tmp_path / "run") if "val_loss" in row]
+    assert len(losses) == 5
+    assert losses[-1] == losses[-2] == losses[-3]

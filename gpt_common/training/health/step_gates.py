@@ -87,8 +87,8 @@ def check_step(asked: Asked, gates: Gates, clock: Callable[[], float] = time.mon
             left_out.append(name)
         elif line := check():
             lines.append(f"health: {line}")
-        if name == "step loss" and asked.probe.compiled:
-            began = clock()  # the first one waited for the compiler, as the first step would have
+        if name in ("step loss", "causality") and asked.probe.compiled:
+            began = clock()  # they waited for the compiler: for the step, and for one whose positions have weights
     if left_out:
         asked.again = "positions" not in left_out
         lines.append(f"health: left out to begin soon: {', '.join(left_out)} (--health-gates full)")

@@ -26,6 +26,9 @@ from gpt_common.training.schedule import learning_rate
 SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
 """So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
 
+MOVES = 1e-5
+"""Learning rate at which a mean of many steps moves for certain; a run may be taken up where its schedule is at 0."""
+
 BEST: Literal["best"] = "best"
 LATEST: Literal["latest"] = "latest"
 
@@ -199,7 +202,8 @@ class Health:
     def _check_moved(self, step: int) -> None:
         """Once: what is evaluated, the weights or their mean, is not what it was before the first step."""
         still, self._still = self._still, {}
-        if still and still == self.evaluated.checksums() and self.config.optim.learning_rate:
+        rate = learning_rate(self.first_step, self.config.optim, self.config.train.max_steps)
+        if rate >= MOVES and still and still == self.evaluated.checksums():
             raise GateFailed(
                 "evaluation",
                 f"after {step - self.first_step} steps the weights that are evaluated are still those of the beginning",

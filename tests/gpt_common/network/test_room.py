@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gpt_common.config import RunConfig, load_preset
 from gpt_common.errors import UserError
+from gpt_common.machine.hardware import Hardware
 from gpt_common.network.memory import Twin, memory_plan
 from gpt_common.network.room import LAYERS_COUNTED, check_room, planned_bytes
+from gpt_common.training import opening
+from gpt_common.training.command_line import parse_training
 
 GIB = 1 << 30
 
@@ -59,3 +63,19 @@ def test_what_is_offered_fits() -> None:
 def test_deep_models_are_scaled_from_shallower_ones() -> None:
     deep = config(n_layer=4 * LAYERS_COUNTED)
     assert planned_bytes(deep, "torch") == pytest.approx(memory_plan(deep, "torch").total, rel=0.02)
+
+
+@pytest.mark.parametrize("twin", ["mlx_gpt", "torch_gpt"])
+def test_a_card_that_the_framework_may_not_be_built_for_makes_no_room(
+    twin: str, stories_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a GPU in the machine bfloat16 would fit; a framework for CPUs alone computes in float32."""
+    wide = ["--preset", "stories-cpu", "--n-layer", "6", "--n-embd", "128", "--n-head", "8", "--block-size", "256"]
+    argv = [*wide, "--batch-size", "16", "--data-dir", str(stories_dir), "--out", str(tmp_path / "run")]
+    command, _ = parse_training(argv, prog="x", has_gpu=False)
+    for kind in ("cpu", "cuda", "apple"):
+        machine = Hardware(chip="made up", kind=kind, memory_bytes=GIB // 4)  # type: ignore[arg-type]
+        monkeypatch.setattr(opening, "detect", lambda machine=machine: machine)
+        with pytest.raises(UserError, match="the run needs about .* this machine has 256 MiB"):
+            opening.open_run(command, twin=twin)
+    assert not (tmp_path / "run").exists()
