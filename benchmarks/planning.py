@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
-from gpt_common.config import RunConfig, TrainConfig, to_dict
+from gpt_common.config import Device, RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
 from gpt_common.machine.peaks import largest_power
@@ -23,8 +23,13 @@ from gpt_common.network.flops import (
     parameter_count,
     parameter_table,
 )
-from gpt_common.network.memory import Twin, full_kv_bytes_per_token, kv_cache_bytes_per_token, memory_plan
-from gpt_common.network.planned import Device, planned_device
+from gpt_common.network.memory import (
+    Twin,
+    full_kv_bytes_per_token,
+    kv_cache_bytes_per_token,
+    memory_plan,
+    planned_device,
+)
 
 VERSION = 1
 TOKENS_PER_PARAMETER = 20
@@ -136,7 +141,7 @@ def _twin(
     assume: bool,
 ) -> dict[str, Any]:
     """Memory, time and energy of one twin."""
-    device, dtype = planned_device(twin, config.train.device, config.train.dtype, hardware.kind)
+    device, dtype = planned_device(twin, config.train, hardware.kind)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
     plan = memory_plan(config, twin, device)
     peak = published_peak(hardware, device, dtype)
@@ -255,22 +260,20 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
     result = read_result(path)
     if (chip := result.environment.hardware.chip) != hardware.chip:
         raise UserError(f"--result {path} was measured on {chip}, and the plan is for {hardware.chip}: --chip '{chip}'")
-    found: dict[Twin, Measured] = {}
-    best: dict[Twin, tuple[bool, bool, float]] = {}
+    best: dict[Twin, tuple[tuple[bool, bool, float], Measured]] = {}
     for case in result.cases:
         for row in case.rows:
             if row.summary is None or row.peer or row.control:
                 continue
-            device, dtype = planned_device(row.framework, train.device, train.dtype, hardware.kind)
+            device, dtype = planned_device(row.framework, train, hardware.kind)
             rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
             taken = row.dtype or case.work.dtype
+            there, here = f"{row.device}, {taken}", f"{device}, {dtype}"
+            other = "" if there == here else f" ({there}; the trainer takes {here})"
+            found = Measured(rate, energy.watts if energy else None, f"{row.label}, {case.name} in {path.name}{other}")
             rank = (row.device == device, taken == dtype, rate)
-            if rank > best.get(row.framework, (False, False, 0.0)):
-                best[row.framework] = rank
-                there, here = f"{row.device}, {taken}", f"{device}, {dtype}"
-                other = "" if there == here else f" ({there}; the trainer takes {here})"
-                source = f"{row.label}, {case.name} in {path.name}{other}"
-                found[row.framework] = Measured(rate, energy.watts if energy else None, source)
-    if not found:
+            if row.framework not in best or rank > best[row.framework][0]:
+                best[row.framework] = rank, found
+    if not best:
         raise UserError(f"--result {path}: nothing was measured in it")
-    return found
+    return {twin: found for twin, (_, found) in best.items()}

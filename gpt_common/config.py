@@ -18,6 +18,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from gpt_common.errors import UserError, nearest
 from gpt_common.files import read_bytes
 
+Device = Literal["cpu", "gpu", "mps", "cuda"]
+"""Where a twin computes: MLX calls its GPU "gpu", whoever made it."""
+DType = Literal["float32", "bfloat16"]
+"""In which it computes."""
 PRESETS_FOLDER = Path(__file__).parent / "presets"
 LARGEST_CONFIGURATION = 1 << 16
 """Bytes of a TOML file."""

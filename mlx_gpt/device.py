@@ -10,13 +10,11 @@ from typing import Any
 import mlx.core as mx
 import numpy.typing as npt
 
-from gpt_common.config import TrainConfig
+from gpt_common.config import Device, TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.machine.blas import opened_blas
-from gpt_common.machine.device import ComputeDevice, Device
-from gpt_common.machine.hardware import macos_version
-from gpt_common.machine.mlx_wheel import advice, built_for
+from gpt_common.machine.device import ComputeDevice
 
 TF32 = "MLX_ENABLE_TF32"
 """The variable of MLX's that says whether products of float32 may be rounded to TF32; on, where nobody says."""
@@ -104,15 +102,7 @@ def compute_device(device: mx.Device, dtype: mx.Dtype) -> ComputeDevice:
         synchronous=True,
         synchronise=lambda: synchronise(device),
         peak_memory=lambda: peak_memory(device),
-        advice=wheel_advice(device),
     )
-
-
-def wheel_advice(device: mx.Device) -> str | None:
-    """What the owner of a Mac should know of this build of MLX."""
-    if device.type == mx.cpu or not mx.metal.is_available():
-        return None
-    return advice(str(mx.device_info()["device_name"]), built_for(), macos_version())
 
 
 def tensor(values: npt.NDArray[Any], device: mx.Device) -> mx.array:  # noqa: ARG001 (its twin asks the device)

@@ -18,6 +18,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from gpt_common.network.activations import query_rows
+
 # Coefficients from the lowest power on.
 TAIL = (
     0.0997324955,
@@ -34,16 +36,12 @@ ABOVE = (0.797885204, -0.0317013809, 0.0142075807, 1.04236029e-5, 3.50167881e-5,
 BELOW = (1.0, 0.293608248, 0.0406599419, 0.0034681212, 0.000188090011, 8.43305913e-6)
 LARGEST = 5.8
 """x ABOVE(x^2) / BELOW(x^2) is the derivative of GELU less 0.5, to 9e-8, up to this x, and there the same as beyond."""
-
-
 POWER = (1.0, 0.693147207, 0.240226512, 0.0555032721, 0.0096180256, 0.00134004322, 0.00015469732)
 """Of f, is 2^f for |f| <= 0.5, to 3e-9."""
 ROUNDING = 1.5 * 2.0**23
 """What is added to a float32 between -2^22 and 2^22 leaves its nearest whole number in the low bits."""
 ROUNDING_BITS = 0x4B400000
 """It as bits."""
-ROWS = 32
-"""Queries of a group, at least: of fewer, what is saved is less than what a product costs."""
 
 
 def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) -> mx.array:
@@ -151,7 +149,7 @@ def attention_by_rows(q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scal
     B, H, T, K = q_BHTK.shape
     G, V = k_BGTK.shape[1], v_BGTV.shape[-1]
     q_BGHTK, k_BG1TK, v_BG1TV = (q_BHTK * scale).reshape(B, G, H // G, T, K), k_BGTK[:, :, None], v_BGTV[:, :, None]
-    rows, found = max(ROWS, -(-T // 4)), []
+    rows, found = query_rows(T), []
     for start in range(0, T, rows):
         end = min(start + rows, T)
         scores_BGHNT = q_BGHTK[..., start:end, :] @ k_BG1TK[..., :end, :].swapaxes(-2, -1)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.rope import rotary_tables
-from mlx_gpt.kernels import linear, upcast
+from mlx_gpt.kernels import linear, on_cpu, upcast
 
 
 class Linear(nn.Module):
@@ -61,7 +61,7 @@ class StackedLinear(nn.Module):
     def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         # On a CPU MLX gathers matrices in float32 only.
-        dtype = mx.float32 if mx.default_device() == mx.Device(mx.cpu) else x_MI.dtype
+        dtype = mx.float32 if on_cpu() else x_MI.dtype
         weight_EIO, x_M1I = self.weight.astype(dtype).swapaxes(1, 2), x_MI[:, None].astype(dtype)
         y_M1O = mx.gather_mm(x_M1I, weight_EIO, rhs_indices=expert_M, sorted_indices=True)
         return y_M1O[:, 0].astype(x_MI.dtype)

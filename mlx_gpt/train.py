@@ -98,8 +98,8 @@ class TrainStep:
 
     def accumulate(self, batch: Batch[mx.array], key: mx.array | None, parts: float) -> mx.array:
         """Forward and backward: add a micro-step's gradient, divided by `parts`, to the step's; returns its loss so."""
-        share = None if parts == 1 else mx.array(parts)  # a gradient that is the step's is not gone over once more
-        loss, self.gradients = self.add(self.gradients, share, batch.tokens, batch.labels, batch.weights, key)
+        divisor = None if parts == 1 else mx.array(parts)  # a gradient that is the step's is not gone over once more
+        loss, self.gradients = self.add(self.gradients, divisor, batch.tokens, batch.labels, batch.weights, key)
         # MLX computes nothing before it is asked. Asked here, a micro-step's activations are gone before the next one's
         # come; and the update has not joined the graph yet, with which MLX recomputes all checkpointed blocks at once.
         mx.async_eval(loss, self.gradients, self.model.state)

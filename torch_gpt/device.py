@@ -10,10 +10,10 @@ from typing import Any
 import numpy.typing as npt
 import torch
 
-from gpt_common.config import TrainConfig
+from gpt_common.config import Device, TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
-from gpt_common.machine.device import ComputeDevice, Device
+from gpt_common.machine.device import ComputeDevice
 from torch_gpt.kernels import ONEDNN
 
 

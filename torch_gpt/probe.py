@@ -54,7 +54,8 @@ class TrainingProbe:
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         """The same of each batch, in less time: nobody waits for the device between them."""
         found = [loss(self.model, to_device(batch, self.model.device)) for batch in batches]
-        return [float(each) for each in torch.stack(found).tolist()] if found else []
+        values: list[float] = torch.stack(found).tolist() if found else []
+        return values
 
     @torch.no_grad()
     def logits(self, tokens: Tokens) -> np.ndarray:

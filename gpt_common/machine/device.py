@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
-Device = Literal["cpu", "gpu", "mps", "cuda"]
-"""Where a twin computes: MLX calls its GPU so, whoever made it."""
-DType = Literal["float32", "bfloat16"]
+from gpt_common.config import Device, DType
 
 
 @dataclass(frozen=True)
@@ -27,5 +24,3 @@ class ComputeDevice:
     """Wait until everything that was queued is done."""
     peak_memory: Callable[[], int]
     """Peak memory so far, in bytes."""
-    advice: str | None = None
-    """What its owner should know before the run."""

@@ -54,7 +54,7 @@ def macos_version() -> str:
 
 
 def detect() -> Hardware:
-    """This machine. Reads files on Linux (a few milliseconds), runs four commands on macOS; never raises."""
+    """This machine. Reads files on Linux (a few milliseconds), runs five commands on macOS; never raises."""
     system = platform.system()
     if system == "Darwin":
         return parse_macos(

@@ -24,13 +24,13 @@ def built_for() -> Version | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def advice(chip: str, built: Version | None, macos: str) -> str | None:
+def advice(chip: str, built: Version | None, system: str) -> str | None:
     """What an owner of an M5 or later should know of the installed MLX, with the remedy; None if all is well.
 
     Args:
         chip: "Apple M5 Max".
         built: what `built_for` found.
-        macos: version of the system, "26.1".
+        system: "macOS 26.1".
     """
     generation = re.match(r"Apple M(\d+)", chip)
     if generation is None or int(generation[1]) < 5 or built is None:
@@ -41,7 +41,7 @@ def advice(chip: str, built: Version | None, macos: str) -> str | None:
             "on macOS 26.2 or later, `pip install --force-reinstall mlx mlx-metal` with a Python whose "
             "platform.mac_ver() says 26"
         )
-    here = re.match(r"(\d+)\.(\d+)", macos)
+    here = re.fullmatch(r"macOS (\d+)\.(\d+).*", system)
     if here is not None and (int(here[1]), int(here[2])) < NEEDED:
-        return f"this MLX uses matrix units that macOS {macos} does not offer yet (ml-explore/mlx#4525): update to 26.2"
+        return f"this MLX uses matrix units that {system} does not offer yet (ml-explore/mlx#4525): update to 26.2"
     return None

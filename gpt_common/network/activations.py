@@ -12,14 +12,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gpt_common.config import ModelConfig
-from gpt_common.network.planned import Device
-
-ROWS = 32
-"""mlx_gpt/kernels.py: on a CPU, queries of a group that is given its keys alone."""
+from gpt_common.config import Device, ModelConfig
 
 GELU, GELU_OWN, GELU_AGAIN = 4.0, 2.3, 6.5
 """Numbers per unit of width that a GELU of MLX's keeps, one of our own, and that one where it is computed again."""
+
+
+def query_rows(block_size: int) -> int:
+    """Queries that MLX's CPU attends with at once, each group over the keys up to its last one (mlx_gpt/kernels.py).
+
+    A quarter of the block; of fewer than 32, what is saved is less than what a product costs.
+    """
+    return max(32, -(-block_size // 4))
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,7 @@ def torch_saved(model: ModelConfig, layer: int, compute: int, device: Device = "
 
 
 def _fused(model: ModelConfig, device: Device) -> bool:
-    """Whether PyTorch trains with a fused attention: not with dropout, not for values narrower than keys, and never on
-    MPS."""
+    """Whether PyTorch trains with a fused attention: never on MPS, with dropout, or for values narrower than keys."""
     return device != "mps" and not model.dropout and model.value_width == model.key_size
 
 
@@ -125,14 +128,14 @@ def mlx_saved(
     masks = 2 if model.dropout else 0
     # On a CPU and in float32 mlx_gpt/kernels.py has a GELU and an attention of its own.
     own = device == "cpu" and not half
-    groups = -(-T // max(ROWS, -(-T // 4))) if own and not model.dropout else 1
+    gelu = GELU if not own else GELU_AGAIN if recomputed else GELU_OWN
+    groups = -(-T // query_rows(T)) if own and not model.dropout else 1
     return Saved(
         # With 16 bits the norms keep float32 copies.
         norms=compute * D * (6 + masks + (2 if half else 0)) + 20,
         attention=compute * _mlx_attention(model),
         scores=compute * H * T * (2.25 if model.dropout else (1 + 1 / groups) / 2),
-        feed_forward=compute
-        * _mlx_feed_forward(model, layer, (GELU_AGAIN if recomputed else GELU_OWN) if own else GELU),
+        feed_forward=compute * _mlx_feed_forward(model, layer, gelu),
         at_work=2 * compute * H * T / (groups if recomputed else 1),
     )
 

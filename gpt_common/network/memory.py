@@ -17,11 +17,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
 from gpt_common.network.flops import parameter_count
 from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
-from gpt_common.network.planned import Device
 
 Twin = Literal["mlx", "torch"]
 
@@ -90,8 +89,7 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
             inner = chosen * model.expert_width if chosen else model.inner_width
             backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
         else:
-            again = config.train.gradient_checkpointing
-            part = mlx_saved(model, layer, compute, device, recomputed=again)
+            part = mlx_saved(model, layer, compute, device, recomputed=config.train.gradient_checkpointing)
             saved = N * part.total + casts
             kept, forward = 3.5 * D * compute, part.total - part.scores
             backward = 1.2 * forward + part.at_work
@@ -125,6 +123,23 @@ def _update(config: RunConfig, twin: Twin) -> float:
         # A tied embedding gets two gradients, which are added into a third.
         return max(muon, 2.0 * embedding if model.tied_head else 0.0)
     return max(muon, 15.5 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
+
+
+def planned_device(twin: Twin, train: TrainConfig, kind: str) -> tuple[Device, DType]:
+    """Where a twin would compute on a machine that may not be this one, and in which dtype, by its trainer's rules.
+
+    Args:
+        twin: which.
+        train: device and dtype that are asked for; auto takes a GPU where there is one, and bfloat16 where that has it
+            from the start.
+        kind: of the machine, "apple", "cuda" or "cpu".
+    """
+    device: Device = "gpu" if twin == "mlx" else "mps" if kind == "apple" else "cuda"
+    if train.device == "cpu" or kind == "cpu":
+        device = "cpu"
+    if train.dtype == "auto":
+        return device, "bfloat16" if device in ("gpu", "cuda") else "float32"
+    return device, train.dtype
 
 
 def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> MemoryPlan:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 
-from gpt_common.config import RunConfig
+from gpt_common.config import Device, RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.memory import Twin, memory_plan
-from gpt_common.network.planned import Device
 from gpt_common.words import in_memory
 
 LAYERS_COUNTED = 64
@@ -29,7 +27,7 @@ def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None, device: 
     """Refuse a run that needs more memory than the machine has.
 
     Args:
-        config: with the vocabulary settled, and dtype as it will be computed in.
+        config: with the vocabulary settled; dtype auto counts as float32.
         memory_bytes: the machine's memory; None where it is not known, and nothing is refused.
         device: where the twin computes.
 
@@ -40,7 +38,10 @@ def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None, device: 
         return
     train = config.train
     too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
-    fits = partial(_fits, twin=twin, device=device, memory_bytes=memory_bytes)
+
+    def fits(other: RunConfig) -> bool:
+        return planned_bytes(other, twin, device) <= memory_bytes
+
     batch = _largest_batch(config, fits)
     if batch:
         sequences = train.batch_size * train.grad_accum_steps
@@ -61,10 +62,6 @@ def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None, device: 
 def _with(config: RunConfig, *, batch: int, layers: int | None = None) -> RunConfig:
     model = dataclasses.replace(config.model, n_layer=layers or config.model.n_layer)
     return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, batch_size=batch))
-
-
-def _fits(config: RunConfig, *, twin: Twin, device: Device, memory_bytes: int) -> bool:
-    return planned_bytes(config, twin, device) <= memory_bytes
 
 
 def _largest_batch(config: RunConfig, fits: Callable[[RunConfig], bool]) -> int:

@@ -18,8 +18,7 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
-from gpt_common.network.memory import Twin
-from gpt_common.network.planned import planned_device
+from gpt_common.network.memory import Twin, planned_device
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
@@ -94,7 +93,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
     if not command.force:
         # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
-        device, _ = planned_device(planned_for, config.train.device, config.train.dtype, hardware.kind)
+        device, _ = planned_device(planned_for, config.train, hardware.kind)
         for place in dict.fromkeys((device, "cpu")):
             check_room(config, planned_for, hardware.memory_bytes, place)
 

@@ -52,7 +52,6 @@ ONE_SIDED = {
         "OneDNN",
         "product",
     },
-    "device.py": {"wheel_advice"},  # of PyTorch there is one build
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {
         "AdamW",  # MLX's own rounds its bias corrections; PyTorch's is the reference

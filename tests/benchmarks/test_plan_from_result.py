@@ -14,7 +14,7 @@ from benchmarks.results import Settings, to_json
 from gpt_common.config import TrainConfig
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware
-from tests.benchmarks.recipes import make_result
+from tests.benchmarks.recipes import HARDWARE, make_result
 
 
 def result_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
@@ -33,9 +33,6 @@ def result_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-MEASURED_ON = make_result(backends="mps", peers="", settings=Settings(rounds=1, cooldown=0.0)).environment.hardware
-
-
 def row(label: str, seconds: float | None, watts: float | None = None, **changes: Any) -> dict[str, Any]:
     framework = "mlx" if label.startswith("mlx") else "torch"
     device = {"mlx": "gpu", "mlx again": "gpu", "mlx-cpu": "cpu", "cpu": "cpu", "cuda": "cuda"}.get(label, "mps")
@@ -52,14 +49,14 @@ def test_the_fastest_row_of_each_twin_is_read(tmp_path: Path) -> None:
         row("transformers", 0.01, peer="transformers"),
         row("cuda", None),
     ]
-    found = measured_speeds(result_file(tmp_path, rows), MEASURED_ON, TrainConfig(dtype="float32"))
+    found = measured_speeds(result_file(tmp_path, rows), HARDWARE, TrainConfig(dtype="float32"))
     assert found["mlx"] == Measured(4e12, None, "mlx, shakespeare-char in host.json")
     assert found["torch"] == Measured(2e12, 30.0, "mps, shakespeare-char in host.json")
 
 
 def test_a_case_in_the_trainer_s_dtype_is_taken_before_a_faster_one(tmp_path: Path) -> None:
     path = result_file(tmp_path, [row("mlx", 0.25), row("mps", 0.5)])
-    mac = replace(MEASURED_ON, kind="apple")
+    mac = replace(HARDWARE, kind="apple")
     found = measured_speeds(path, mac, TrainConfig())
     # On a Mac MLX trains in bfloat16 and PyTorch in float32, in which this was measured.
     assert found["mlx"].source == "mlx, shakespeare-char in host.json (gpu, float32; the trainer takes gpu, bfloat16)"
@@ -78,7 +75,7 @@ def test_a_case_in_the_trainer_s_dtype_is_taken_before_a_faster_one(tmp_path: Pa
 
 
 def test_a_cpu_s_speed_is_no_gpu_s(tmp_path: Path) -> None:
-    mac = replace(MEASURED_ON, kind="apple")
+    mac = replace(HARDWARE, kind="apple")
     found = measured_speeds(result_file(tmp_path, [row("cpu", 0.1), row("mps", 0.5)]), mac, TrainConfig())
     assert found["torch"] == Measured(2e12, None, "mps, shakespeare-char in host.json")
     found = measured_speeds(result_file(tmp_path, [row("cpu", 0.1)]), mac, TrainConfig())
@@ -87,12 +84,12 @@ def test_a_cpu_s_speed_is_no_gpu_s(tmp_path: Path) -> None:
 
 def test_results_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing was measured"):
-        measured_speeds(result_file(tmp_path, [row("mlx", None)]), MEASURED_ON, TrainConfig())
-    with pytest.raises(UserError, match=f"measured on {MEASURED_ON.chip}, and the plan is for Apple M9: --chip"):
+        measured_speeds(result_file(tmp_path, [row("mlx", None)]), HARDWARE, TrainConfig())
+    with pytest.raises(UserError, match=f"measured on {HARDWARE.chip}, and the plan is for Apple M9: --chip"):
         measured_speeds(result_file(tmp_path, [row("mlx", 0.5)]), Hardware(chip="Apple M9"), TrainConfig())
     for text in ("", "[]", "{}", '{"cases": [1]}', '{"cases": [{"rows": [{}]}]}'):
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="is not a benchmark result"):
-            measured_speeds(tmp_path / "bad.json", MEASURED_ON, TrainConfig())
+            measured_speeds(tmp_path / "bad.json", HARDWARE, TrainConfig())
     with pytest.raises(UserError, match="is not a benchmark result"):
-        measured_speeds(tmp_path / "absent.json", MEASURED_ON, TrainConfig())
+        measured_speeds(tmp_path / "absent.json", HARDWARE, TrainConfig())

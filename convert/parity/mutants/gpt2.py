@@ -163,6 +163,12 @@ GPT: Changes = {
     ("L1", "mask off by one"): lambda: wrap(
         attention, "causal_attention", lambda _: lambda q, k, v, scale: _masked(q, k, v, scale, _next_seen(q, k))
     ),
+    ("L1", "mask of a group of queries off by one"): lambda: wrap(
+        # Attention by rows says where its mask begins.
+        mx,
+        "tri",
+        lambda f: lambda rows, columns, *at, dtype: f(rows, columns, *(begin + 1 for begin in at), dtype=dtype),
+    ),
     ("L1", "dropout does not scale up"): lambda: _dropout(
         lambda f: lambda x, rate, key, *at: f(x, rate, key, *at) * (1 if key is None else 1 - rate)
     ),
@@ -182,7 +188,6 @@ GPT: Changes = {
         ),
     ),
     ("L2", "mask off by one under dropout"): lambda: wrap(
-        # Attention by rows says where its mask begins.
         mx,
         "tri",
         lambda f: lambda rows, columns, *at, dtype: f(rows, columns, *(at or (1,)), dtype=dtype),

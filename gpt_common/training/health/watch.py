@@ -121,7 +121,9 @@ class Health:
             self.note(line)
         if self._shares_text():
             self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
-        self._checksums, self._still = self.probe.checksums(), self.evaluated.checksums()
+        self._checksums = self.probe.checksums()
+        # Without a mean the weights themselves are evaluated.
+        self._still = self.evaluated.checksums() if self.config.optim.ema_decay else self._checksums
 
     def _shares_text(self) -> bool:
         """Whether most windows of the validation split, taken here and there, stand in the training split too."""

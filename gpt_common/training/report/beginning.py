@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.mlx_wheel import advice, built_for
 from gpt_common.network.flops import describe_model
 from gpt_common.network.room import planned_bytes
 from gpt_common.training.opening import Opening
@@ -24,6 +25,9 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
     floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
     settled = dataclasses.replace(config, train=dataclasses.replace(train, dtype=device.dtype))
     planned = in_memory(planned_bytes(settled, opening.planned_for, device.name))
+    machine = opening.hardware
+    # MLX alone calls its device so.
+    wheel = advice(machine.chip, built_for(), machine.os) if device.name == "gpu" else None
     steps = f"{opening.first_step} to {opening.stop_at}"
     if timed:
         steps = f"what fits into {train.max_minutes:g} minutes, by the time of the first"
@@ -34,7 +38,7 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
         f"memory: about {planned} for a training step" + (f", of {in_memory(memory)}" if memory else ""),
         f"steps: {steps}, {train.batch_size * train.grad_accum_steps} x {config.model.block_size} tokens each",
         f"folder: {opening.folder}",
-        *([device.advice] if device.advice else []),
+        *([wheel] if wheel else []),
         *opening.messages,
     ]
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
+from gpt_common.config import Device, DType
 from gpt_common.machine import hardware, mlx_wheel, provenance
+from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.hardware import Hardware
 from gpt_common.machine.mlx_wheel import advice, built_for
-from mlx_gpt import device
-
-GPU: Any = SimpleNamespace(type=mx.gpu)
+from gpt_common.training import opening
+from gpt_common.training.command_line import parse_training
+from gpt_common.training.report import beginning
 
 
 def wheel(tag: str) -> Any:
@@ -57,6 +60,7 @@ def test_where_there_is_no_such_wheel_nothing_is_said(monkeypatch: pytest.Monkey
         ("Apple M5 Max", (14, 0), "15.5", "pip install --force-reinstall mlx mlx-metal"),
         ("Apple M5 Max", (26, 2), "26.1", "macOS 26.1 does not offer yet"),
         ("Apple M5 Max", (26, 2), "26.2", ""),
+        ("Apple M5 Max", (26, 2), "26.1.1", "macOS 26.1.1 does not offer yet"),
         ("Apple M5 Max", (26, 2), "27.0", ""),
         ("Apple M10", (15, 0), "30.0", "an M10 idle"),
         ("Apple M5", None, "26.2", ""),
@@ -65,18 +69,27 @@ def test_where_there_is_no_such_wheel_nothing_is_said(monkeypatch: pytest.Monkey
     ],
 )
 def test_what_the_owner_of_a_mac_is_told(chip: str, built: Any, macos: str, words: str) -> None:
-    said = advice(chip, built, macos)
+    said = advice(chip, built, f"macOS {macos}".strip())
     assert (said is None) == (not words)
     assert words in (said or "")
 
 
-def test_the_console_says_it_and_a_cpu_is_not_concerned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(mx, "device_info", lambda: {"device_name": "Apple M5"})
-    monkeypatch.setattr(device, "built_for", lambda: (15, 0))
-    monkeypatch.setattr(device, "macos_version", lambda: "26.2")
-    assert "matrix units of an M5" in str(device.compute_device(GPU, mx.bfloat16).advice)
-    assert device.compute_device(mx.Device(mx.cpu), mx.float32).advice is None
+@pytest.mark.parametrize(
+    ("device", "dtype", "told"), [("gpu", "bfloat16", True), ("cpu", "float32", False), ("mps", "float32", False)]
+)
+def test_the_console_says_it_and_a_cpu_and_pytorch_are_not_concerned(
+    device: Device, dtype: DType, told: bool, stories_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = Hardware(chip="Apple M5", kind="apple", os="macOS 26.2", memory_bytes=32 << 30)
+    monkeypatch.setattr(opening, "detect", lambda: mac)
+    monkeypatch.setattr(beginning, "built_for", lambda: (15, 0))
+    argv = ["--preset", "stories-cpu", "--data-dir", str(stories_dir), "--out", str(tmp_path / "run")]
+    opened = opening.open_run(parse_training(argv, prog="x", has_gpu=True)[0])
+    found = ComputeDevice(device, "made up", dtype, True, lambda: None, lambda: 0)
+    said = "\n".join(beginning.opening_lines(opened, found, timed=False))
+    opened.hold.discard_unused()
+    opened.hold.release()
+    assert ("matrix units of an M5" in said) is told
 
 
 def test_the_system_s_own_word_on_its_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:

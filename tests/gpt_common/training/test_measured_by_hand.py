@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import gpt_common.training.opening
-from gpt_common.machine.device import ComputeDevice, DType
+from gpt_common.config import DType
+from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import Hardware
 from gpt_common.training.health.watch import Health
 from gpt_common.training.report.past import read_run
