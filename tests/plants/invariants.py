@@ -135,6 +135,20 @@ PLANTS = (
         says="leaves behind|micro-step",
     ),
     Plant(
+        "small gradients are brought to clipping's norm too",
+        3,
+        (
+            Edit(
+                "torch_gpt/optim.py",
+                "clip_gradients",
+                "torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest or",
+                "[p.grad.mul_(largest / norm) for p in model.parameters()]; (lambda *_: None)(model, largest or",
+            ),
+            Edit("mlx_gpt/optim.py", "clip_gradients", "mx.minimum(largest / (norm + 1e-6), 1.0)", "largest / norm"),
+        ),
+        says="Clipping",
+    ),
+    Plant(
         "vectors decay too",
         3,
         (

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt_common.config import ModelConfig, OptimConfig
+from gpt_common.data.batches import NumpyBatch
 from gpt_common.network.parameters import is_block_matrix
 from gpt_common.training.health.asked import Arrays, Asked, distance, rms, square_of
 from gpt_common.training.health.gates import GateFailed, check_first_update
@@ -31,11 +33,26 @@ def check_update(asked: Asked) -> str:
     optim, parts = asked.config.optim, asked.micro_batches()
     _, gradients = asked.probe.step_gradients(parts, asked.step)
     _check_reached(asked, gradients)
-    moments, rate = asked.probe.moments(), optim.learning_rate
     norm = math.sqrt(square_of(gradients))
-    # Clipped to half of what it is: a gradient that needs no clipping says nothing of it. A step that is compiled has
-    # its own clipping in it.
-    clip = norm / 2 if optim.grad_clip and not asked.probe.compiled else optim.grad_clip
+    # A gradient that is clipped says nothing of one that is not, nor the other way round: once above its norm, once
+    # below. A step that is compiled has its own clipping in it.
+    both = optim.grad_clip and not asked.probe.compiled
+    for clip in (2 * norm, norm / 2) if both else (optim.grad_clip,):
+        _check_rule(asked, parts, gradients, norm, clip)
+    _, again = asked.probe.step_gradients(parts, asked.step)
+    if not distance(again, gradients) <= (1e-3 if asked.exact else 0.1):
+        ratio = math.sqrt(square_of(again) / max(square_of(gradients), 1e-30))
+        raise GateFailed(
+            "update",
+            f"the same step a second time has another gradient, {ratio:.3f} times as long",
+            "What an update leaves behind, its gradient or its weights, gets into the next one",
+        )
+    return "the update is the optimiser's rule"
+
+
+def _check_rule(asked: Asked, parts: Sequence[NumpyBatch], gradients: Arrays, norm: float, clip: float) -> None:
+    """The step with this gradient of this norm, clipped to `clip`, moves weights and moments as it should."""
+    optim, moments, rate = asked.config.optim, asked.probe.moments(), asked.config.optim.learning_rate
     tried = asked.probe.try_step(parts, asked.step, rate, clip)
     check_first_update(_checksums(tried.before), _checksums(tried.after), rate)
     if not abs(tried.norm - norm) <= (1e-3 if asked.exact else 5e-2) * norm:
@@ -67,15 +84,6 @@ def check_update(asked: Asked) -> str:
                     f"{name} {what} otherwise than by AdamW's rule: {error / max(size, 1e-30):.1%} off",
                     "Clipping, moments, bias correction, weight decay or the learning rate are not what they should be",
                 )
-    _, again = asked.probe.step_gradients(parts, asked.step)
-    if not distance(again, gradients) <= (1e-3 if asked.exact else 0.1):
-        ratio = math.sqrt(square_of(again) / max(square_of(gradients), 1e-30))
-        raise GateFailed(
-            "update",
-            f"the same step a second time has another gradient, {ratio:.3f} times as long",
-            "What an update leaves behind, its gradient or its weights, gets into the next one",
-        )
-    return "the update is the optimiser's rule"
 
 
 def check_schedule(asked: Asked) -> str:
