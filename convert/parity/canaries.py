@@ -6,8 +6,12 @@ something else.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +21,7 @@ from convert.parity.twins.backends import open_twin
 from convert.parity.twins.twin import Operation, Twin
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import WorkFailed
+from gpt_common.files import write_atomically
 from gpt_common.keyed import keyed_generator
 from gpt_common.machine.backends import Backend
 
@@ -224,17 +229,24 @@ CANARIES = (
 )
 
 
-def run_canaries(backends: Sequence[Backend], canaries: Sequence[Canary] = CANARIES) -> None:
+def run_canaries(
+    backends: Sequence[Backend], canaries: Sequence[Canary] = CANARIES, json_path: Path | None = None
+) -> None:
     """Try every canary on every backend, a line each, and say what an affected user should do.
+
+    Args:
+        json_path: where to write what was found, also if a canary died.
 
     Raises:
         WorkFailed: a canary died.
     """
-    dead = 0
+    found: list[dict[str, Any]] = []
     for backend in backends:
         for canary in canaries:
             if canary.framework not in (None, backend.framework):
                 continue
+            result = {"backend": backend.name, "name": canary.name, "verdict": "not tried", "error": None}
+            found.append(result | {"gate": canary.gate})
             try:
                 error = float(np.max(list(canary.errors(backend))))  # NaN if any is
             except Exception as failure:
@@ -243,9 +255,12 @@ def run_canaries(backends: Sequence[Backend], canaries: Sequence[Canary] = CANAR
                 print(f"{backend.name:<10} {canary.name}: NOT TRIED, {type(failure).__name__}: {reason[0]}", flush=True)
                 continue
             died = not error <= canary.gate
-            dead += died
+            found[-1] |= {"verdict": "wrong" if died else "right", "error": error if math.isfinite(error) else None}
             verdict = f"WRONG: {canary.issue}. What to do: {canary.advice}." if died else "right"
             figures = f"(error {error:.1e}, gate {canary.gate:.0e})"
             print(f"{backend.name:<10} {canary.name}: {verdict} {figures}", flush=True)
-    if dead:
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json_path, json.dumps({"canaries": found}, indent=1) + "\n")
+    if dead := sum(result["verdict"] == "wrong" for result in found):
         raise WorkFailed(f"{dead} known backend {'fault is' if dead == 1 else 'faults are'} present on this machine")

@@ -113,11 +113,12 @@ def main(argv: Sequence[str]) -> None:
     from convert.parity.twins.backends import choose
 
     repeat = f"{PROGRAM} {shlex.join(argv)}".strip()
-    backends, missing = choose([name.strip() for name in command.backends.split(",") if name.strip()])
+    named = [name.strip() for name in command.backends.split(",") if name.strip()]
+    backends, missing = choose(named, least=1 if command.canaries else 2)
     if command.canaries:
         from convert.parity.canaries import run_canaries
 
-        run_canaries(backends)
+        run_canaries(backends, json_path=command.json)
     elif command.rungs == ["L9"]:
         _quality(command, backends, heading(repeat))
     else:

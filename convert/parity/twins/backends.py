@@ -42,10 +42,13 @@ def _names(framework: str, device: str | None = None) -> list[str]:
     return [b.name for b in BACKENDS.values() if b.framework == framework and device in (None, b.device)]
 
 
-def choose(names: Sequence[str]) -> tuple[list[Backend], dict[str, str]]:
+def choose(names: Sequence[str], least: int = 2) -> tuple[list[Backend], dict[str, str]]:
     """The backends to compare, and those left out with the reason.
 
     No names: every eager one that is present; where MLX has no GPU, `mlx` is the same as `mlx-cpu` and left out.
+
+    Args:
+        least: fewer are refused; a comparison needs two.
 
     Raises:
         UserError: an unknown name, a backend that is not present, or none to compare.
@@ -60,7 +63,7 @@ def choose(names: Sequence[str]) -> tuple[list[Backend], dict[str, str]]:
     chosen = [next(b for b in present if b.name == name) for name in names]
     if not names:
         chosen = [b for b in present if (b.device == "gpu" if b.name == "mlx" else not b.compiled)]
-    if len(chosen) < 2:
+    if len(chosen) < least:
         raise UserError(f"parity needs two backends, found {', '.join(b.name for b in chosen) or 'none'}: see --help")
     return chosen, {} if names else missing
 

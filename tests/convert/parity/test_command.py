@@ -133,7 +133,7 @@ def test_canaries_live_here(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_canary_that_dies_says_what_to_do(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """As on an M1: one term too many in long sums, and nothing else."""
     from torch.nn import functional as F
@@ -145,11 +145,26 @@ def test_a_canary_that_dies_says_what_to_do(
 
     monkeypatch.setattr(F, "linear", wrong)
     with pytest.raises(WorkFailed, match="1 known backend fault is present"):
-        canaries.run_canaries([BACKENDS["cpu"]], QUICK_CANARIES[:2])
+        canaries.run_canaries([BACKENDS["cpu"]], QUICK_CANARIES[:2], tmp_path / "reports" / "canaries.json")
     first, second = capsys.readouterr().out.splitlines()
     assert "sums over 32767 and more terms: WRONG: pytorch#195163" in first
     assert "What to do: train with the MLX twin or on the CPU" in first
     assert ": right (" in second
+    found = json.loads((tmp_path / "reports" / "canaries.json").read_text())["canaries"]
+    assert [(each["backend"], each["verdict"], each["gate"]) for each in found] == [
+        ("cpu", "wrong", 1e-5),
+        ("cpu", "right", 1e-5),
+    ]
+    assert found[1]["error"] <= 1e-5 < found[0]["error"]
+
+
+def test_canaries_take_a_single_backend_and_a_comparison_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(canaries, "run_canaries", lambda backends, json_path: asked.append((backends, json_path)))
+    main(["--canaries", "--backends", "cpu"])
+    assert [([backend.name for backend in backends], path) for backends, path in asked] == [(["cpu"], None)]
+    with pytest.raises(UserError, match="parity needs two backends, found cpu"):
+        main(["--backends", "cpu", "--rung", "L0"])
 
 
 @pytest.mark.slow
