@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = (
     *ROOT.glob("*.md"),
     *ROOT.glob("docs/*.md"),
-    *ROOT.glob(".github/workflows/*.yml"),
+    *ROOT.glob(".github/*/*.yml"),
     *ROOT.glob("**/presets/*.toml"),
 )
 COMMAND = re.compile(
@@ -125,6 +125,7 @@ def test_every_public_name_says_what_it_is(package: str) -> None:
         ["-m", "convert", "parity", "--help"],
         ["benchmarks/run.py", "--help"],
         ["benchmarks/plan.py", "--help"],
+        ["benchmarks/selftest.py", "--help"],
         ["benchmarks/studies/cache.py", "--help"],
     ],
     ids=lambda command: " ".join(command),
