@@ -16,7 +16,7 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep")
+    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power")
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -41,6 +41,8 @@ class TrainCommand:
     """Start even if the plan says that the run does not fit into memory."""
     let_sleep: bool = False
     """Let a Mac fall asleep during the run; otherwise it is kept awake while its lid is open."""
+    power: bool = False
+    """Record watts, GPU usage and energy, from powermetrics, macmon, zeus or NVML."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

@@ -75,6 +75,16 @@ def share(part: float | None) -> str:
     return "-" if part is None or math.isnan(part) else f"{part:.1%}"
 
 
+def watts(power: float | None) -> str:
+    """`8.2`, `35.0`, `1234`; `-` where it is not known."""
+    return "-" if power is None else f"{power:.1f}" if power < 1000 else f"{power:.0f}"
+
+
+def usage(part: float | None) -> str:
+    """`98%`; `-` where it is not known."""
+    return "-" if part is None else f"{part:.0%}"
+
+
 def in_bytes(count: float) -> str:
     """Bytes on a disk, with a decimal unit: `6.2 GB` is 6.2 x 10^9."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -82,6 +92,15 @@ def in_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} TB"
+
+
+def in_joules(joules: float) -> str:
+    """Energy, beside it as a meter counts it: `950 J`, `54.00 kJ (15.00 Wh)`, `7.20 MJ (2.00 kWh)`."""
+    if joules < 1000:
+        return f"{joules:.3g} J"
+    size, unit = (1e6, "MJ") if joules >= 1e6 else (1e3, "kJ")
+    hours, of = (joules / 3.6e6, "kWh") if joules >= 3.6e6 else (joules / 3600, "Wh")
+    return f"{joules / size:,.2f} {unit} ({hours:,.2f} {of})"
 
 
 def in_memory(count: float) -> str:

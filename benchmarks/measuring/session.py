@@ -23,7 +23,7 @@ from benchmarks.readings import About, Before, Generation, Overhead, Process
 from benchmarks.results import Settings, Status, Verified
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.machine.hardware import Hardware, published_peak, thermal_pressure
-from gpt_common.machine.power import Reader
+from gpt_common.machine.power_readers import Reader
 from gpt_common.machine.power_samples import Energy
 from gpt_common.words import milliseconds
 

@@ -1,12 +1,12 @@
 """Energy: what a stretch of work cost in joules, from the first source that works on this machine.
 
-| source                 | machine       | rights | what is counted                        |
-|------------------------|---------------|--------|----------------------------------------|
-| powermetrics by asitop | Apple silicon | sudo   | CPU + GPU + ANE, the chip's estimate   |
-| zeus-apple-silicon     | Apple silicon | -      | the same counters                      |
-| macmon                 | Apple silicon | -      | the same counters                      |
-| NVML                   | NVIDIA        | -      | the whole board, its energy counter    |
-| nvidia-smi             | NVIDIA        | -      | the whole board, sampled power         |
+| source                 | machine       | rights | what is counted                        | GPU usage |
+|------------------------|---------------|--------|----------------------------------------|-----------|
+| powermetrics by asitop | Apple silicon | sudo   | CPU + GPU + ANE, the chip's estimate   | yes       |
+| macmon                 | Apple silicon | -      | the same counters                      | yes       |
+| zeus-apple-silicon     | Apple silicon | -      | the same counters                      | no        |
+| NVML                   | NVIDIA        | -      | the whole board, its energy counter    | yes       |
+| nvidia-smi             | NVIDIA        | -      | the whole board, sampled power         | yes       |
 
 Every figure is an estimate: Apple's counters are modelled, not measured, and leave out memory, display and the losses
 of the power supply; a board's sensor has an error of some percent. Compare runs on one machine, not machines.
@@ -16,179 +16,24 @@ of the power supply; a board's sensor has an error of some percent. Compare runs
         reader.measure_idle(5.0)
         reader.start(); work(); energy = reader.stop()
         reader.close()
+
+A benchmark measures stretches so; a training run follows the samples (power_meter.py).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import re
 import shutil
 import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gpt_common.machine.power_samples import (
-    Energy,
-    Sample,
-    integrate,
-    parse_macmon,
-    parse_nvidia_smi,
-    parse_powermetrics,
-)
+from gpt_common.machine.power_readers import INTERVAL_MS, CounterReader, Reader, SampledReader
+from gpt_common.machine.power_samples import parse_macmon, parse_nvidia_smi, parse_powermetrics
 
-INTERVAL_MS = 200
-"""Between two samples of a source that samples."""
-
-
-class Reader:
-    """A source of energy figures; one stretch of work at a time."""
-
-    source: str
-    """Its name."""
-    scope: str
-    """What it counts."""
-    idle_watts: float | None = None
-    """Power of the idle machine, once `measure_idle` has run."""
-
-    def start(self) -> None:
-        """Begin a stretch."""
-        raise NotImplementedError
-
-    def stop(self) -> Energy | None:
-        """End it; None if the source said nothing for too much of it."""
-        raise NotImplementedError
-
-    def measure_idle(self, seconds: float) -> float | None:
-        """Watts of the machine as it is now, kept for `Energy.net_joules`; call it on a quiet machine."""
-        self.start()
-        time.sleep(seconds)
-        energy = self.stop()
-        self.idle_watts = energy.joules / energy.seconds if energy else None
-        return self.idle_watts
-
-    def close(self) -> None:
-        """End the processes behind it."""
-
-
-class SampledReader(Reader):
-    """Runs a command that prints samples, for as long as the reader lives.
-
-    Args:
-        command: prints sample after sample to its standard output.
-        end: the bytes that end a sample.
-        parse: one sample from its bytes, `end` included; None if they hold none.
-
-    Raises:
-        RuntimeError: no sample came within `patience` seconds; says what the command printed on standard error.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        scope: str,
-        command: Sequence[str],
-        end: bytes,
-        parse: Callable[[bytes], Sample | None],
-        patience: float = 5.0,
-    ) -> None:
-        self.source, self.scope = source, scope
-        self._end, self._parse = end, parse
-        self._samples: list[tuple[float, Sample]] = []
-        self._news = threading.Condition()
-        self._closing = self._ended = False
-        self._started = 0.0
-        # A file, not a pipe: reading the complaint of a process that would not end must not block.
-        self._complaint = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self._complaint, bufsize=0
-        )
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-        if not self._wait(lambda: bool(self._samples), patience):
-            self._complaint.seek(0)
-            complaint = " ".join(self._complaint.read().decode(errors="replace").split())[:120]
-            self.close()
-            raise RuntimeError(complaint or f"no sample within {patience:g} s")
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-        with self._news:
-            del self._samples[:-1]  # the last one may be the predecessor from which the next one counts
-
-    def stop(self) -> Energy | None:
-        stopped = time.perf_counter()
-        # The sample that covers the end has not been printed yet.
-        self._wait(lambda: self._samples[-1][0] >= stopped, 5 * INTERVAL_MS / 1000)
-        with self._news:
-            samples = list(self._samples)
-        return integrate(samples, self._started, stopped, self.idle_watts, self.source, self.scope)
-
-    def close(self) -> None:
-        # A process that sudo started may not be ours to signal; without a reader it ends at its next line.
-        self._closing = True
-        with contextlib.suppress(PermissionError):
-            self._process.terminate()
-        self._thread.join(timeout=2)
-        if self._process.stdout and not self._thread.is_alive():
-            self._process.stdout.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=2)
-        self._complaint.close()
-
-    def _wait(self, condition: Callable[[], bool], seconds: float) -> bool:
-        """Until the condition holds, `seconds` are over, or the command has ended."""
-        with self._news:
-            self._news.wait_for(lambda: condition() or self._ended, seconds)
-            return condition()
-
-    def _read(self) -> None:
-        buffer = b""
-        pipe = self._process.stdout
-        assert pipe is not None
-        while not self._closing and (chunk := os.read(pipe.fileno(), 1 << 16)):
-            *documents, buffer = (buffer + chunk).split(self._end)
-            for document in documents:
-                sample = self._parse(document + self._end)
-                with self._news:
-                    if sample and not (self._samples and self._samples[-1][1].key == sample.key):
-                        self._samples.append((time.perf_counter(), sample))
-                    self._news.notify_all()
-        with self._news:
-            self._ended = True
-            self._news.notify_all()
-
-
-class CounterReader(Reader):
-    """Reads an energy counter at both ends of a stretch.
-
-    Args:
-        begin: called at the start; its result goes to `end`.
-        end: joules of the stretch and of its parts.
-    """
-
-    def __init__(
-        self,
-        source: str,
-        scope: str,
-        begin: Callable[[], Any],
-        end: Callable[[Any], tuple[float, dict[str, float]]],
-    ) -> None:
-        self.source, self.scope = source, scope
-        self._begin, self._end = begin, end
-        self._started = 0.0
-        self._token: Any = None
-
-    def start(self) -> None:
-        self._token = self._begin()
-        self._started = time.perf_counter()
-
-    def stop(self) -> Energy | None:
-        joules, parts = self._end(self._token)
-        return Energy(joules, time.perf_counter() - self._started, self.idle_watts, self.source, self.scope, parts)
-
+NOT_INSTALLED = "not installed"
+"""Why a source does not work here: the rest of its reason, and of no other."""
 
 # --- opening; each raises if it cannot work here
 
@@ -197,21 +42,44 @@ APPLE_SCOPE = "CPU + GPU + ANE, without memory, display and supply"
 NVIDIA_SCOPE = "whole GPU board"
 
 
-def open_powermetrics() -> Reader:
+def open_powermetrics(interval_ms: int) -> Reader:
     """asitop's route. Only where sudo asks for no password: a benchmark must not stop at a prompt."""
+    import asitop.parsers  # type: ignore[import-untyped]  # noqa: F401 - asked for here, where its want is a reason
+
     if not shutil.which("powermetrics"):
-        raise RuntimeError("no powermetrics command")
+        raise RuntimeError(NOT_INSTALLED)
     rights = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if rights and subprocess.run([*rights, "true"], capture_output=True).returncode:
         raise RuntimeError("needs administrator rights: run `sudo -v` first")
     command = [*rights, "powermetrics", "--samplers", "cpu_power,gpu_power,thermal", "-f", "plist", "-b", "1"]
-    command += ["-i", str(INTERVAL_MS)]
-    return SampledReader("powermetrics (asitop)", APPLE_SCOPE, command, b"</plist>", parse_powermetrics)
+    command += ["-i", str(interval_ms)]
+    name = "powermetrics (asitop)"
+    return SampledReader(name, APPLE_SCOPE, command, b"</plist>", parse_powermetrics, interval_ms=interval_ms)
 
 
-def open_zeus() -> Reader:
+def open_macmon(interval_ms: int) -> Reader:
+    """vladkens' macmon, which Homebrew has; the package of that name on PyPI is another program."""
+    program = shutil.which("macmon")
+    if program is None:
+        raise RuntimeError(NOT_INSTALLED)
+    if not _is_macmon(program):
+        raise RuntimeError(f"{program} is another program of that name: brew install macmon")
+    command = [program, "pipe", "-i", str(interval_ms)]
+    return SampledReader("macmon", APPLE_SCOPE, command, b"\n", parse_macmon, interval_ms=interval_ms)
+
+
+def _is_macmon(program: str) -> bool:
+    """Whether it says so: `macmon 0.6.1`."""
+    try:
+        asked = subprocess.run([program, "--version"], stdin=subprocess.DEVNULL, capture_output=True, timeout=5)
+    except subprocess.TimeoutExpired:
+        return False
+    return asked.returncode == 0 and re.fullmatch(rb"macmon v?\d+\.\d+\S*", asked.stdout.strip()) is not None
+
+
+def open_zeus(interval_ms: int) -> Reader:
     """The zeus-apple-silicon library."""
-    from zeus_apple_silicon import AppleEnergyMonitor  # type: ignore[import-not-found]
+    from zeus_apple_silicon import AppleEnergyMonitor
 
     monitor = AppleEnergyMonitor()
 
@@ -221,19 +89,13 @@ def open_zeus() -> Reader:
         parts = {name: value / 1000 for name, value in millijoules.items() if value is not None}
         return sum(parts.values()), parts
 
-    return CounterReader("zeus-apple-silicon", APPLE_SCOPE, lambda: monitor.begin_window("work"), end)
+    begin = lambda: monitor.begin_window("work")  # noqa: E731
+    return CounterReader("zeus-apple-silicon", APPLE_SCOPE, begin, end, interval_ms=interval_ms)
 
 
-def open_macmon() -> Reader:
-    """The macmon command."""
-    if not shutil.which("macmon"):
-        raise RuntimeError("no macmon command")
-    return SampledReader("macmon", APPLE_SCOPE, ["macmon", "pipe", "-i", str(INTERVAL_MS)], b"\n", parse_macmon)
-
-
-def open_nvml() -> Reader:
+def open_nvml(interval_ms: int) -> Reader:
     """NVML by the pynvml module (package nvidia-ml-py): the board's energy counter, Volta and later."""
-    import pynvml  # type: ignore[import-not-found]
+    import pynvml
 
     pynvml.nvmlInit()
     device = _cuda_device()
@@ -243,17 +105,26 @@ def open_nvml() -> Reader:
     def read() -> float:
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
 
+    def usage() -> float | None:
+        try:
+            return float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu) / 100
+        except pynvml.NVMLError:  # a slice of a board does not tell
+            return None
+
+    def spent(before: float) -> tuple[float, dict[str, float]]:
+        return read() - before, {}
+
     read()
-    return CounterReader("NVML", NVIDIA_SCOPE, read, lambda before: (read() - before, {}))
+    return CounterReader("NVML", NVIDIA_SCOPE, read, spent, usage, interval_ms)
 
 
-def open_nvidia_smi() -> Reader:
+def open_nvidia_smi(interval_ms: int) -> Reader:
     """The nvidia-smi command."""
     if not shutil.which("nvidia-smi"):
-        raise RuntimeError("no nvidia-smi command")
-    command = ["nvidia-smi", "-i", _cuda_device(), "--query-gpu=timestamp,power.draw"]
-    command += ["--format=csv,noheader,nounits", "-lms", str(INTERVAL_MS)]
-    return SampledReader("nvidia-smi", NVIDIA_SCOPE, command, b"\n", parse_nvidia_smi)
+        raise RuntimeError(NOT_INSTALLED)
+    command = ["nvidia-smi", "-i", _cuda_device(), "--query-gpu=timestamp,power.draw,utilization.gpu"]
+    command += ["--format=csv,noheader,nounits", "-lms", str(interval_ms)]
+    return SampledReader("nvidia-smi", NVIDIA_SCOPE, command, b"\n", parse_nvidia_smi, interval_ms=interval_ms)
 
 
 def _cuda_device() -> str:
@@ -261,16 +132,23 @@ def _cuda_device() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip() or "0"
 
 
-SOURCES: tuple[Callable[[], Reader], ...] = (open_powermetrics, open_zeus, open_macmon, open_nvml, open_nvidia_smi)
+Opener = Callable[[int], Reader]
+"""Opens a source for samples that are so many milliseconds apart; raises if it cannot work here."""
+APPLE: tuple[Opener, ...] = (open_powermetrics, open_macmon, open_zeus)
+NVIDIA: tuple[Opener, ...] = (open_nvml, open_nvidia_smi)
 
 
-def find_reader(sources: Sequence[Callable[[], Reader]] = SOURCES) -> tuple[Reader | None, list[str]]:
+def find_reader(
+    sources: Sequence[Opener] = APPLE + NVIDIA, interval_ms: int = INTERVAL_MS
+) -> tuple[Reader | None, list[str]]:
     """The first source that works here, and why those before it do not."""
     reasons: list[str] = []
     for opener in sources:
         name = opener.__name__.removeprefix("open_")
         try:
-            return opener(), reasons
-        except Exception as error:  # a source may fail in its own ways, and none of them may stop a benchmark
+            return opener(interval_ms), reasons
+        except ImportError:
+            reasons.append(f"{name}: {NOT_INSTALLED}")
+        except Exception as error:  # a source may fail in its own ways, and none of them may stop the work
             reasons.append(f"{name}: {error or type(error).__name__}")
     return None, reasons

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
 from gpt_common.training.record import StepRecord
-from gpt_common.words import WIDTH, duration, milliseconds, printable, rate, share
+from gpt_common.words import WIDTH, duration, milliseconds, printable, rate, share, usage, watts
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -138,6 +138,7 @@ class PlainConsole(RunConsole):
         self._file = file
         self._last_row = (-1.0, -math.inf)
         self._needs_header = True
+        self._shows_power = False
 
     @property
     def encoding(self) -> str:
@@ -161,13 +162,24 @@ class PlainConsole(RunConsole):
         if not (row > self._last_row[0] or now - self._last_row[1] >= PLAIN_SILENCE):
             return
         self._last_row = (row, now)
+        if record.power_watts is not None and not self._shows_power:
+            self._shows_power = self._needs_header = True
+        power = self._shows_power
+        columns = [
+            (8, "step", f"{record.step}"),
+            (8, "loss", f"{record.loss:.4f}"),
+            (9, "lr", f"{record.lr:.2e}"),
+            (7, "grad", f"{record.grad_norm:.2f}"),
+            (7 if power else 9, "ms/step", milliseconds(record.dt)),
+            (8 if power else 9, "tokens/s", rate(record.tps)),
+            *([(5, "watts", watts(record.power_watts)), (4, "GPU", usage(record.gpu_usage))] if power else []),
+            (6 if power else 7, "MFU", share(record.mfu)),
+            (8 if power else 9, "left", progress.left()),
+        ]
         if self._needs_header:
-            self._print("    step     loss        lr    grad   ms/step  tokens/s     MFU      left")
+            self._print(" ".join(f"{name:>{width}}" for width, name, _ in columns))
             self._needs_header = False
-        self._print(
-            f"{record.step:>8} {record.loss:>8.4f} {record.lr:>9.2e} {record.grad_norm:>7.2f} "
-            f"{milliseconds(record.dt):>9} {rate(record.tps):>9} {share(record.mfu):>7} {progress.left():>9}"
-        )
+        self._print(" ".join(f"{value:>{width}}" for width, _, value in columns))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """A prompt with its continuation; after so much text the rows need their header again."""
@@ -261,10 +273,17 @@ class LiveConsole(RunConsole):
         record = self._record
         if record is None:
             return ""
-        figures = f"loss {record.loss:.4f}  lr {record.lr:.2e}  grad {record.grad_norm:.2f}"
+        power, lr = record.power_watts is not None, f"lr {record.lr:.2e}"
+        figures = [f"loss {record.loss:.4f}", *([] if power else [lr]), f"grad {record.grad_norm:.2f}"]
         if not math.isnan(record.dt):
-            figures += f"  {milliseconds(record.dt)} ms/step  {rate(record.tps)} tokens/s"
-        return figures if share(record.mfu) == "-" else f"{figures}  MFU {share(record.mfu)}"
+            figures += [f"{milliseconds(record.dt)} ms/step", f"{rate(record.tps)} tokens/s"]
+        if power:
+            figures.append(f"{watts(record.power_watts)} W")
+        if record.gpu_usage is not None:
+            figures.append(f"GPU {usage(record.gpu_usage)}")
+        if share(record.mfu) != "-":
+            figures.append(f"MFU {share(record.mfu)}")
+        return "  ".join([*figures, lr] if power else figures)
 
 
 def open_console(progress: Progress, console: Console | None = None) -> RunConsole:

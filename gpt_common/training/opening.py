@@ -228,8 +228,13 @@ def _run_name(source: Path) -> str:
     return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
 
 
-def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> None:
+def write_run_files(
+    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None
+) -> None:
     """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
+
+    Args:
+        power: where watts come from, if they were asked for.
 
     Raises:
         UserError: another run has the folder, or it cannot be written.
@@ -242,6 +247,7 @@ def write_run_files(opening: Opening, *, twin: str, device: str, chip: str) -> N
         "preset": opening.preset,
         "device": device,
         "chip": chip,
+        "power": power,
         "os": platform.platform(),
         "versions": versions(),
         "git": git_state(),

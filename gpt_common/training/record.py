@@ -30,6 +30,10 @@ class StepRecord:
     """Model FLOPs utilisation, a share of the chip's published peak; None where the peak is unknown."""
     memory: int | None
     """Peak memory in bytes; None where the backend does not tell."""
+    power_watts: float | None = None
+    """Mean power since the last record, as the source of `--power` counts it; None without one."""
+    gpu_usage: float | None = None
+    """Share of that time in which the GPU was busy, 0 to 1; None where the source does not tell."""
     expert_load: list[list[float]] | None = None
     """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
 

@@ -25,6 +25,7 @@ from gpt_common.keyed import draws
 from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
+from gpt_common.machine.power_meter import PowerMeter, open_meter
 from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
@@ -61,7 +62,8 @@ class Run:
         self._began = time.monotonic()
         self.twin = twin
         self.why_preset = why_preset
-        self.let_sleep = command.let_sleep
+        self.let_sleep, self.asks_power = command.let_sleep, command.power
+        self.power = PowerMeter()
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from = opening.resume_from, opening.init_from
@@ -83,6 +85,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.power.close()
         self.opening.hold.discard_unused()
         self.opening.hold.release()
 
@@ -109,7 +112,15 @@ class Run:
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops
-        write_run_files(self.opening, twin=self.twin, device=device.description, chip=hardware.chip)
+        if self.asks_power:
+            self.power = open_meter(device.name)
+        write_run_files(
+            self.opening,
+            twin=self.twin,
+            device=device.description,
+            chip=hardware.chip,
+            power=self.power.about,
+        )
         self.folder = self.opening.folder
         self.timer = StepTimer()
         self.pace = self._new_pace()
@@ -139,6 +150,7 @@ class Run:
             self.opening, device, timed=self.pace is not None
         ):
             self.log.note(line)
+        self.power.start(self.log.note)
         return self._opened()
 
     @contextmanager
@@ -151,6 +163,7 @@ class Run:
             try:
                 yield self
             except WorkFailed:
+                self.log.energy(self.step, self.power.energy)
                 if self.config.train.report and self.step > self.first_step:
                     report_at_end(self.folder, self.log.encoding)
                 raise
@@ -291,6 +304,7 @@ class Run:
                 mfu=utilisation,
                 memory=memory,
                 expert_load=fair_shares(expert_loads),
+                **self.power.reading()._asdict(),
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
@@ -369,13 +383,14 @@ class Run:
         return found
 
     def _finish(self) -> None:
-        train = self.config.train
+        train, whole = self.config.train, self._evaluate_whole()
+        self.log.energy(self.step, energy := self.power.energy)
         rows = closing_rows(
             self.step,
             self.config,
             ended=self.ended,
             evaluated_step=self.evaluated_step,
-            whole=self._evaluate_whole(),
+            whole=whole,
             estimated_on=min(
                 train.eval_batches * train.batch_size * self.config.model.block_size, len(self.dataset.val)
             ),
@@ -383,6 +398,7 @@ class Run:
             floor=self.dataset.floor,
             timer=self.timer,
             peak_memory=self.peak_memory,
+            energy=energy,
             expert_shares=fair_shares(self.expert_loads) or (),
         )
         broken = self._read_back(rows)

@@ -4,7 +4,7 @@ A row is one line, written whole and at once, so a crash leaves at most one torn
 Rows of metrics.jsonl are of five kinds, told apart by their keys: a logged step ("loss"), an evaluation ("val_loss"),
 one of the whole split ("whole_val_loss"), an alarm ("alarm") and an event ("event"; "resume" says that the rows after
 its step are run again, "start" how long it took to begin, "pace" how many steps fit into the time, "end" why the run
-ended early). Each says how long its session had been going ("time").
+ended early, "energy" what a session used). Each says how long its session had been going ("time").
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from gpt_common.errors import UserError
 from gpt_common.files import open_file
 from gpt_common.judging.whole_text import WholeText
+from gpt_common.machine.power_samples import Energy
 from gpt_common.training.console import Progress, open_console
 from gpt_common.training.record import StepRecord
 from gpt_common.training.trackers import Tracker, open_trackers
@@ -108,6 +109,12 @@ class RunLog:
         self.event("pace", step, max_steps=max_steps, seconds_per_step=round(seconds_per_step, 6))
         self._console.reschedule(max_steps)
         self.note(f"at {milliseconds(seconds_per_step)} ms a step the schedule has {max_steps} steps")
+
+    def energy(self, step: int, found: Energy | None) -> None:
+        """Write down what the session used, if a source told."""
+        if found is not None:
+            told = {"joules": round(found.joules, 3), "seconds": round(found.seconds, 3), "gpu_usage": found.gpu_usage}
+            self.event("energy", step, **told, source=found.source)
 
     def whole_text(self, step: int, found: WholeText) -> None:
         """Write the loss on the whole validation split down."""

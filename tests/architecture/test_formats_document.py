@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gpt_common.machine.power_samples import Energy
 from gpt_common.training.runlog import RunLog
 from tests.twins import ROOT, train
 
@@ -76,7 +77,8 @@ def test_the_fields_of_metrics(runs: dict[str, Path], tmp_path: Path) -> None:
     assert events == [start, described("field of an event"), start]
     with RunLog(tmp_path, max_steps=1, first_step=0, trackers=(), config={}, run_name="run") as log:
         log.warn("the loss rises")
-    assert [set(row) for row in rows(tmp_path)] == [described("field of an alarm")]
+        log.energy(1, Energy(35.0, 1.0, None, "macmon", "the chip"))
+    assert [set(row) for row in rows(tmp_path)] == [described("field of an alarm"), described("field of an energy")]
 
 
 def test_the_fields_of_the_json_files(runs: dict[str, Path], stories_dir: Path) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 
-LOGGED = ("loss", "lr", "grad_norm", "dt", "tps", "mfu", "memory")
+LOGGED = ("loss", "lr", "grad_norm", "dt", "tps", "mfu", "memory", "power_watts", "gpu_usage")
 LARGEST_VALUE = 1e100
 BUCKETS = 400
 """Most columns of a curve that are drawn; each shows the least and the greatest value in it."""
@@ -51,6 +51,16 @@ class Session:
     """Of its first step, with compilation."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Used:
+    """What the sessions used that had a source of power."""
+
+    joules: float = 0.0
+    seconds: float = 0.0
+    """For which the source told."""
+    sessions: int = 0
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Course:
     """What happened in a run."""
@@ -68,6 +78,8 @@ class Course:
     tokens_per_step: int
     whole: tuple[int, float, float] | None = None
     """(step, loss in nats per token, bits per byte) on the whole validation split, where it was evaluated."""
+    used: Used | None = None
+    """Energy; None where nothing tells."""
     ended: str | None = None
     """Why the run ended before its schedule, if it did so by itself and was not taken up again."""
 
@@ -136,7 +148,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
     clock = _Clock()
     logged, evaluated = _Rows(LOGGED), _Rows(("val_loss", "train_loss"))
     sessions, alarms, loads = [Session(first_step=0)], [], []
-    floor, whole, ended = None, None, None
+    floor, whole, used, ended = None, None, None, None
     for number, row in enumerate(rows, start=1):
         step = row.get("step")
         if type(step) is not int or step < 0:
@@ -153,6 +165,8 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
             whole = (step, _number(row["whole_val_loss"]), _number(row.get("bits_per_byte")))
         elif "alarm" in row:
             alarms.append((step, str(row["alarm"])))
+        elif row.get("event") == "energy":
+            used = _used(used or Used(), row)
         elif row.get("event") == "end":
             ended = str(row.get("why"))
         elif row.get("event") == "resume":
@@ -172,6 +186,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
         expert_loads=loads,
         tokens_per_step=tokens_per_step,
         whole=whole,
+        used=used,
         ended=ended,
     )
 
@@ -231,6 +246,14 @@ def _number(value: Any, otherwise: float = math.nan) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_VALUE:
         return float(value)
     return otherwise
+
+
+def _used(before: Used, row: Mapping[str, Any]) -> Used | None:
+    """With one more session's."""
+    joules, seconds = _number(row.get("joules")), _number(row.get("seconds"))
+    if joules >= 0 and seconds > 0:
+        return Used(joules=before.joules + joules, seconds=before.seconds + seconds, sessions=before.sessions + 1)
+    return before if before.sessions else None
 
 
 def _is_loads(value: Any) -> bool:

@@ -9,11 +9,12 @@ from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.judging.whole_text import WholeText, whole_text
+from gpt_common.machine.power_samples import Energy
 from gpt_common.training.report.curves import loss_line
 from gpt_common.training.report.page import write_report
 from gpt_common.training.report.past import read_run
 from gpt_common.training.timing import StepTimer
-from gpt_common.words import in_memory
+from gpt_common.words import duration, in_joules, in_memory, share
 
 
 def closing_rows(
@@ -28,6 +29,7 @@ def closing_rows(
     floor: float | None,
     timer: StepTimer,
     peak_memory: int,
+    energy: Energy | None,
     expert_shares: Sequence[Sequence[float]],
 ) -> list[tuple[str, str]]:
     """What the summary says of a run, a name and a value each.
@@ -41,6 +43,7 @@ def closing_rows(
         best: step and loss of the best evaluation, nats per token; None where there was none.
         floor: best possible validation loss, where it is known.
         peak_memory: bytes; 0 where it is not known.
+        energy: what this session used; None without a source.
         expert_shares: by router and expert, as multiples of the fair share.
     """
     rows = [("steps", f"{step} of {config.train.max_steps}" + (f": {ended}" if ended else ""))]
@@ -65,6 +68,10 @@ def closing_rows(
         rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
     if peak_memory:
         rows.append(("peak memory", in_memory(peak_memory)))
+    if energy:
+        busy = "" if energy.gpu_usage is None else f", GPU busy {share(energy.gpu_usage)}"
+        mean = f"{energy.joules / energy.seconds:.1f} W on average in {duration(energy.seconds)}{busy}"
+        rows.append(("energy", f"{in_joules(energy.joules)}: {mean}, by {energy.source}"))
     if expert_shares:
         shares = [share for router in expert_shares for share in router]
         rows.append(("load of an expert", f"{min(shares):.2f} to {max(shares):.2f} times its fair share, at the end"))

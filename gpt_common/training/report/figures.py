@@ -120,18 +120,24 @@ def losses(course: Course) -> Draw:
     return draw
 
 
-def progress(course: Course) -> Draw:
-    """Learning rate, gradient norm, speed with its gaps, and memory where it is known, over steps."""
-    steps = course.steps
+def panels_of_progress(course: Course) -> dict[str, str]:
+    """What there is to show beside the loss: titles by the names of the numbers."""
+    unit = "GiB" if (course.memory or 0) >= 2**30 else "MiB"
     names = {"lr": "learning rate", "grad_norm": "gradient norm before clipping", "tps": "tokens per second"}
-    size, unit = (2**30, "GiB") if (course.memory or 0) >= 2**30 else (2**20, "MiB")
-    if course.memory is not None:
-        names["memory"] = f"peak memory, {unit}"
+    names |= {"memory": f"peak memory, {unit}", "power_watts": "power, watts", "gpu_usage": "GPU, share of time busy"}
+    return {name: title for i, (name, title) in enumerate(names.items()) if i < 3 or len(course.steps.finite(name))}
+
+
+def progress(course: Course) -> Draw:
+    """Learning rate, gradient norm, speed with its gaps; memory, power and GPU usage where known; over steps."""
+    steps, names = course.steps, panels_of_progress(course)
+    size = 2**30 if (course.memory or 0) >= 2**30 else 2**20
 
     def draw(figure: Figure) -> None:
         for i, (axes, (name, title)) in enumerate(zip(_panels(figure, len(names), 2), names.items(), strict=True)):
             values = steps.values[name] / (size if name == "memory" else 1)
-            x, y = thinned(steps.step, values)
+            told = np.isfinite(values) if name in ("power_watts", "gpu_usage") else slice(None)
+            x, y = thinned(steps.step[told], values[told])
             axes.plot(x, y, color=colour(0), linewidth=1.2, marker="x" if np.isfinite(y).sum() == 1 else None)
             axes.set_title(title)
             _scale_x(axes, "step")

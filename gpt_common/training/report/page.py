@@ -16,7 +16,7 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.training.report import figures
 from gpt_common.training.report.past import PastRun, Sample
-from gpt_common.words import duration, in_memory, printable, rate, share
+from gpt_common.words import duration, in_joules, in_memory, printable, rate, share, usage, watts
 
 REPORT = "report.html"
 """Its name in the folder of a run."""
@@ -57,7 +57,7 @@ def render_report(run: PastRun) -> str:
     course, last = run.course, run.sessions[-1] if run.sessions else {}
     steps, samples = sample_table(run.samples)
     logged = len(course.steps) + len(course.evaluations) > 0
-    panels = 4 if course.memory is not None else 3
+    panels = figures.panels_of_progress(course)
     loads = figures.expert_loads(course)
     return _render(
         "report.html.jinja",
@@ -73,13 +73,14 @@ def render_report(run: PastRun) -> str:
         progress=svg(
             figures.progress(course),
             "progress",
-            "Learning rate, gradient norm, speed and memory over steps",
-            height=440,
-            narrow_height=190 * panels,
+            ", ".join(panels.values()) + ", over steps",
+            height=220 * -(-len(panels) // 2),
+            narrow_height=190 * len(panels),
         )
         if len(course.steps)
         else "",
         loads=svg(loads, "loads", "Loads of experts", height=260, narrow_height=460) if loads else "",
+        heading="Rate, gradient, speed, memory" + ", power" * ("power_watts" in panels),
         captions={"loss": loss_caption(run), "speed": speed_caption(run)},
         samples=samples[:SHOWN_PROMPTS],
         sample_steps=steps,
@@ -177,6 +178,12 @@ def facts(run: PastRun) -> list[tuple[str, str]]:
     mfu = course.steps.finite("mfu")
     if len(mfu):
         found.append(("MFU", share(float(np.median(mfu)))))
+    if course.used is not None:
+        found.append(("energy", in_joules(course.used.joules)))
+        found.append(("mean power", f"{watts(course.used.joules / course.used.seconds)} W"))
+    usages = course.steps.finite("gpu_usage")
+    if len(usages):
+        found.append(("GPU busy", usage(float(np.median(usages)))))
     return found
 
 
@@ -217,7 +224,24 @@ def speed_caption(run: PastRun) -> str:
         )
     if run.course.untimed:
         said.append("Red: no step was timed there (the first one, which warms up; a machine asleep or throttled).")
+    if power := power_caption(run):
+        said.append(power)
     return " ".join(said)
+
+
+def power_caption(run: PastRun) -> str:
+    """Who told the power, for how long, and what it counts."""
+    used, told = (
+        run.course.used,
+        [session["power"] for session in run.sessions if isinstance(session.get("power"), dict)],
+    )
+    sources = {f"{power.get('source')}: {power.get('counts')}": None for power in told if power.get("source")}
+    if not sources:
+        return ""
+    said = f"Power is an estimate, by {' and '.join(map(cut, sources))}."
+    if used is None:
+        return f"{said} The energy is not known: no session wrote it down."
+    return f"{said} The energy is that of {duration(used.seconds)} in {used.sessions} of {len(run.sessions)} sessions."
 
 
 def sample_table(samples: Sequence[Sample]) -> tuple[list[str], list[list[Sample | None]]]:

@@ -14,7 +14,7 @@ from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.session import estimate, jobs
 from benchmarks.report.summarise import by_round
 from benchmarks.results import BackendRow, Result, Settings
-from gpt_common.machine.power import Reader
+from gpt_common.machine.power_readers import Reader
 from gpt_common.machine.power_samples import Energy
 from tests.benchmarks.recipes import SPEEDS, figures, make_result, make_session, worker
 

@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from gpt_common.training.console import LiveConsole, PlainConsole, Progress, open_console
 from gpt_common.training.record import StepRecord
 from gpt_common.training.runlog import RunLog
-from gpt_common.words import duration, milliseconds, printable, rate, share
+from gpt_common.words import duration, in_joules, milliseconds, printable, rate, share, usage, watts
 
 
 class Clock:
@@ -27,11 +28,12 @@ class Clock:
         return self.now
 
 
-def record(step: int, *, loss: float = 2.5, dt: float = 0.1, mfu: float | None = 0.342) -> StepRecord:
-    tps = 768 / dt
-    return StepRecord(
-        step=step, loss=loss, lr=1e-3, grad_norm=0.52, dt=dt, dt_data=0.0, sps=12 / dt, tps=tps, mfu=mfu, memory=None
-    )
+def record(
+    step: int, *, loss: float = 2.5, dt: float = 0.1, mfu: float | None = 0.342, **power: float | None
+) -> StepRecord:
+    timing: dict[str, float | None] = {"dt": dt, "dt_data": 0.0, "sps": 12 / dt, "tps": 768 / dt, "mfu": mfu}
+    known: dict[str, Any] = {"loss": loss, "lr": 1e-3, "grad_norm": 0.52, **timing, **power}
+    return StepRecord(step=step, memory=None, **known)
 
 
 def plain(max_steps: int, clock: Clock) -> tuple[PlainConsole, io.StringIO]:
@@ -66,6 +68,22 @@ def test_plain_output_is_a_table_with_a_row_per_logged_step() -> None:
     ]
 
 
+def test_plain_output_shows_power_from_the_first_watts_on() -> None:
+    clock = Clock()
+    console, output = plain(200, clock)
+    for step, power in ((50, None), (100, 35.0), (150, None), (200, 1234.5)):
+        clock.now += 5
+        console.step(record(step, power_watts=power, gpu_usage=None if power is None else 0.984))
+    assert output.getvalue().splitlines() == [
+        "    step     loss        lr    grad   ms/step  tokens/s     MFU      left",
+        "      50   2.5000  1.00e-03    0.52     100.0     7.68k   34.2%         -",
+        "    step     loss        lr    grad ms/step tokens/s watts  GPU    MFU     left",
+        "     100   2.5000  1.00e-03    0.52   100.0    7.68k  35.0  98%  34.2%     0:10",
+        "     150   2.5000  1.00e-03    0.52   100.0    7.68k     -    -  34.2%     0:05",
+        "     200   2.5000  1.00e-03    0.52   100.0    7.68k  1234  98%  34.2%     0:00",
+    ]
+
+
 def test_plain_rows_stay_within_80_columns_for_any_plausible_number() -> None:
     clock = Clock()
     console, output = plain(99_999_999, clock)
@@ -73,6 +91,8 @@ def test_plain_rows_stay_within_80_columns_for_any_plausible_number() -> None:
         clock.now += 1e6
         console.step(record(step, loss=123.4567, dt=123.4567, mfu=1.0))
     console.step(record(99_999_999, loss=math.nan, dt=math.nan))
+    clock.now += 1e6
+    console.step(record(99_999_999, loss=123.4567, dt=123.4567, mfu=1.0, power_watts=12345.6, gpu_usage=1.0))
     console.evaluation(99_999_999, train_loss=12.3456, val_loss=12.3456, floor=10.1234, best=True)
     assert max(map(len, output.getvalue().splitlines())) <= 80
 
@@ -167,6 +187,17 @@ def test_the_bar_fits_the_terminal(width: int) -> None:
         assert any(line.endswith("━ 3d 00:00 left") for line in lines)
 
 
+@pytest.mark.parametrize("mfu", [None, 0.342])
+def test_the_bar_shows_watts_before_what_it_can_do_without(mfu: float | None) -> None:
+    console, output = live(100, Clock())
+    console.step(record(10, mfu=mfu, power_watts=35.0, gpu_usage=0.984))
+    console.tick(10)
+    console.close()
+    figures = next(line for line in visible(output) if line.startswith("loss"))
+    assert figures.startswith("loss 2.5000  grad 0.52  100.0 ms/step  7.68k tokens/s  35.0 W  GPU 98%")
+    assert len(figures) < 80
+
+
 def test_redraws_are_few_however_fast_the_steps_are() -> None:
     clock = Clock()
     console, output = live(10_000, clock)
@@ -256,6 +287,13 @@ def test_printable_keeps_words_of_all_languages() -> None:
         (milliseconds(0.1193), "119.3"),
         (milliseconds(12.345), "12345"),
         (milliseconds(math.nan), "-"),
+        (in_joules(0.5), "0.5 J"),
+        (in_joules(950), "950 J"),
+        (in_joules(54_000), "54.00 kJ (15.00 Wh)"),
+        (in_joules(1.8e6), "1.80 MJ (500.00 Wh)"),
+        (in_joules(7.2e9), "7,200.00 MJ (2,000.00 kWh)"),
+        (watts(None), "-"),
+        (usage(None), "-"),
         (share(None), "-"),
         (share(math.nan), "-"),
         (share(0.342), "34.2%"),

@@ -65,6 +65,8 @@ def test_every_row_is_on_disk_when_the_call_returns(tmp_path: Path) -> None:
                 "tps": 7680.0,
                 "mfu": None,
                 "memory": 1 << 20,
+                "power_watts": None,
+                "gpu_usage": None,
                 "time": 1.0,
             },
             {"step": 10, "train_loss": None, "val_loss": 2.4, "floor": 2.0, "best": True, "time": 2.0},
