@@ -303,6 +303,10 @@ class TrainConfig:
     """Sequences per micro-step."""
     grad_accum_steps: int = 1
     """Micro-steps whose mean gradient makes one step."""
+    short_context: int = 0
+    """Length of the windows in the first steps, of which a batch then has more, for as many tokens; 0: block_size."""
+    short_context_steps: int = 0
+    """How many steps have short windows."""
     seed: int = 1337
     """Key of everything random (initial weights, batch order, dropout, samples)."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -344,7 +348,7 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "grad_accum_steps", "log_interval", "eval_batches", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("seed", "patience", "eval_interval", "checkpoint_interval", "sample_interval", "sample_tokens"):
+        for name in _COUNTS:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
         if not 0 <= self.max_minutes < math.inf:
@@ -353,6 +357,14 @@ class TrainConfig:
             raise UserError("patience counts evaluations, and eval_interval 0 has one, at the end: set eval_interval")
         if not self.sample_temperature >= 0:
             raise UserError(f"sample_temperature is {self.sample_temperature}: it must not be negative")
+        if self.short_context_steps and not self.short_context:
+            raise UserError("short_context_steps needs their length: add --short-context")
+
+
+_COUNTS = (
+    "seed", "patience", "eval_interval", "checkpoint_interval", "sample_interval", "sample_tokens", "short_context",
+    "short_context_steps",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +375,22 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.train.short_context and self.model.block_size % self.train.short_context:
+            short, whole = self.train.short_context, self.model.block_size
+            raise UserError(f"short_context {short} does not divide block_size {whole}: take one that does")
+
+    def windows(self, step: int) -> tuple[int, int]:
+        """How many sequences a micro-step of step number `step` (from 0) has, and of how many tokens each is.
+
+        Early on a token is guessed from the few before it: short windows teach that for less attention, and a batch of
+        more of them has the more different text. docs/results.md has what it gains.
+        """
+        train, whole = self.train, self.model.block_size
+        if step >= train.short_context_steps:
+            return train.batch_size, whole
+        return train.batch_size * (whole // train.short_context), train.short_context
 
     def with_vocabulary(self, size: int) -> RunConfig:
         """This configuration with `vocab_size` settled by a tokenizer of `size` entries.
@@ -437,7 +465,10 @@ def from_dict(tables: dict[str, Any], *, base: RunConfig | None = None, where: s
             sections[table] = dataclasses.replace(sections[table], **values)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
-    return RunConfig(**sections)
+    try:
+        return RunConfig(**sections)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _typed(value: Any, kind: Any, where: str) -> Any:

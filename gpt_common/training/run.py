@@ -187,12 +187,12 @@ class Run:
     def batches(self, step: int) -> list[NumpyBatch]:
         """The batch of every micro-step; a pure function of seed and step."""
         began = time.perf_counter()
-        train, model = self.config.train, self.config.model
+        train, (batch_size, block_size) = self.config.train, self.config.windows(step)
         batches = [
             training_batch(
                 self.dataset.train,
-                block_size=model.block_size,
-                batch_size=train.batch_size,
+                block_size=block_size,
+                batch_size=batch_size,
                 seed=train.seed,
                 step=step,
                 micro_step=micro_step,
@@ -206,7 +206,8 @@ class Run:
 
     def check_start(self) -> None:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
-        first = self.first_step
+        # Of the whole length: what short windows at the beginning hold is part of it.
+        first = max(self.first_step, self.config.train.short_context_steps)
         self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from)
 
     def after_step(self, step: int) -> Due:
@@ -286,11 +287,11 @@ class Run:
         memory = self.device.peak_memory()
         dt, _ = self.timer.window()
         self.peak_memory = max(self.peak_memory, memory)
-        train, block_size = self.config.train, self.config.model.block_size
-        sequences = train.batch_size * train.grad_accum_steps / dt
+        batch_size, block_size = self.config.windows(step - 1)
+        sequences = batch_size * self.config.train.grad_accum_steps / dt
         tokens = sequences * block_size
         self.expert_loads = expert_loads or self.expert_loads
-        utilisation = mfu(tokens * flops_per_token_palm(self.config.model), self.peak)
+        utilisation = mfu(tokens * flops_per_token_palm(self.config.model, block_size), self.peak)
         self.log.step(
             StepRecord(
                 step=step,
