@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.macs.record import (
+    UNCLEANED,
     Benchmark,
     Canary,
     Change,
@@ -281,8 +282,8 @@ def shortened(result: Result) -> Benchmark:
             for c in case.comparisons
         ],
         energy_source=energy.source,
-        no_energy=[reason[:600] for reason in energy.without],
-        doubts=[line[:600] for line in machine_doubts(result.environment)],
+        no_energy=[reason[:UNCLEANED] for reason in energy.without],
+        doubts=[line[:UNCLEANED] for line in machine_doubts(result.environment)],
     )
 
 
@@ -294,7 +295,7 @@ def _row(row: BackendRow) -> Row:
         device=row.device,
         dtype=row.dtype,
         status=row.status,
-        reason=row.reason and row.reason[:600],
+        reason=row.reason and row.reason[:UNCLEANED],
         verified=row.verified,
         seconds_per_step=figures.seconds_per_step if figures else None,
         tokens_per_second=figures.tokens_per_second if figures else None,

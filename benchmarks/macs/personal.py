@@ -62,11 +62,11 @@ class Personal:
         return text
 
     def clean_all(self, value: Any) -> Any:
-        """The same for every text in a document, keys too."""
+        """The same for every text in a document; its keys are names of properties, packages and kinds of cores."""
         if isinstance(value, str):
             return self.clean(value)
         if isinstance(value, dict):
-            return {self.clean_all(key): self.clean_all(content) for key, content in value.items()}
+            return {key: self.clean_all(content) for key, content in value.items()}
         return [self.clean_all(item) for item in value] if isinstance(value, list) else value
 
     def found_in(self, text: str) -> str | None:
@@ -86,12 +86,11 @@ def holds_path(text: str) -> bool:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a document, keys too."""
+    """Every text in a document but its keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        for key, content in value.items():
-            yield from texts(key)
+        for content in value.values():
             yield from texts(content)
     elif isinstance(value, list):
         for item in value:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.benchmark import find_present
-from benchmarks.macs.record import Here
+from benchmarks.macs.record import UNCLEANED, Here
 from benchmarks.measuring.backends import choose_backends
 from benchmarks.workload import smallest
 from gpt_common.config import load_preset
@@ -24,7 +24,7 @@ def present(names: str) -> list[Here]:
     for backend in choose_backends(names):
         row = find_present([backend], config, {"MLX_ENABLE_TF32": "0"})[backend.name]
         device = row.about.device if row.open and row.about else None
-        rows.append(Here(backend=backend.name, device=device, reason=row.reason and row.reason[:600]))
+        rows.append(Here(backend=backend.name, device=device, reason=row.reason and row.reason[:UNCLEANED]))
     return rows
 
 

@@ -23,6 +23,8 @@ from gpt_common.machine.hardware import Hardware
 VERSION: Final = 1
 LARGEST = 1_000_000
 """Bytes of a file that is read."""
+UNCLEANED = 200
+"""Characters of a text that is yet to be cleaned: a name of two letters becomes three times as long."""
 Status = Literal["passed", "failed", "timed out", "interrupted", "not run"]
 Short = Annotated[str, Field(max_length=120)]
 Words = Annotated[str, Field(max_length=600)]

@@ -17,7 +17,17 @@ from pydantic import ValidationError
 from benchmarks.macs.machine import describe_checkout, describe_machine, matrix_units, source_digest
 from benchmarks.macs.markdown import EMPTY, LINES, markdown, page
 from benchmarks.macs.personal import Personal, texts
-from benchmarks.macs.record import LARGEST, Here, Machine, SelfTest, check_share, read_record, to_json, write_record
+from benchmarks.macs.record import (
+    LARGEST,
+    UNCLEANED,
+    Here,
+    Machine,
+    SelfTest,
+    check_share,
+    read_record,
+    to_json,
+    write_record,
+)
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.machine.hardware import Hardware
 from tests.benchmarks.macs.recipes import JANE, failed, record, write
@@ -45,6 +55,14 @@ def test_what_processes_have_said_is_cleaned_wherever_it_stands(tmp_path: Path) 
     assert text.count("<user>'s <path> on <host>") == 2
     assert not re.search("jane", text, re.IGNORECASE)
     assert "jane" not in markdown(SelfTest.model_validate_json(text)).lower()
+
+
+def test_a_short_name_that_stands_everywhere_breaks_no_limit(tmp_path: Path) -> None:
+    """And one that is the name of a property renames none."""
+    person = Personal(users=frozenset({"jo", "machine"}))
+    found = record(backends=[Here(backend="mlx", device=None, reason=("jo," * 100)[:UNCLEANED])])
+    write_record(tmp_path / "mac.json", found, person)
+    assert read_record(tmp_path / "mac.json").backends[0].reason == ",".join(["<user>"] * 67)
 
 
 def test_nothing_is_written_if_something_personal_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,9 @@ def test_an_interruption_keeps_what_was_found_and_names_what_was_not_run(tmp_pat
         finish(result, share, JANE)
     assert stopped.value.exit_code == 130
     assert read_record(share).interrupted
+    last = Interrupted(SelfTestCommand(), ["cpu"], JANE, tmp_path)
+    last.made_up = [job("pass", "first"), job("pass", "second")]
+    assert not last.run().passed, "though all that is there has passed"
 
 
 def test_ctrl_c_on_the_command_itself(tmp_path: Path) -> None:
