@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterable
 
 from gpt_common.machine.hardware import Hardware
-from gpt_common.machine.peaks import APPLE_GPUS, MAC_WATTS, Peak, apple_peak, largest_power, nvidia_peak
+from gpt_common.machine.peaks import (
+    APPLE_GPUS,
+    MAC_WATTS,
+    Peak,
+    apple_peak,
+    estimated_peak,
+    largest_power,
+    nvidia_peak,
+)
 
 LEAST_GIGABYTES = 8
 CORES, WATTS_PER_CORE = 8, 10
@@ -31,7 +39,8 @@ def assumed_peak(hardware: Hardware, device: str, dtype: str) -> Peak:
     found = nvidia_peak(name, dtype)
     if hardware.kind == "apple":
         name = _alike(hardware.chip, APPLE_GPUS)
-        found = apple_peak(name, hardware.gpu_cores or APPLE_GPUS[name].cores, "float32")
+        cores = hardware.gpu_cores or APPLE_GPUS[name].cores
+        found = apple_peak(name, cores, dtype) or estimated_peak(name, cores, dtype)
     assert found is not None
     return Peak(found.tflops, f"assumed, that of the {name}, {found.source}")
 

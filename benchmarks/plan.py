@@ -52,7 +52,7 @@ class Plan:
     tokens: str | None = None
     """Tokens to train on: 300M, 2.5B; the configuration's own steps if not given."""
     mfu: float | None = None
-    """Share of the published peak that training reaches, 0 to 1; 0.3 is assumed if not given."""
+    """Share of the peak that training reaches, 0 to 1; that of the nearest published training if not given."""
     watts: float | None = None
     """Power to reckon energy with."""
     result: Path | None = None
@@ -81,6 +81,7 @@ def main(argv: Sequence[str]) -> None:
     argv = in_our_words(Plan, argv)
     command = parse(Plan, argv, prog=PROG)
 
+    from benchmarks.gpu_memory import limit_here
     from benchmarks.planning import make_plan, measured_speeds
 
     hardware = _hardware(command)
@@ -88,6 +89,8 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Plan, argv, prog=PROG, default=replace(command, run=base))
     # Only the vocabulary is wanted: where and in which dtype is decided for each twin.
     model = resolve(replace(command.run, train=TrainConfig())).model
+    # Of this very Mac its owner and Metal know better than any rule.
+    here = hardware.kind == "apple" and command.chip is None and command.memory is None
     plan = make_plan(
         name,
         replace(command.run, model=model),
@@ -96,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
         mfu=command.mfu,
         watts=command.watts,
         measured=measured_speeds(command.result, hardware, command.run.train) if command.result else None,
+        limit=limit_here() if here and command.run.train.device != "cpu" else None,
         assume=True,
     )
     if command.json is not None:
@@ -198,7 +202,7 @@ def print_plan(plan: dict[str, Any]) -> None:
     console.print()
     table(f"{plan['name']} on {machine['chip']}{cores}, {has}", _model_rows(plan))
     of_twins("memory of one step", _memory_rows(plan))
-    of_twins(f"{amount(plan['tokens']['count'])} tokens", TIME_ROWS)
+    of_twins(f"{amount(plan['tokens']['count'])} tokens", TIME_ROWS | _decode_rows(plan))
     for line in _notes(plan):
         console.print(line, markup=False)
 
@@ -260,6 +264,13 @@ TIME_ROWS: dict[str, Callable[[Any], str]] = {
 }
 
 
+def _decode_rows(plan: dict[str, Any]) -> dict[str, Callable[[Any], str]]:
+    """How fast generation can be at most, where the memory's bandwidth is published."""
+    if plan["twins"][0]["decode"] is None:
+        return {}
+    return {"decode at most, tokens/s": lambda one: amount(one["decode"]["tokens_per_second_at_most"])}
+
+
 def _notes(plan: dict[str, Any]) -> Iterator[str]:
     """Where the figures come from: one line each, those that both twins share once."""
     import textwrap
@@ -269,12 +280,24 @@ def _notes(plan: dict[str, Any]) -> Iterator[str]:
     if machine["memory_assumed"]:
         notes.append(f"memory: {memory(machine['memory_bytes'])} assumed, {machine['memory_assumed']}; or --memory")
     notes.append(f"fits: {machine['usable_basis']}")
-    notes.append("memory: within 15 % of the measured peak on CPUs; unchecked on GPUs, where MLX may need less")
+    notes.append("memory: within 15 % of the measured peak on CPUs; unchecked on GPUs")
     notes += [f"peak: {one['peak']['source']}" for one in twins]
+    if any("estimate" in one["peak"]["source"] for one in twins):
+        notes.append(f"measure it: python benchmarks/run.py --backends mlx-bf16,mps, then {PROG} --result FILE")
     notes += [f"MFU: {one['speed']['basis']}" for one in twins]
+    notes += [_decode_note(one["decode"]) for one in twins if one["decode"]]
     notes += [f"energy: {one['power']['watts']:g} W, {one['power']['basis']}" for one in twins]
     for note in dict.fromkeys(notes):
-        yield textwrap.fill(note, WIDTH, subsequent_indent="  ")
+        yield textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _decode_note(decode: dict[str, Any]) -> str:
+    """An upper bound calls itself so."""
+    speed, read = f"{decode['bandwidth'] / 1e9:g} GB/s", memory(decode["bytes_per_token"])
+    return (
+        f"decode: an upper bound, {speed} ({decode['source']}) over {read} of matrices and of a cache of "
+        f"{decode['context']:,} tokens, read for each token"
+    )
 
 
 def memory(count: int | None) -> str:

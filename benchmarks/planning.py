@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
+from benchmarks.gpu_memory import usable_memory
+from benchmarks.shares import nearest_share
 from gpt_common.config import Device, RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
-from gpt_common.machine.peaks import largest_power
+from gpt_common.machine.peaks import Peak, apple_bandwidth, estimated_peak, largest_power
 from gpt_common.network.flops import (
-    ASSUMED_MFU,
     active_parameter_count,
     buffer_count,
     flops_per_step_exact,
@@ -25,6 +26,7 @@ from gpt_common.network.flops import (
 )
 from gpt_common.network.memory import (
     Twin,
+    decode_bytes_per_token,
     full_kv_bytes_per_token,
     kv_cache_bytes_per_token,
     memory_plan,
@@ -38,11 +40,6 @@ CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0
 """L = E + A / N^alpha + B / D^beta, their approach 3, with the constants of Besiroglu et al. 2024 (arXiv:2404.10102),
 who corrected the fit; nats per token of their corpus and their tokenizer of 32 000 entries."""
 
-USABLE = {
-    "apple": (0.74, "74 % of memory: what macOS lets a GPU hold (11.8 of 16, 17.8 of 24, 107.5 of 128 GiB seen)"),
-    "cuda": (0.95, "95 % of the GPU's memory: the driver takes its share"),
-    "cpu": (0.9, "90 % of memory: the rest is the system's"),
-}
 MAX_BATCH = 1 << 16
 
 
@@ -56,6 +53,8 @@ class Measured:
     """Mean power during it, where a source was found."""
     source: str
     """Which row of which file."""
+    peak: Peak | None = None
+    """Rate of its fastest matrix product, where that was on the device and in the dtype planned for."""
 
 
 def make_plan(
@@ -67,6 +66,7 @@ def make_plan(
     mfu: float | None = None,
     watts: float | None = None,
     measured: dict[Twin, Measured] | None = None,
+    limit: tuple[int, str] | None = None,
     assume: bool = False,
 ) -> dict[str, Any]:
     """All figures as plain values, for JSON and for the tables.
@@ -76,9 +76,10 @@ def make_plan(
         config: with the size of its vocabulary.
         hardware: the machine to plan for.
         tokens: how many to train on; the configuration's own steps if None.
-        mfu: assumed share of the published peak; `ASSUMED_MFU` if None.
+        mfu: assumed share of the peak; that of the nearest published row if None.
         watts: power to reckon energy with; a measured or published one if None.
         measured: speeds that take the place of an assumption.
+        limit: bytes that the GPU of this very Mac may hold, and who says so.
         assume: whether a memory, peak or power that is not known is assumed, and said to be; otherwise what follows
             from it is None.
 
@@ -92,7 +93,7 @@ def make_plan(
     if assume and hardware.memory_bytes is None:
         size, assumption = assumed_memory(hardware)
         hardware = dataclasses.replace(hardware, memory_bytes=size)
-    usable, basis = usable_memory(hardware, train.device)
+    usable, basis = usable_memory(hardware, train.device, limit)
     per_token = flops_per_token_palm(model)
     twins = [
         _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin), assume)
@@ -144,17 +145,21 @@ def _twin(
     device, dtype = planned_device(twin, config.train, hardware.kind)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
     plan = memory_plan(config, twin, device)
-    peak = published_peak(hardware, device, dtype)
+    peak = published_peak(hardware, device, dtype) or (measured.peak if measured else None)
+    if assume and peak is None and device != "cpu":
+        peak = estimated_peak(hardware.chip, hardware.gpu_cores, dtype)
     if mfu is not None and peak is None:
-        raise UserError(f"--mfu is a share of a published peak, and {hardware.chip} has none: use --result")
+        raise UserError(f"--mfu is a share of a peak, and nobody has published one of {hardware.chip}: use --result")
     if assume and peak is None:
         peak = assumed_peak(hardware, device, dtype)
     rate, basis = None, "no published peak for this chip: measure one, and give the result with --result"
     if measured:
         rate, basis = measured.flops_per_second, f"measured: {measured.source}"
     elif peak:
-        share = ASSUMED_MFU if mfu is None else mfu
-        rate, basis = share * peak.flops, "assumed" if mfu is None else "given"
+        place: Device = "cuda" if hardware.kind == "cuda" and device != "cpu" else device
+        nearest = nearest_share(twin, place, dtype, compiled=config.train.compile)
+        share, basis = (nearest.mfu, nearest.basis(twin, place, dtype)) if mfu is None else (mfu, "given")
+        rate = share * peak.flops
     power = _power(hardware, watts, measured) or (assumed_power(hardware) if assume else None)
     seconds = flops / rate if rate else None
     number = 2 if dtype == "bfloat16" else 4
@@ -168,6 +173,7 @@ def _twin(
         "full_kv_bytes_per_token": full_kv_bytes_per_token(config.model, number),
         "largest_batch": largest_batch(config, twin, device, usable, checkpointing=False),
         "largest_batch_checkpointing": largest_batch(config, twin, device, usable, checkpointing=True),
+        "decode": _decode(config, hardware, number),
         "peak": asdict(peak) if peak else None,
         "speed": {
             "flops_per_second": rate,
@@ -181,6 +187,24 @@ def _twin(
     }
 
 
+def _decode(config: RunConfig, hardware: Hardware, number: int) -> dict[str, Any] | None:
+    """The most tokens per second that memory allows one sequence, whose cache is as long as a block; None if unknown.
+
+    Every token needs all matrices, and nothing says that they are read only once: the true rate is lower.
+    """
+    if (bandwidth := apple_bandwidth(hardware.chip, hardware.gpu_cores)) is None:
+        return None
+    context = config.model.block_size
+    read = decode_bytes_per_token(config.model, number, context)
+    return {
+        "bytes_per_token": read,
+        "context": context,
+        "bandwidth": bandwidth[0],
+        "source": bandwidth[1],
+        "tokens_per_second_at_most": bandwidth[0] / read,
+    }
+
+
 def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -> tuple[float, str] | None:
     """Watts and where they come from: given, measured, or what the maker says at most."""
     if watts is not None:
@@ -188,13 +212,6 @@ def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -
     if measured and measured.watts:
         return measured.watts, f"measured: {measured.source}"
     return largest_power(hardware.chip)
-
-
-def usable_memory(hardware: Hardware, device: str = "auto") -> tuple[int | None, str]:
-    """Bytes that training can use, and why so many; None if the memory is unknown."""
-    kind = "cpu" if device == "cpu" else hardware.kind
-    share, basis = USABLE[kind]
-    return (int(hardware.memory_bytes * share), basis) if hardware.memory_bytes else (None, "memory unknown")
 
 
 def this_machine(hardware: Hardware) -> Hardware:
@@ -270,10 +287,27 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
             taken = row.dtype or case.work.dtype
             there, here = f"{row.device}, {taken}", f"{device}, {dtype}"
             other = "" if there == here else f" ({there}; the trainer takes {here})"
-            found = Measured(rate, energy.watts if energy else None, f"{row.label}, {case.name} in {path.name}{other}")
+            where = f"{row.label}, {case.name} in {path.name}"
+            # A product elsewhere, or in another dtype, is no peak of what is planned.
+            peak = None if other else measured_peak([process.products for process in row.processes], where)
+            found = Measured(rate, energy.watts if energy else None, where + other, peak)
             rank = (row.device == device, taken == dtype, rate)
             if row.framework not in best or rank > best[row.framework][0]:
                 best[row.framework] = rank, found
     if not best:
         raise UserError(f"--result {path}: nothing was measured in it")
     return {twin: found for twin, (_, found) in best.items()}
+
+
+def measured_peak(products: Iterable[Mapping[str, float]], where: str) -> Peak | None:
+    """The rate of the fastest of some matrix products, called what it is; None of none.
+
+    Args:
+        products: of each process, seconds of a product of two square matrices by their width.
+        where: they were measured.
+    """
+    rates = [(2 * int(n) ** 3 / seconds / 1e12, n) for each in products for n, seconds in each.items()]
+    if not rates:
+        return None
+    tflops, n = max(rates)
+    return Peak(tflops, f"measured {tflops:.3g} TFLOP/s in products of {n} x {n}, no specification: {where}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import mlx.core as mx
 import numpy.typing as npt
 
-from gpt_common.config import Device, TrainConfig
+from gpt_common.config import Device, RunConfig, TrainConfig
 from gpt_common.data.batches import Batch, NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.machine.blas import opened_blas
 from gpt_common.machine.device import ComputeDevice
+from gpt_common.network.memory import memory_plan, planned_device
 
 TF32 = "MLX_ENABLE_TF32"
 """The variable of MLX's that says whether products of float32 may be rounded to TF32; on, where nobody says."""
@@ -52,6 +54,25 @@ def select_device(name: str) -> mx.Device:
         # What the step needs stays where the GPU reaches it, up to what Apple recommends, as in mlx-lm.
         mx.set_wired_limit(int(mx.device_info()["max_recommended_working_set_size"]))
     return device
+
+
+def limit_cache(config: RunConfig, device: mx.Device) -> None:
+    """Bound what MLX's allocator keeps of what is free again, on a Mac; nothing elsewhere.
+
+    Left alone it fills up to 95 % of what Apple recommends for the GPU (mlx/backend/metal/allocator.cpp): samples and
+    gates, of other shapes than a step, would keep a small Mac full. mlx-lm's trainer empties the cache after a step
+    that left it above a threshold, 0 by default, and the next one asks the system for all of it again. Here it may hold
+    twice what a step takes and gives back by the plan: a buffer serves again only what is nearly as large.
+
+    Args:
+        config: with the vocabulary settled.
+        device: where the step computes.
+    """
+    if device.type != mx.gpu or not mx.metal.is_available():
+        return
+    _, dtype = planned_device("mlx", config.train, "apple")
+    plan = memory_plan(replace(config, train=replace(config.train, dtype=dtype)), "mlx", "gpu")
+    mx.set_cache_limit(2 * (plan.total - plan.weights - plan.moments))
 
 
 def compute_dtype(config: TrainConfig, device: mx.Device) -> mx.Dtype:

@@ -32,7 +32,7 @@ from gpt_common.training.notebook import CallableModule
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
-from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
+from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, limit_cache, select_device, to_device
 from mlx_gpt.layers import as_key
 from mlx_gpt.model import GPT, objective
 from mlx_gpt.optim import Average, Optimizer, build_optimizer, clip_gradients, set_step
@@ -133,6 +133,7 @@ def train(run: Run) -> None:
     """Train as `run` says, from its first step to its last."""
     config = run.config
     device = select_device(config.train.device)
+    limit_cache(config, device)
     dtype = compute_dtype(config.train, device)
     model = GPT(config.model, dtype, config.train.gradient_checkpointing)
     optimizer = build_optimizer(model, config.optim)

@@ -108,6 +108,14 @@ def thermal_pressure() -> str | None:
     return parse_thermal_pressure(_output("notifyutil", "-g", "com.apple.system.thermalpressurelevel"))
 
 
+def wired_limit() -> int | None:
+    """Bytes that the owner of this Mac lets its GPU hold, if that was set; None where the system decides, as from the
+    start, and elsewhere."""
+    if platform.system() != "Darwin":
+        return None
+    return parse_wired_limit(_output("sysctl", "iogpu.wired_limit_mb"))
+
+
 # --- macOS
 
 MACOS_SYSCTLS = (
@@ -148,6 +156,12 @@ def parse_thermal_pressure(notifyutil: str) -> str | None:
     words = notifyutil.split()
     level = _integer(words[-1]) if words else None
     return levels[level] if level is not None and 0 <= level < len(levels) else None
+
+
+def parse_wired_limit(sysctl: str) -> int | None:
+    """Bytes in `sysctl iogpu.wired_limit_mb`, which is 0 where the system decides."""
+    found = re.search(r"^iogpu\.wired_limit_mb: *(\d+) *$", sysctl, re.MULTILINE)
+    return int(found[1]) * 2**20 or None if found else None
 
 
 def _apple_gpu(displays: str) -> dict[str, str]:

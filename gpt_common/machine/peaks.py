@@ -5,7 +5,7 @@ Apple publishes no figures. A GPU core has 128 arithmetic units, and each does a
 F32"), so the peak is cores x 128 x 2 x clock, for float32 and float16 alike; bfloat16 cannot be faster. The clock is
 the highest state that macOS lists for the GPU in `powermetrics --samplers gpu_power` ("GPU HW active residency"),
 for the base M3 and M4 on a MacBook Air. M5 and later have matrix units in each core, whose rate is not published:
-only a measured peak says something.
+only a measured peak says something, and until there is one an estimate that calls itself so.
 
 NVIDIA's figures are dense (without structured sparsity), from the document named; 16-bit with float32 accumulation.
 """
@@ -39,8 +39,8 @@ class AppleGpu:
 
     cores: int
     """Cores of the largest configuration sold; a smaller one is scaled by the cores found."""
-    mhz: int
-    """Highest clock that macOS lists."""
+    mhz: int | None
+    """Highest clock that macOS lists; None where that says nothing of the matrix units, from M5 on."""
     gigabytes: int
     """The least memory that a Mac with this chip was sold with."""
 
@@ -61,7 +61,38 @@ APPLE_GPUS = {
     "M4": AppleGpu(10, 1470, 16),
     "M4 Pro": AppleGpu(20, 1578, 24),
     "M4 Max": AppleGpu(40, 1578, 36),
+    "M5": AppleGpu(10, None, 16),
+    "M5 Pro": AppleGpu(20, None, 24),
+    "M5 Max": AppleGpu(40, None, 36),
 }
+
+M5_TFLOPS_PER_CORE = {"float32": 18 / 40, "float16": 70 / 40, "bfloat16": 70 / 40}
+"""T. Zakharko's estimate for an M5 Max of 40 cores, from products that he measured on the five cores of an A19: 18
+TFLOP/s in float32, 70 in float16, which bfloat16 is taken to equal (tzakharko.github.io/
+apple-neural-accelerators-benchmark)."""
+
+APPLE_BANDWIDTH: dict[str, tuple[dict[int, float], str]] = {
+    "M1": ({0: 68.25}, "derived: 128 bits of LPDDR4X-4266"),
+    "M1 Pro": ({0: 200}, "Apple, 2021-10-18"),
+    "M1 Max": ({0: 400}, "Apple, 2021-10-18"),
+    "M1 Ultra": ({0: 800}, "Apple, 2022-03-08"),
+    "M2": ({0: 100}, "Apple, 2022-06-06"),
+    "M2 Pro": ({0: 200}, "Apple, 2023-01-17"),
+    "M2 Max": ({0: 400}, "Apple, 2023-01-17"),
+    "M2 Ultra": ({0: 800}, "Apple, 2023-06-05"),
+    "M3": ({0: 100}, "Apple, specifications of the MacBook Pro of November 2023"),
+    "M3 Pro": ({0: 150}, "Apple, support.apple.com/117737"),
+    "M3 Max": ({30: 300, 40: 400}, "Apple, support.apple.com/117737"),
+    "M3 Ultra": ({0: 819}, "Apple, specifications of the Mac Studio of 2025"),
+    "M4": ({0: 120}, "Apple, 2024-05-07"),
+    "M4 Pro": ({0: 273}, "Apple, 2024-10-30"),
+    "M4 Max": ({32: 410, 40: 546}, "Apple, specifications of the MacBook Pro of 2024"),
+    "M5": ({0: 153}, "Apple, 2025-10-15"),
+    "M5 Pro": ({0: 307}, "Apple, 2026-03-03"),
+    "M5 Max": ({32: 460, 40: 614}, "Apple, specifications of the MacBook Pro of March 2026"),
+}
+"""Memory's bandwidth in 10^9 bytes per second by the number of GPU cores, 0 for any, and who says so: Apple's newsroom
+of that day, or a page of specifications."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +143,28 @@ MAC_WATTS = {
 def apple_peak(chip: str, gpu_cores: int | None, dtype: str) -> Peak | None:
     """Peak of an Apple GPU: `chip` as in "Apple M3 Max"; None for an unknown chip, core count or dtype."""
     gpu = APPLE_GPUS.get(chip.removeprefix("Apple "))
-    if gpu is None or gpu_cores is None or dtype not in ("float32", "float16", "bfloat16"):
+    if gpu is None or gpu.mhz is None or gpu_cores is None or dtype not in ("float32", "float16", "bfloat16"):
         return None
     tflops = gpu_cores * APPLE_ALUS_PER_CORE * 2 * gpu.mhz / 1e6
     return Peak(tflops, f"derived: {gpu_cores} cores x {APPLE_ALUS_PER_CORE} ALUs x 2 x {gpu.mhz} MHz")
+
+
+def estimated_peak(chip: str, gpu_cores: int | None, dtype: str) -> Peak | None:
+    """What others estimate for an Apple GPU that nobody has specified; None where there is a peak, or no estimate."""
+    gpu = APPLE_GPUS.get(chip.removeprefix("Apple "))
+    if gpu is None or gpu.mhz is not None or gpu_cores is None or dtype not in M5_TFLOPS_PER_CORE:
+        return None
+    each = M5_TFLOPS_PER_CORE[dtype]
+    source = f"an estimate, no specification: {gpu_cores} cores x {each:g} TFLOP/s, T. Zakharko from products on an A19"
+    return Peak(gpu_cores * each, source)
+
+
+def apple_bandwidth(chip: str, gpu_cores: int | None) -> tuple[float, str] | None:
+    """Bytes per second between an Apple chip and its memory, and the source; None if unknown, or if the chip is sold
+    with several and the number of cores does not tell."""
+    by_cores, source = APPLE_BANDWIDTH.get(chip.removeprefix("Apple "), ({}, ""))
+    found = by_cores.get(0, by_cores.get(gpu_cores or 0))
+    return None if found is None else (found * 1e9, source)
 
 
 def nvidia_gpu(name: str) -> NvidiaGpu | None:

@@ -65,6 +65,13 @@ def parameter_table(model: ModelConfig) -> dict[str, int]:
     return {part: count for part, count in table.items() if count}
 
 
+def multiplied_parameters(model: ModelConfig) -> int:
+    """Parameters that every token is multiplied with: of those that it meets all but the embeddings looked up."""
+    table = parameter_table(model)
+    N = active_parameter_count(model) - table.get("position embedding", 0)
+    return N if model.tied_head else N - table["token embedding"]
+
+
 def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> float:
     """Training FLOPs per token by PaLM's formula, 6N + 12 L H Q T (appendix B), attention counted in full.
 
@@ -77,11 +84,9 @@ def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> f
         block_size: T, the length of the sequences; the model's if None.
     """
     T = block_size or model.block_size
-    table = parameter_table(model)
-    N = active_parameter_count(model) - table.get("position embedding", 0)
-    if not model.tied_head:
-        N -= table["token embedding"]
-    return 6 * N + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T
+    return (
+        6 * multiplied_parameters(model) + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T
+    )
 
 
 def flops_per_step_exact(

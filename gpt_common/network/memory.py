@@ -19,7 +19,7 @@ from typing import Literal
 
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
-from gpt_common.network.flops import parameter_count
+from gpt_common.network.flops import multiplied_parameters, parameter_count
 from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
 
 Twin = Literal["mlx", "torch"]
@@ -219,3 +219,14 @@ def kv_cache_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
 def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
     """What keys and values of every head would take: H (K + V) numbers per layer."""
     return model.n_layer * model.n_head * (model.key_size + model.value_width) * number_bytes
+
+
+def decode_bytes_per_token(model: ModelConfig, number_bytes: int, context: int) -> int:
+    """Bytes that generation must at least read for one more token of one sequence: its matrices, and the cache.
+
+    Args:
+        model: the network.
+        number_bytes: size of one number in the compute dtype.
+        context: tokens before it.
+    """
+    return number_bytes * multiplied_parameters(model) + context * kv_cache_bytes_per_token(model, number_bytes)

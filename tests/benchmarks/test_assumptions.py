@@ -18,9 +18,12 @@ from tests.benchmarks.test_plan import run
         (["--chip", "M3 Max"], ["memory: 36.00 GiB assumed, the least that the M3 Max", "energy: 145 W, assumed"]),
         (
             ["--chip", "M5 Max"],
-            ["memory: 36.00 GiB assumed, the least that the M4 Max", "peak: assumed, that of the M4"],
+            ["memory: 36.00 GiB assumed, the least that the M5 Max", "peak: an estimate, no specification: 40 cores"],
         ),
-        (["--chip", "M9"], ["memory: 16.00 GiB assumed", "peak: assumed, that of the M4", "energy: 65 W, assumed"]),
+        (
+            ["--chip", "M9"],
+            ["memory: 16.00 GiB assumed", "peak: assumed, that of the M5, an estimate", "energy: 65 W, assumed"],
+        ),
         (["--chip", "H200"], ["MFU: assumed"]),
         (["--chip", "M3 Max", "--device", "cpu"], ["peak: assumed, 8 cores x 32 operations x 3 GHz"]),
         ([], ["peak: assumed", "energy: "]),

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.planning import Measured, measured_speeds
+from benchmarks.planning import Measured, make_plan, measured_speeds
 from benchmarks.results import Settings, to_json
-from gpt_common.config import TrainConfig
+from gpt_common.config import TrainConfig, load_preset
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware
 from tests.benchmarks.recipes import HARDWARE, make_result
@@ -25,9 +25,11 @@ def result_file(folder: Path, rows: list[dict[str, Any]]) -> Path:
     energy = {"joules_per_token": 1.0, "net_joules_per_token": None, "source": "x", "scope": "x", "estimate": True}
     case["name"], case["work"]["flops_per_step"], case["rows"] = "shakespeare-char", 1e12, []
     for changes in rows:
-        watts, seconds = changes.pop("watts"), changes.pop("seconds")
+        watts, seconds, products = changes.pop("watts"), changes.pop("seconds"), changes.pop("products", {})
         summary = {**like["summary"], "seconds_per_step": seconds, "energy": watts and {**energy, "watts": watts}}
-        case["rows"].append({**like, **changes, "summary": None if seconds is None else summary})
+        processes = [{**process, "products": products} for process in like["processes"]]
+        row = {**like, **changes, "processes": processes, "summary": None if seconds is None else summary}
+        case["rows"].append(row)
     path = folder / "host.json"
     path.write_text(json.dumps(result))
     return path
@@ -80,6 +82,29 @@ def test_a_cpu_s_speed_is_no_gpu_s(tmp_path: Path) -> None:
     assert found["torch"] == Measured(2e12, None, "mps, shakespeare-char in host.json")
     found = measured_speeds(result_file(tmp_path, [row("cpu", 0.1)]), mac, TrainConfig())
     assert found["torch"].source.endswith("(cpu, float32; the trainer takes mps, float32)")
+
+
+def test_where_no_peak_is_published_the_fastest_product_takes_its_place_and_says_so(tmp_path: Path) -> None:
+    m5 = replace(HARDWARE, chip="Apple M5 Max")
+    products = {"1024": 0.001, "2048": 0.0005}  # 2.1 and 34.4 TFLOP/s
+    rows = [row("mlx", 0.05, products=products), row("mps", 0.1, products=products)]
+    path = result_file(tmp_path, rows)
+    path.write_text(path.read_text().replace(HARDWARE.chip, m5.chip))
+    measured = measured_speeds(path, m5, TrainConfig())
+    # MLX would train in bfloat16: a product in float32 says nothing of that.
+    assert measured["mlx"].peak is None
+    found = measured["torch"].peak
+    assert found is not None
+    assert found.tflops == pytest.approx(2 * 2048**3 / 0.0005 / 1e12)
+    where = "no specification: mps, shakespeare-char in host.json"
+    assert found.source == f"measured 34.4 TFLOP/s in products of 2048 x 2048, {where}"
+
+    mlx, torch = make_plan("gpt2", load_preset("gpt2"), m5, measured=measured)["twins"]
+    assert torch["peak"] == {"tflops": found.tflops, "source": found.source}
+    assert torch["speed"]["mfu"] == pytest.approx(10 / found.tflops)
+    assert mlx["peak"] is mlx["speed"]["mfu"] is None
+    known = make_plan("gpt2", load_preset("gpt2"), HARDWARE, measured=measured)["twins"][1]
+    assert known["peak"]["source"].startswith("derived")
 
 
 def test_results_that_cannot_be_used(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Hardware detection from recorded command output, and published peaks.
+"""Hardware detection from recorded command output, and published peaks; whole Macs: tests/benchmarks/test_macs.py.
 
 The recordings were written by us after the commands' documented formats; they hold the lines the parsers read and
 some they must not trip over.
@@ -6,7 +6,6 @@ some they must not trip over.
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -16,70 +15,15 @@ import pytest
 
 from gpt_common.machine import hardware
 from gpt_common.machine.hardware import Hardware, parse_linux, parse_macos, parse_nvidia_smi, published_peak
-from gpt_common.machine.peaks import APPLE_GPUS, apple_peak, nvidia_peak
-
-AC = "Now drawing from 'AC Power'\n -InternalBattery-0 (id=4653155)\t100%; charged; 0:00 remaining present: true\n"
-BATTERY = "Now drawing from 'Battery Power'\n -InternalBattery-0 (id=1)\t56%; discharging; 4:10 remaining\n"
-SETTINGS = (
-    "System-wide power settings:\nCurrently in use:\n standby              1\n lowpowermode         {}\n sleep 1\n"
+from gpt_common.machine.peaks import (
+    APPLE_BANDWIDTH,
+    APPLE_GPUS,
+    apple_bandwidth,
+    apple_peak,
+    estimated_peak,
+    nvidia_peak,
 )
-
-
-def sysctl(brand: str, memory_gib: int, cores: int, levels: dict[str, int]) -> str:
-    lines = [f"machdep.cpu.brand_string: {brand}", f"hw.memsize: {memory_gib << 30}", f"hw.physicalcpu: {cores}"]
-    for i, (name, count) in enumerate(levels.items()):
-        lines += [f"hw.perflevel{i}.name: {name}", f"hw.perflevel{i}.physicalcpu: {count}"]
-    return "\n".join(lines) + "\n"
-
-
-def displays(model: str, cores: int | None = None) -> str:
-    card: dict[str, Any] = {"_name": model, "sppci_model": model, "sppci_device_type": "spdisplays_gpu"}
-    if cores:
-        card |= {"sppci_bus": "spdisplays_builtin", "sppci_cores": str(cores)}
-    return json.dumps({"SPDisplaysDataType": [card]})
-
-
-MACS = {
-    "M1": (sysctl("Apple M1", 16, 8, {"Performance": 4, "Efficiency": 4}), displays("Apple M1", 7), AC, 0),
-    "M3 Max": (
-        sysctl("Apple M3 Max", 64, 16, {"Performance": 12, "Efficiency": 4}),
-        displays("Apple M3 Max", 40),
-        AC,
-        0,
-    ),
-    "M4 Pro": (
-        sysctl("Apple M4 Pro", 48, 14, {"Performance": 10, "Efficiency": 4}),
-        displays("Apple M4 Pro", 20),
-        BATTERY,
-        1,
-    ),
-    "M5 Max": (sysctl("Apple M5 Max", 128, 18, {"Super": 6, "Performance": 12}), displays("Apple M5 Max", 40), AC, 0),
-}
-
-
-@pytest.mark.parametrize("name", MACS)
-def test_apple_silicon(name: str) -> None:
-    text, cards, battery, low_power = MACS[name]
-    found = parse_macos(text, cards, battery, SETTINGS.format(low_power), "26.1")
-    expected = {
-        "M1": Hardware(cores=8, core_kinds={"Performance": 4, "Efficiency": 4}, gpu_cores=7, memory_bytes=16 << 30),
-        "M3 Max": Hardware(
-            cores=16, core_kinds={"Performance": 12, "Efficiency": 4}, gpu_cores=40, memory_bytes=64 << 30
-        ),
-        "M4 Pro": Hardware(
-            cores=14, core_kinds={"Performance": 10, "Efficiency": 4}, gpu_cores=20, memory_bytes=48 << 30
-        ),
-        "M5 Max": Hardware(cores=18, core_kinds={"Super": 6, "Performance": 12}, gpu_cores=40, memory_bytes=128 << 30),
-    }[name]
-    changes: dict[str, Any] = {
-        "chip": f"Apple {name}",
-        "cpu": f"Apple {name}",
-        "kind": "apple",
-        "os": "macOS 26.1",
-        "power_source": "battery" if name == "M4 Pro" else "ac",
-        "low_power_mode": name == "M4 Pro",
-    }
-    assert vars(found) == vars(expected) | changes
+from tests.macs import AC, displays, sysctl
 
 
 def test_intel_mac() -> None:
@@ -93,18 +37,6 @@ def test_intel_mac() -> None:
 def test_rosetta_does_not_hide_the_chip() -> None:
     found = parse_macos(sysctl("VirtualApple @ 2.50GHz processor", 16, 8, {}), displays("Apple M2", 10), AC, "", "14")
     assert (found.chip, found.kind, found.gpu_cores) == ("Apple M2", "apple", 10)
-
-
-def test_a_virtual_mac_has_no_known_peak() -> None:
-    text = sysctl("Apple M1 (Virtual)", 7, 3, {"Performance": 3})
-    found = parse_macos(text, displays("Apple Paravirtual device"), "", "", "15.5")
-    assert (found.chip, found.kind, found.gpu_cores, found.power_source) == (
-        "Apple M1 (Virtual)",
-        "apple",
-        None,
-        "unknown",
-    )
-    assert published_peak(found, "gpu", "float32") is None
 
 
 @pytest.mark.parametrize(("line", "low"), [("powermode 0", False), ("powermode 1", True), ("powermode 2", False)])
@@ -246,6 +178,25 @@ def test_an_unknown_chip_has_no_peak() -> None:
     assert nvidia_peak("NVIDIA H200", "float64") is None
     assert published_peak(Hardware(chip="Apple M3 Max", kind="apple", gpu_cores=40), "cpu", "float32") is None
     assert published_peak(Hardware(chip="Apple M3 Max", kind="cpu", gpu_cores=40), "gpu", "float32") is None
+
+
+def test_an_estimate_is_only_for_what_has_no_peak() -> None:
+    for name, gpu in APPLE_GPUS.items():
+        for dtype in ("float32", "bfloat16"):
+            assert (apple_peak(f"Apple {name}", gpu.cores, dtype) is None) != (
+                estimated_peak(f"Apple {name}", gpu.cores, dtype) is None
+            )
+    fewer = estimated_peak("Apple M5 Max", 32, "bfloat16")
+    assert fewer is not None
+    assert fewer.tflops == pytest.approx(56)
+    assert estimated_peak("Apple M5 Max", None, "bfloat16") is estimated_peak("Apple M7", 10, "bfloat16") is None
+
+
+def test_bandwidth_of_every_chip_and_of_the_smaller_one_of_a_name() -> None:
+    assert APPLE_BANDWIDTH.keys() == APPLE_GPUS.keys()
+    assert all(apple_bandwidth(f"Apple {name}", gpu.cores) for name, gpu in APPLE_GPUS.items())
+    assert apple_bandwidth("Apple M3 Max", 30) == (300e9, "Apple, support.apple.com/117737")
+    assert apple_bandwidth("Apple M3 Max", None) is apple_bandwidth("Apple M9", 10) is None
 
 
 @pytest.mark.parametrize(
