@@ -181,16 +181,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_words(path: Path) -> str:
-    """The error that a process printed, or its last line."""
+    """The error that a process printed, the exception that ended it, or its last line."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 20_000))
         text = file.read().decode("utf-8", errors="replace")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
     error = next((i for i in range(len(lines) - 1, -1, -1) if lines[i].startswith("error: ")), None)
     if error is not None:
-        return " ".join(lines[error:])[len("error: ") :][:LONGEST]
-    return lines[-1][:LONGEST] if lines else ""
+        return " ".join(line.strip() for line in lines[error:])[len("error: ") :][:LONGEST]
+    # An exception may go on for lines, and PyTorch's end with advice on its own variables.
+    exceptions = [line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception)\b", line)]
+    return (exceptions or [line.strip() for line in lines] or [""])[-1][:LONGEST]
 
 
 def _ending(code: int) -> str:

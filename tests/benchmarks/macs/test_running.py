@@ -28,6 +28,7 @@ def test_a_part_that_works(tmp_path: Path) -> None:
     [
         ("import sys; print('noise'); sys.exit('error: parity is broken\\nat L5')", "parity is broken at L5"),
         ("import sys; print('only this'); sys.exit(3)", "only this"),
+        ("raise RuntimeError('no compiler\\n\\nSet VERBOSE=1 for more')", "RuntimeError: no compiler"),
         ("import sys; sys.exit(3)", "ended with exit code 3: "),
         ("raise OSError('/Users/jane/secret.txt of jane')", "OSError: <path> of <user>"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGABRT)", "ended with signal SIGABRT: "),
