@@ -75,7 +75,7 @@ def test_resumed_among_the_short_and_among_the_long(
 ) -> None:
     for stop in (4, 8):
         run = tmp_path / str(stop)
-        train(twin, *tiny(stories_dir, *FLAGS), "--stop-at", stop, "--out", run)
+        train(twin, *tiny(stories_dir, *FLAGS), "--stop-at", str(stop), "--out", run)
         train(twin, "--resume", run)
         whole, parts = tensors(runs[twin], 12), tensors(run, 12)
         assert all(whole[name].tobytes() == parts[name].tobytes() for name in whole)
