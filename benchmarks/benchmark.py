@@ -15,9 +15,10 @@ from pathlib import Path
 from benchmarks.command import Benchmark
 from benchmarks.measuring.backends import Backend, choose_backends
 from benchmarks.measuring.parity_gate import Verdict, ladder, verify
-from benchmarks.measuring.processes import run_worker
+from benchmarks.measuring.processes import THREADS, run_worker
 from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.session import Case, Row, Session, state_of_machine, tasks
+from benchmarks.nanogpt import check_nanogpt
 from benchmarks.readings import About, Before
 from benchmarks.report.summarise import summarise_case
 from benchmarks.report.writing import write_report
@@ -43,8 +44,9 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> None:
         Stopped: by Ctrl-C, after what was measured has been written.
         UserError, WorkFailed: nothing could be measured, because it is not here, or for another reason.
     """
-    backends = choose_backends(command.backends, command.peers)
     sweep = parse_sweep(command.sweep, command.run)
+    nanogpt = check_nanogpt(command.peers, command.nanogpt_path, [config for _, config in sweep])
+    backends = choose_backends(command.backends, command.peers, nanogpt)
     settings = Settings(
         rounds=command.rounds,
         seconds=command.seconds,
@@ -56,7 +58,7 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> None:
     created = datetime.now(UTC)
     reader, no_energy = find_reader() if command.energy else (None, ["turned off"])
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        environment = worker_environment(Path(scratch))
+        environment = worker_environment(Path(scratch), command.threads)
         idle = state_of_machine()
         if reader is not None:
             reader.measure_idle(IDLE_SECONDS)
@@ -133,7 +135,11 @@ def prepare(
     first += [Task("parity", PARITY_SECONDS)] if command.parity else []
     display = Display(first)
     display.begin()
-    rows = find_present(backends, smallest([config for _, config in sweep]), environment)
+    try:
+        rows = find_present(backends, smallest([config for _, config in sweep]), environment)
+    except UserError:
+        display.close()
+        raise
     there = [row.backend.label for row in rows.values() if row.open]
     display.end(f"present: {', '.join(there) or 'none'}")
     verdict = Verdict()
@@ -154,7 +160,11 @@ def prepare(
 
 
 def find_present(backends: list[Backend], config: RunConfig, environment: Mapping[str, str]) -> dict[str, Row]:
-    """A row per backend, absent ones with the reason; each framework is asked in a process of its own."""
+    """A row per backend, absent ones with the reason; each framework is asked in a process of its own.
+
+    Raises:
+        UserError: a peer's code, which the person named, cannot be used or computes something else.
+    """
     rows = {backend.name: Row(backend) for backend in backends}
     for framework in dict.fromkeys(backend.framework for backend in backends):
         asked = {b.name: asdict(b) for b in backends if b.framework == framework}
@@ -163,7 +173,9 @@ def find_present(backends: list[Backend], config: RunConfig, environment: Mappin
         for name in asked:
             if event["event"] != "result":
                 rows[name].end("failed", event["reason"])
-            elif "reason" in (found := event["devices"][name]):
+            elif "refused" in (found := event["devices"][name]):
+                raise UserError(found["refused"])
+            elif "reason" in found:
                 rows[name].end("absent", found["reason"])
             else:
                 rows[name].about = About(device=found["device"])
@@ -196,13 +208,17 @@ def prove(rows: dict[str, Row], config: str, dtype: str, environment: Mapping[st
     return verdict
 
 
-def worker_environment(scratch: Path) -> dict[str, str]:
+def worker_environment(scratch: Path, threads: int | None = None) -> dict[str, str]:
     """Variables of every worker.
 
     Compiled kernels are made anew in this session; nobody asks the network; float32 means float32 on MLX's GPUs too,
     unless the person has said otherwise.
+
+    Args:
+        threads: how many each works with on the CPU; None leaves that to its framework.
     """
     return {
+        **({} if threads is None else dict.fromkeys(THREADS, str(threads))),
         "MLX_ENABLE_TF32": os.environ.get("MLX_ENABLE_TF32", "0"),
         "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
         "TRITON_CACHE_DIR": str(scratch / "triton"),

@@ -22,7 +22,9 @@ class Benchmark:
     backends: str = "mlx,mps,cpu"
     """What to measure, with commas; what is absent becomes a row that says why."""
     peers: str = ""
-    """Other people's implementations with the same work and weights: transformers, mlx-lm."""
+    """Other people's implementations with the same work and weights: transformers, mlx-lm, nanogpt."""
+    nanogpt_path: Path | None = None
+    """Your clone of nanoGPT, for --peers nanogpt: its own model, optimiser and step are measured, in float32."""
     preset: str | None = None
     """Measure the shape of this preset."""
     config: Path | None = None
@@ -37,6 +39,8 @@ class Benchmark:
     """Seconds of rest before each process; a Mac that is hot rests until it is not."""
     parity: bool = True
     """Time only what passes the parity ladder up to its gradients; without, rows are marked unverified."""
+    threads: int | None = None
+    """Threads of every process on the CPU; left out, as many as each framework takes."""
     sweep: str | None = None
     """Measure several values of a field: n_layer=2,4,8 (or n_embd, block_size, batch_size, ...)."""
     sustained: bool = False
@@ -57,6 +61,8 @@ class Benchmark:
     def __post_init__(self) -> None:
         if self.rounds < 1:
             raise UserError(f"rounds is {self.rounds}: it must be at least 1")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"threads is {self.threads}: it must be at least 1")
         for name in ("seconds", "sustained_minutes"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")

@@ -120,7 +120,7 @@ class BackendRow(About):
     control: bool = Field(description="A second measurement of the same backend.")
     status: Status
     """absent: cannot run here. unproven: did not pass the parity ladder, not timed. failed: its process ended.
-    rejected: its figures are impossible. stopped: interrupted before."""
+    rejected: its figures are impossible, or a peer does other work. stopped: interrupted before."""
     reason: str | None = Field(description="Why it has no figures.")
     verified: Verified
     """parity: passed the ladder in this session. losses: a peer whose first losses equal ours. unverified: not

@@ -265,12 +265,13 @@ def shape_of_model(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return fields
 
 
-def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, object]) -> None:
+def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, object], advice: str = OTHER_TARGET) -> None:
     """Refuse a target that cannot hold a model.
 
     Args:
         holder: the target, for people.
         fields: what the target computes, by field of the configuration; a tuple where there is a choice.
+        advice: what to do instead.
 
     Raises:
         UserError: names the first field that the target does not have.
@@ -280,16 +281,12 @@ def refuse_fields(model: ModelConfig, holder: str, fields: Mapping[str, object])
         found = getattr(model, name)
         if found not in values:
             known = " or ".join(map(str, values))
-            raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {OTHER_TARGET}")
+            raise UserError(f"the model's {name} is {found}, and {holder} has only {known}: {advice}")
 
 
-def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
-    """Refuse to write another family as GPT-2.
-
-    Raises:
-        UserError: names the first field that is not GPT-2's.
-    """
-    fields = {
+def gpt2_fields(model: ModelConfig) -> dict[str, object]:
+    """What makes a model one of GPT-2's family, as `refuse_fields` takes it."""
+    return {
         "attention": "multi_head",
         "norm": "layernorm",
         "final_norm": True,
@@ -300,7 +297,15 @@ def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
         "feed_forward": ("gelu", "gelu_tanh"),
         "feed_forward_width": (0, 4 * model.n_embd),
     }
-    refuse_fields(model, holder, fields)
+
+
+def refuse_all_but_gpt2(model: ModelConfig, holder: str) -> None:
+    """Refuse to write another family as GPT-2.
+
+    Raises:
+        UserError: names the first field that is not GPT-2's.
+    """
+    refuse_fields(model, holder, gpt2_fields(model))
 
 
 def refuse_activation(model: ModelConfig, computed: str, target: str, allowed: bool) -> None:

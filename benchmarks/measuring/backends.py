@@ -15,8 +15,10 @@ from gpt_common.machine import backends
 class Backend(backends.Backend):
     """One row of the result."""
 
-    peer: Literal["", "transformers", "mlx-lm"] = ""
+    peer: Literal["", "transformers", "mlx-lm", "nanogpt"] = ""
     """Whose model; empty: ours."""
+    source: str = ""
+    """Folder of the peer's code where no package has it."""
     half: bool = False
     """In bfloat16 whatever the configuration says: what a Mac trains in, beside what is compared."""
     control: bool = False
@@ -47,14 +49,17 @@ BACKENDS |= {
     for name, backend in BACKENDS.items()
     if not backend.compiled
 }
-PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": "mlx"}
+PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": "mlx", "nanogpt": "torch"}
 """Published implementations of the same model, and what they run on."""
 
 
-def choose_backends(names: str, peers: str = "") -> list[Backend]:
+def choose_backends(names: str, peers: str = "", nanogpt: str = "") -> list[Backend]:
     """The rows that `--backends a,b --peers p` asks for.
 
     A peer gets a row per device of its framework among the backends, or one on the CPU if there is none.
+
+    Args:
+        nanogpt: folder of nanoGPT's code.
 
     Raises:
         UserError: an unknown name, or none at all.
@@ -66,7 +71,8 @@ def choose_backends(names: str, peers: str = "") -> list[Backend]:
         devices = dict.fromkeys(b.device for b in chosen if b.framework == framework) or {"cpu": None}
         for device in devices:
             where = "mlx" if device == "auto" else device
-            rows.append(Backend(f"{peer}-{where}", framework, device, peer=peer))  # type: ignore[arg-type]
+            source = nanogpt if peer == "nanogpt" else ""
+            rows.append(Backend(f"{peer}-{where}", framework, device, peer=peer, source=source))  # type: ignore[arg-type]
     if not chosen:
         raise UserError("no backend: --backends takes names with commas between them, from: " + ", ".join(BACKENDS))
     return rows

@@ -20,6 +20,9 @@ SILENCE_SECONDS = 900.0
 PARTING_SECONDS = 5.0
 """How long an interrupted worker may take to answer."""
 
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Variables by which the libraries of both frameworks take their number of threads."""
+
 Event = dict[str, Any]
 
 

@@ -162,7 +162,8 @@ class Session:
         interrupted = bool(event.pop("interrupted", False))
         self.interrupted |= interrupted
         if (kind := event.pop("event")) != "result":
-            row.end("absent" if kind == "absent" else "failed", event["reason"])
+            ends: dict[str, Status] = {"absent": "absent", "refused": "rejected"}
+            row.end(ends.get(kind, "failed"), event["reason"])
             return str(event["reason"])
         about = event.pop("about")
         if job.task == "generation":
@@ -195,7 +196,7 @@ class Session:
             row.end("rejected", reason)
             return f"rejected: {reason}"
         row.status = "measured"
-        if row.backend.peer:
+        if row.backend.peer and expected:
             row.verified = "losses"
         seconds = median_of(valid(process.throughput))
         return "no valid sample" if seconds is None else f"{milliseconds(seconds)} ms/step"

@@ -1,25 +1,35 @@
-"""PyTorch at work: our twin, and transformers' GPT-2 as its peer."""
+"""PyTorch at work: our twin, and as its peers transformers' GPT-2 and nanoGPT."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.work import Absent, Batches, gpt2_weights
+from benchmarks.measuring.work import Absent, Batcher, Batches, Refused, gpt2_weights
 from benchmarks.readings import Compilation
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
+from gpt_common.data.batches import Batch
 from gpt_common.errors import UserError
+from gpt_common.machine.provenance import git_state
 from torch_gpt.device import compute_dtype, describe, select_device, synchronise, to_device
-from torch_gpt.model import GPT
+from torch_gpt.model import GPT, loss
 from torch_gpt.optim import build_optimizer
 from torch_gpt.sample import generate
 from torch_gpt.train import TrainStep
+
+LARGEST_DIFFERENCE = 1e-5
+"""Nats per token by which nanoGPT's loss of the first batch may be another than ours, from the same weights."""
 
 
 class TorchWork:
@@ -31,6 +41,7 @@ class TorchWork:
         except UserError as error:
             raise Absent(str(error)) from None
         self._config = config
+        self._source = Path(backend.source)
         dtype = compute_dtype(config.train, self._device)
         self.compiled = backend.compiled
         self.device = self._device.type
@@ -97,7 +108,33 @@ class TorchWork:
         return generate(self.model, prompt, SampleSettings(max_new_tokens=tokens, temperature=0), repeat(0.0))
 
 
-class TransformersWork(TorchWork):
+class PeerWork(TorchWork):
+    """Somebody else's model in a step of its own: forward, backward, clip, AdamW, zero, as their trainers write it."""
+
+    _optimizer: torch.optim.Optimizer
+
+    def step(self, batches: Batches, step: int, rate: float) -> None:  # noqa: ARG002 (no keyed dropout)
+        total = torch.zeros((), device=self._device)
+        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
+        for batch in batches:
+            with bf16:
+                mean_loss = self._mean_loss(to_device(batch, self._device)) / len(batches)
+            mean_loss.backward()
+            total = total + mean_loss.detach()
+        if self._config.optim.grad_clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optim.grad_clip)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss = total
+
+    def _mean_loss(self, batch: Batch[torch.Tensor]) -> torch.Tensor:
+        """The peer's loss of a batch, nats per token."""
+        raise NotImplementedError
+
+
+class TransformersWork(PeerWork):
     """transformers' GPT-2, with the same weights, batches, loss and optimiser."""
 
     def build(self) -> None:
@@ -136,23 +173,9 @@ class TransformersWork(TorchWork):
             self.model.gradient_checkpointing_enable()
         self._optimizer = build_optimizer(self.model, config.optim)
 
-    def step(self, batches: Batches, step: int, rate: float) -> None:  # noqa: ARG002 (no keyed dropout)
-        total = torch.zeros((), device=self._device)
-        bf16 = torch.autocast(self.device, torch.bfloat16, enabled=self.dtype == "bfloat16")
-        for batch in batches:
-            there = to_device(batch, self._device)
-            with bf16:
-                logits = self.model(there.tokens, use_cache=False).logits
-            logits_NV, labels_N = logits.float().flatten(0, 1), there.labels.flatten()
-            loss = torch.nn.functional.cross_entropy(logits_NV, labels_N) / len(batches)
-            loss.backward()
-            total = total + loss.detach()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._config.optim.grad_clip or float("inf"))
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._loss = total
+    def _mean_loss(self, batch: Batch[torch.Tensor]) -> torch.Tensor:
+        logits_BTV = self.model(batch.tokens, use_cache=False).logits
+        return torch.nn.functional.cross_entropy(logits_BTV.float().flatten(0, 1), batch.labels.flatten())
 
     @torch.inference_mode()
     def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
@@ -163,3 +186,94 @@ class TransformersWork(TorchWork):
             past, token = out.past_key_values, int(np.argmax(out.logits[0, -1].float().cpu().numpy()))
             fresh = torch.tensor([[token]], device=self._device)
             yield token
+
+
+class NanoGptWork(PeerWork):
+    """nanoGPT's own model, loss and optimiser, eager and in float32, with our weights and batches."""
+
+    def build(self) -> None:
+        theirs, config, file = load_nanogpt(self._source), self._config, self._source / "model.py"
+        fields = ("block_size", "vocab_size", "n_layer", "n_head", "n_embd", "dropout", "bias")
+        optim = config.optim
+        try:
+            settings = theirs.GPTConfig(**{name: getattr(config.model, name) for name in fields})
+            self.model = theirs.GPT(settings)
+            weights = {name: torch.from_numpy(array) for name, array in gpt2_weights(config)}
+            missing, unexpected = self.model.load_state_dict(weights, strict=False)
+            self.model.to(self._device).train()
+            betas = (optim.beta1, optim.beta2)
+            # By their train.py, "cuda" or "cpu", to which MPS belongs: it decides about AdamW's fused form.
+            kind = "cuda" if self.device == "cuda" else "cpu"
+            self._optimizer = self.model.configure_optimizers(optim.weight_decay, optim.learning_rate, betas, kind)
+            differs = self._difference()
+            self.model.load_state_dict(weights, strict=False)
+        except Exception as error:
+            raise Refused(f"--nanogpt-path: {file} fails: {type(error).__name__}: {_first_line(error)}") from None
+        # The head is the embedding, and where attention is not fused its mask is a buffer.
+        buffers = dict(self.model.named_buffers())
+        unset = [name for name in missing if name != "lm_head.weight" and name not in buffers]
+        if unset or unexpected:
+            raise Refused(f"--nanogpt-path: the model of {file} has other weights: {', '.join([*unset, *unexpected])}")
+        # Not `>`: a NaN agrees with nothing.
+        if not differs <= LARGEST_DIFFERENCE:
+            raise Refused(
+                f"--nanogpt-path: the loss of {file} is {differs:.1e} off ours, with the same weights and batch: at "
+                f"most {LARGEST_DIFFERENCE:g} is rounding, so it does other work"
+            )
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        which = git_state(self._source) or f"no clone, model.py's SHA-256 {digest}"
+        self.description = f"nanoGPT ({which}), {self.description}"
+        self.notes.append(f"nanoGPT: {which}; first loss within {LARGEST_DIFFERENCE:g} of ours")
+
+    def _mean_loss(self, batch: Batch[torch.Tensor]) -> torch.Tensor:
+        mean_loss: torch.Tensor = self.model(batch.tokens, batch.labels)[1]
+        return mean_loss
+
+    @torch.no_grad()
+    def _difference(self) -> float:
+        """How far its loss of the first batch is from ours, nothing dropped, nats per token; changes its weights.
+
+        Looked at twice. From 0.02, where training begins, a small model hardly feels what attention does: at 1 over the
+        root of the width every product is about as large as its input, and so is what a fault in it changes.
+        """
+        ours = GPT(self._config.model).to(self._device)
+        ours.initialise(self._config.train.seed)
+        batch = to_device(Batcher(self._config).take(1)[0][1][0], self._device)
+        self.model.eval()
+        differences = []
+        for factor in (1.0, 1 / (0.02 * self._config.model.n_embd**0.5)):
+            for weight in [*ours.parameters(), *self.model.parameters()]:
+                if weight.ndim >= 2:
+                    weight.mul_(factor)
+            differences.append(abs(float(self._mean_loss(batch)) - float(loss(ours, batch))))
+        self.model.train()
+        return float(np.max(differences))
+
+    def generate(self, prompt: Sequence[int], tokens: int) -> Iterator[int]:
+        self.model.eval()
+        context = torch.tensor([list(prompt)], device=self._device)
+        for _ in range(tokens):
+            context = self.model.generate(context, 1, top_k=1)  # of one candidate it draws that one
+            yield int(context[0, -1])
+
+
+def load_nanogpt(folder: Path) -> ModuleType:
+    """model.py of a clone of nanoGPT as a module.
+
+    Raises:
+        Refused: it cannot be imported.
+    """
+    file = folder / "model.py"
+    spec = importlib.util.spec_from_file_location("nanogpt_model", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise Refused(f"--nanogpt-path: {file} fails: {type(error).__name__}: {_first_line(error)}") from None
+    return module
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0][:200]

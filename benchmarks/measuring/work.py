@@ -25,6 +25,10 @@ class Absent(Exception):
     """This backend cannot run here, or cannot do this work; says why."""
 
 
+class Refused(Exception):
+    """A peer's code that the person named cannot be used, or computes something else than ours; says how."""
+
+
 class Work(Protocol):
     """A model, its optimiser, and how to wait for them."""
 

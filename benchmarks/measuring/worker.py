@@ -3,6 +3,7 @@
     {"event": "progress", "phase": "warm-up", "share": 0.4}
     {"event": "result", ...}      the end of a job that worked
     {"event": "absent", "reason": "..."}      this backend cannot run here, or cannot do this work
+    {"event": "refused", "reason": "..."}     a peer's code cannot be used, or does other work
 
 SIGINT ends a series early; the result then says `interrupted`. Whatever libraries print goes to standard error.
 """
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.thermal import open_watch
-from benchmarks.measuring.work import Absent, Work
+from benchmarks.measuring.work import Absent, Refused, Work
 from benchmarks.readings import Plan, Record
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.machine.blas import load_fast_blas, wait_passively
@@ -81,6 +82,8 @@ def main() -> None:
         events.send("result", about=about, **found.model_dump())
     except Absent as absent:
         events.send("absent", reason=str(absent))
+    except Refused as refused:
+        events.send("refused", reason=str(refused))
 
 
 def open_work(backend: Backend, config: RunConfig) -> Work:
@@ -88,6 +91,7 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
 
     Raises:
         Absent: not here.
+        Refused: a peer's code cannot be used, or computes another loss than ours.
     """
     if backend.half:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype="bfloat16"))
@@ -100,20 +104,23 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
         return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
     wait_passively()  # as the trainer does, before PyTorch is imported
     try:
-        from benchmarks.measuring.torch_work import TorchWork, TransformersWork
+        from benchmarks.measuring.torch_work import NanoGptWork, TorchWork, TransformersWork
     except ImportError as error:
         raise Absent(f"PyTorch cannot be imported: {error}") from None
-    return TransformersWork(backend, config) if backend.peer else TorchWork(backend, config)
+    kinds = {"": TorchWork, "transformers": TransformersWork, "nanogpt": NanoGptWork}
+    return kinds[backend.peer](backend, config)
 
 
 def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, dict[str, str]]:
-    """By label, the `device` on which a backend computes, or the `reason` why it does not."""
+    """By label, the `device` on which a backend computes, the `reason` why it does not, or why it is `refused`."""
     found = {}
     for label, fields in backends.items():
         try:
             found[label] = {"device": open_work(Backend(**fields), config).device}
         except Absent as absent:
             found[label] = {"reason": str(absent)}
+        except Refused as refused:
+            found[label] = {"refused": str(refused)}
     return found
 
 

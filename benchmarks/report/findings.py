@@ -163,6 +163,23 @@ def extras(case: CaseResult) -> list[str]:
                 "" if cost.low is None or cost.high is None else f" ({cost.low - 1:+.1%} to {cost.high - 1:+.1%})"
             )
             lines.append(f"{row.label}: the trainer's loop takes {cost.ratio - 1:+.1%} over bare steps{interval}")
+    return [*lines, *beside_peers(case)]
+
+
+def beside_peers(case: CaseResult) -> list[str]:
+    """Each of our rows over each peer on the same framework and device, as a ratio of times."""
+    rows = [row for row, _ in measured(case)]
+    lines = []
+    for peer in (row for row in rows if row.peer):
+        for own in (
+            row for row in rows if not row.peer and (row.framework, row.device) == (peer.framework, peer.device)
+        ):
+            found = _comparison(case, own.backend, peer.backend)
+            if found is None:
+                continue
+            ratio = ratio_of(found) if found.slower == own.backend else ratio_of(found).inverse()
+            interval = "" if ratio.low is None else f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
+            lines.append(f"{own.backend} / {peer.backend}: {ratio.value:.2f} of its time{interval}")
     return lines
 
 

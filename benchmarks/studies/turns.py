@@ -1,4 +1,4 @@
-"""Two kinds of work side by side: each in a process of its own, taking turns, so that a busy machine slows both."""
+"""Kinds of work side by side: each in a process of its own, taking turns, so that a busy machine slows all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from benchmarks.measuring.backends import BACKENDS
 from benchmarks.measuring.work import Batcher, Work
@@ -16,24 +16,26 @@ from gpt_common.errors import WorkFailed
 
 
 def take_turns(
-    names: tuple[str, str], start: Callable[[str], subprocess.Popen[str]], turns: int, seconds: float
-) -> list[tuple[float, float]]:
-    """Seconds per unit of work of both sides, for each turn.
+    names: Sequence[str], start: Callable[[str], subprocess.Popen[str]], turns: int, seconds: float
+) -> list[tuple[float, ...]]:
+    """Seconds per unit of work of every side, for each turn.
 
     Args:
         names: the sides; `start` brings one up in a process of its own, which answers as `work_on_request` does.
         turns: how many, each in the other order than the one before.
         seconds: least time of one side's turn.
     """
-    sides = {name: start(name) for name in names}
+    sides: dict[str, subprocess.Popen[str]] = {}
     try:
+        for name in names:
+            sides[name] = start(name)
         for side in sides.values():
             ask(side, seconds)  # warm
-        pairs = []
+        taken = []
         for turn in range(turns):
             times = {name: ask(sides[name], seconds) for name in (names if turn % 2 == 0 else names[::-1])}
-            pairs.append((times[names[0]], times[names[1]]))
-        return pairs
+            taken.append(tuple(times[name] for name in names))
+        return taken
     finally:
         for side in sides.values():
             side.kill()

@@ -23,9 +23,12 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_state() -> str | None:
-    """Commit of this program and whether its files were changed since; None outside a git checkout."""
-    root = Path(__file__).parents[2]
+def git_state(root: Path = Path(__file__).parents[2]) -> str | None:
+    """Commit of a checkout, by default of this program's, and whether its files were changed since; None outside one.
+
+    Args:
+        root: the folder that was checked out.
+    """
     if not (root / ".git").exists():
         return None
     try:
