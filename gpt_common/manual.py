@@ -28,6 +28,7 @@ PRESETS = {
     "stories": ("stories", "stories-cpu"),
     "Shakespeare": ("shakespeare-char", "shakespeare-char-cpu", "shakespeare-bpe"),
     "TinyStories": ("tinystories",),
+    "fast": ("shakespeare-char-cpu-fast", "shakespeare-char-fast", "stories-fast"),
     "families": ("llama-tiny", "deepseek-tiny", "custom-llm-tiny"),
     "GPT-2": ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"),
     "published": ("smollm-135m", "custom-llm-1b"),
