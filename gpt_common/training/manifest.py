@@ -58,6 +58,9 @@ class Manifest:
     """What samples start from if no prompt is given."""
     written_by: dict[str, Any] | None = None
     """Program and versions."""
+    base: dict[str, Any] | None = None
+    """Of an adapter: `path` of the checkpoint that it stands beside, from this one's folder, and `tensors`, the SHA-256
+    of each tensor of its model file."""
     tensors: Hashes = dataclasses.field(default_factory=dict)
     """SHA-256 of dtype, shape and bytes, by file and tensor name."""
 
@@ -119,6 +122,7 @@ class Manifest:
             ("dataset", {"name": str, "fingerprint": str}),
             ("tokenizer", {"kind": str, "fingerprint": str, "vocab_size": int}),
             ("written_by", {}),
+            ("base", {"path": str, "tensors": dict}),
         ):
             value = getattr(self, name)
             if not isinstance(value, dict | None):

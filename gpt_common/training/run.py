@@ -28,7 +28,8 @@ from gpt_common.machine.hardware import published_peak
 from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
-from gpt_common.training.checkpoint import write_checkpoint
+from gpt_common.training.base import base_entry
+from gpt_common.training.checkpoint import place_of, write_checkpoint
 from gpt_common.training.due import Due, gave_up
 from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.health.gates import GateFailed, TrainedProbe
@@ -347,6 +348,7 @@ class Run:
                 tokenizer=identity(tokenizer),
                 prompt=self.dataset.prompt,
                 written_by={"program": self.twin, "versions": versions()},
+                base=None if self.opening.base is None else base_entry(self.opening.base, place_of(self.folder, step)),
             )
 
             def write_files(folder: Path) -> None:
