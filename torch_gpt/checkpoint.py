@@ -9,9 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import NO_ADAPTER
-from gpt_common.training.base import base_of
 from gpt_common.training.checkpoint import fitting, read_manifest, validate
-from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 

@@ -38,7 +38,9 @@ class Placed:
     shape: tuple[int, ...]
     """Of that matrix: (O, I), or (E, O, I) of experts."""
     rank: int
+    alpha: float
     scale: float
+    """What its product is multiplied by."""
     number: int
     """Among all adapters, in execution order; dropout has a site for each."""
 
@@ -74,7 +76,8 @@ def placed(shapes: Shapes, config: AdapterConfig) -> list[Placed]:
         shape, rank = matrices[name], int(ranks.get(name, config.adapter_rank))
         if config.adapter == "dora" and len(shape) == 3:
             raise UserError(f"DoRA has no form for the stacked experts of {name}: take LoRA, or other adapter_targets")
-        found.append(Placed(name, shape, rank, config.scale(rank, alphas.get(name, config.adapter_alpha)), number))
+        alpha = alphas.get(name, config.adapter_alpha)
+        found.append(Placed(name, shape, rank, alpha, config.scale(rank, alpha), number))
     return found
 
 

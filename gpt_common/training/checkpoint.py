@@ -38,7 +38,6 @@ from gpt_common.files import (
     write_atomically,
 )
 from gpt_common.network.parameters import optimizer_shapes, saved_shapes, tensor_shapes, trained_shapes
-from gpt_common.training.base import base_of
 from gpt_common.training.manifest import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -46,6 +45,7 @@ from gpt_common.training.manifest import (
     Hashes,
     Header,
     Manifest,
+    base_of,
     read_header,
     tensor_hashes,
 )

@@ -22,11 +22,10 @@ from gpt_common.network.memory import Twin, planned_device
 from gpt_common.network.parameters import trained_shapes
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
-from gpt_common.training.base import base_of
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
-from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
+from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng", "adapter.adapter_dropout"}
@@ -92,7 +91,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
     config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
-    _base(config, source, manifest)
+    _base(config, source, manifest, resumed=resume_from is not None)
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
@@ -129,7 +128,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         planned_for=planned_for,
         resume_from=resume_from,
         init_from=init_from,
-        base=_base(config, source, manifest),
+        base=_base(config, source, manifest, resumed=resume_from is not None),
         first_step=first_step,
         stop_at=stop_at,
         best_step=best_step,
@@ -139,7 +138,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     )
 
 
-def _base(config: RunConfig, source: Path | None, manifest: Manifest | None) -> Path | None:
+def _base(config: RunConfig, source: Path | None, manifest: Manifest | None, *, resumed: bool) -> Path | None:
     """The checkpoint that the run's adapter stands beside: the one to start from, or that one's own base.
 
     Raises:
@@ -155,12 +154,13 @@ def _base(config: RunConfig, source: Path | None, manifest: Manifest | None) -> 
     if config.optim.ema_decay:
         raise UserError("ema_decay is a mean of a whole model's weights: leave it out beside an adapter")
     trained_shapes(config.model, config.adapter)  # whatever is wrong with its names is said now
-    if theirs is not None and trained_shapes(config.model, config.adapter) != trained_shapes(
-        manifest.run_config.model, manifest.run_config.adapter
+    if (
+        theirs is not None
+        and not resumed
+        and trained_shapes(config.model, config.adapter)
+        != trained_shapes(manifest.run_config.model, manifest.run_config.adapter)
     ):
-        raise UserError(
-            f"{source} is another adapter than this: leave out --adapter-..., or start from its base, {theirs}"
-        )
+        raise UserError(f"{source} is another adapter: leave out --adapter-..., or start from its base, {theirs}")
     return theirs or source
 
 
