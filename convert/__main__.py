@@ -16,6 +16,7 @@ COMMANDS = {
     "torch2mlx": "as import, but the result lies beside the source; --to mlx-lm goes straight there",
     "mlx2torch": "as export, with --to nanogpt where nothing else is said",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
+    "fuse": "merge a run's adapter into its base, as a whole model",
     "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",
     "parity": "does the MLX twin compute what the PyTorch twin computes?",
 }
@@ -46,6 +47,10 @@ def main(argv: Sequence[str]) -> None:
             from convert.inspection import Inspect, inspect
 
             inspect(parse(Inspect, rest, prog=prog))
+        case "fuse":
+            from convert.adapters.fuse import Fuse, fuse
+
+            fuse(parse(Fuse, rest, prog=prog))
         case "diff":
             from convert.difference import Diff, diff
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from tyro.conf import arg
 
 from convert import hub
+from convert.adapters import exchange
 from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, finite, with_dtype
 from convert.formats import native, registry
 from convert.formats.format import Format
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     Target: TypeAlias = str
 else:
     ToMlx, FromMlx = Literal[registry.targets("torch2mlx")], Literal[registry.targets("mlx2torch")]
-    Target = Literal[registry.targets()]
+    Target = Literal[(*registry.targets(), "peft")]
 DTYPES = {people: ours for ours, people in WEIGHT_DTYPES.items()}
 
 
@@ -70,6 +71,8 @@ class Import(Conversion):
     examples: ClassVar[tuple[str, ...]] = ("hf:openai-community/gpt2", "ckpt.pt -o runs/FIRST")
     to: ClassVar[str] = "native"
     other_gelu: ClassVar[bool] = False
+    base: Path | None = None
+    """Of an adapter of peft or mlx-lm: the run that it stands beside."""
     preset: str | None = None
     """Which model a bare state dict is: a preset."""
     config: Path | None = None
@@ -90,7 +93,7 @@ class Export(WithChoice):
 
     examples: ClassVar[tuple[str, ...]] = ("runs/FIRST --to mlx-lm", "runs/FIRST --to nanogpt -o ckpt.pt")
     to: Target
-    """For whom; native is a run of this project, with one checkpoint."""
+    """For whom; native is a run of this project, with one checkpoint; peft takes adapters."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
     preset: str | None = None
@@ -131,6 +134,8 @@ def convert(command: Command) -> Path:
         UserError: anything wrong with source, destination or the pair of them; nothing is left behind.
     """
     named = hub.named(command.src)
+    if named is None and (adapted := _adapted(command)) is not None:
+        return adapted
     destination = command.out or _default_destination(command, named)
     _check_destination(command.src, destination, command.to, command.overwrite)
     if named is None:
@@ -145,6 +150,22 @@ def convert(command: Command) -> Path:
     with _called(named, folder):
         published = {"repository": named.repository, "revision": commit}
         return _convert(dataclasses.replace(command, src=folder), destination, published)
+
+
+def _adapted(command: Command) -> Path | None:
+    """The destination of an adapter; None where the source is none."""
+    if isinstance(command, Import):
+        if exchange.is_adapter(command.src):
+            return exchange.bring_in(command.src, command.base, command.out, command.overwrite)
+        if command.base is not None:
+            raise UserError(f"{command.src} is no adapter of peft or mlx-lm, and --base belongs to one: leave it out")
+        return None
+    found = exchange.held(command.src, getattr(command, "latest", False))
+    if found is not None:
+        return exchange.hand_out(command.src, found, command.to, command.out, command.overwrite)
+    if command.to == "peft":
+        raise UserError(f"{command.src} is no run with an adapter, and peft holds nothing else: --to transformers")
+    return None
 
 
 @contextmanager

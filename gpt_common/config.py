@@ -1,7 +1,7 @@
 """The configuration of a run: frozen dataclasses, presets, TOML files.
 
 Precedence: defaults < preset < TOML file < command line (`gpt_common.cli`). Field names are unique over all
-four tables, so every field is a flag of its own and a TOML file may not put one in the wrong table.
+five tables, so every field is a flag of its own and a TOML file may not put one in the wrong table.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.errors import UserError, nearest
 from gpt_common.files import read_bytes
 
@@ -375,6 +376,12 @@ class RunConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    @property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return self.model.dropout > 0 or self.adapter.adapter_dropout > 0
 
     def __post_init__(self) -> None:
         if self.train.short_context and self.model.block_size % self.train.short_context:

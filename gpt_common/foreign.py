@@ -79,6 +79,7 @@ TRAINING: Mapping[str, Entry] = {
     "model": Same("init-from"),
     "data": PREPARED,
     "train": Switch(),
+    "fine-tune-type": Same("adapter", refused={"full": "without --adapter the whole model is trained"}),
     "report-to": Same("trackers", refused={"all": LOSS_CURVE, "none": LOSS_CURVE}),
     # transformers
     "num-train-epochs": STEPS,
@@ -106,6 +107,11 @@ TRAINING: Mapping[str, Entry] = {
     "fp16": NO_FLOAT16,
     "use-cpu": Switch(on=("--device", "cpu")),
     "no-cuda": Switch(on=("--device", "cpu")),
+    "lora-r": Same("adapter-rank"),
+    "lora-rank": Same("adapter-rank"),
+    "lora-alpha": Same("adapter-alpha"),
+    "lora-dropout": Same("adapter-dropout"),
+    "lora-target-modules": Same("adapter-targets"),
     # a model's config.json
     "hidden-size": Same("n-embd"),
     "num-hidden-layers": Same("n-layer"),

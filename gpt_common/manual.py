@@ -18,6 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import PRESETS_FOLDER, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig, preset_names
 
 HELP_WORDS = frozenset({"-h", "--help", "--help-all", "--presets"})
@@ -40,6 +41,7 @@ SHORT = {
     "size": ("n_layer", "n_head", "n_embd", "block_size"),
     "steps": ("max_steps", "max_minutes", "patience", "batch_size", "grad_accum_steps", "seed", "device", "dtype"),
     "rate": ("learning_rate", "min_lr", "warmup_steps", "schedule"),
+    "adapter": ("adapter", "adapter_rank"),
     "log": ("eval_interval", "checkpoint_interval", "prompts", "trackers"),
 }
 """Fields of a configuration that `--help` shows, by section."""
@@ -56,7 +58,13 @@ MORE = {
     ),
 }
 """Fields that `--help-all` has in a section with those."""
-SECTION_OF = {DataConfig: "data", OptimConfig: "rate", TrainConfig: "steps", ModelConfig: "model families"}
+SECTION_OF = {
+    DataConfig: "data",
+    OptimConfig: "rate",
+    TrainConfig: "steps",
+    AdapterConfig: "adapter",
+    ModelConfig: "model families",
+}
 """Where `--help-all` has all others."""
 KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 NAMES = {"preset": "NAME", "name": "NAME", "dataset": "NAME", "data_dir": "PATH"}

@@ -60,9 +60,13 @@ class StackedLinear(nn.Module):
 
     def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
+        return self.product(x_MI, self.weight, expert_M)
+
+    def product(self, x_MI: mx.array, weight_EOI: mx.array, expert_M: mx.array) -> mx.array:
+        """(M, I) -> (M, O), each row with the matrix of its expert."""
         # On a CPU MLX gathers matrices in float32 only.
         dtype = mx.float32 if on_cpu() else x_MI.dtype
-        weight_EIO, x_M1I = self.weight.astype(dtype).swapaxes(1, 2), x_MI[:, None].astype(dtype)
+        weight_EIO, x_M1I = weight_EOI.astype(dtype).swapaxes(1, 2), x_MI[:, None].astype(dtype)
         y_M1O = mx.gather_mm(x_M1I, weight_EIO, rhs_indices=expert_M, sorted_indices=True)
         return y_M1O[:, 0].astype(x_MI.dtype)
 

@@ -9,16 +9,19 @@ Shape suffixes: B batch, T time, D model width, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
-from gpt_common.network.parameters import buffer_shapes
+from gpt_common.network.parameters import NO_ADAPTER
+from mlx_gpt.adapters import Adapters
 from mlx_gpt.attention import ATTENTION, KVCache
 from mlx_gpt.experts import Routers
 from mlx_gpt.feed_forward import feed_forward
@@ -65,6 +68,7 @@ class GPT(nn.Module):
         config: the shape; its `vocab_size` is that of the tokenizer or more, not 0.
         compute_dtype: dtype of activations; parameters stay float32.
         gradient_checkpointing: recompute each block in the backward pass.
+        adapter: what is trained in place of the parameters, if not they.
     """
 
     def __init__(
@@ -72,6 +76,7 @@ class GPT(nn.Module):
         config: ModelConfig,
         compute_dtype: mx.Dtype = mx.float32,
         gradient_checkpointing: bool = False,
+        adapter: AdapterConfig = NO_ADAPTER,
     ) -> None:
         super().__init__()
         self.config = config
@@ -89,6 +94,7 @@ class GPT(nn.Module):
         # A tied head is the token embedding read backwards: 39 million numbers fewer beside GPT-2's 124.
         if not config.tied_head:
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
+        self.adapters = Adapters(self, config, adapter)
 
     def __call__(
         self, tokens_BT: mx.array, key: mx.array | None = None, caches: list[KVCache] | None = None
@@ -100,6 +106,7 @@ class GPT(nn.Module):
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
         """
         self.routers.new_pass()
+        self.adapters.new_pass(key)
         past = caches[0].length if caches else 0  # how many tokens came before these
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
         # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.
@@ -131,9 +138,9 @@ class GPT(nn.Module):
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def named_parameters(self) -> list[tuple[str, mx.array]]:
-        """Every parameter, but no buffer, with its canonical name, as PyTorch's modules have it."""
-        buffers = buffer_shapes(self.config)
-        return [(name, value) for name, value in self.state_dict().items() if name not in buffers]
+        """Every parameter that training moves, with its canonical name, as PyTorch's modules have it."""
+        parameters: Any = tree_flatten(self.trainable_parameters())
+        return list(parameters)
 
     def state_dict(self) -> dict[str, mx.array]:
         """Every tensor that is saved, parameters and buffers, by canonical name, as PyTorch's modules have it."""

@@ -123,7 +123,7 @@ class TrainStep:
 
     def key(self, step: int, micro_step: int) -> mx.array | None:
         """Dropout key of a micro-step; None without dropout."""
-        if self.config.model.dropout == 0:
+        if not self.config.drops:
             return None
         words = dropout_key(self.config.train.seed, step, micro_step)
         return as_key(words, self.config.model.dropout_rng)
@@ -135,13 +135,14 @@ def train(run: Run) -> None:
     device = select_device(config.train.device)
     limit_cache(config, device)
     dtype = compute_dtype(config.train, device)
-    model = GPT(config.model, dtype, config.train.gradient_checkpointing)
+    model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter)
     optimizer = build_optimizer(model, config.optim)
     average = Average(model, config.optim)
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
     elif run.init_from:
-        load_weights(run.init_from, model)
+        if load_weights(run.init_from, model).base is None:
+            model.adapters.initialise(model, config.train.seed)  # often there are none
     else:
         model.initialise(config.train.seed)
     if run.first_step == 0:

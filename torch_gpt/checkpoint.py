@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
-from gpt_common.training.checkpoint import fitting, validate
-from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
+from gpt_common.network.parameters import NO_ADAPTER
+from gpt_common.training.checkpoint import fitting, read_manifest, validate
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -20,7 +21,9 @@ def save_tensors(folder: Path, model: GPT, optimizer: Optimizer, average: Averag
     if average is not None and average.decay:
         saved = average.model
         state |= {f"weights.{name}": value.detach() for name, value in model.named_parameters()}
-    save_file({name: p.detach().contiguous() for name, p in saved.state_dict().items()}, folder / MODEL_FILE)
+    # Beside an adapter the model's own tensors stay where they came from.
+    tensors = dict(saved.named_parameters()) if saved.adapters.config.adapts else saved.state_dict()
+    save_file({name: p.detach().contiguous() for name, p in tensors.items()}, folder / MODEL_FILE)
     save_file({name: t.contiguous() for name, t in state.items()}, folder / OPTIMIZER_FILE)
 
 
@@ -42,17 +45,19 @@ def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average:
 
 
 def load_weights(checkpoint: Path, model: GPT) -> Manifest:
-    """Restore the model alone; position embeddings beyond its block size are left out.
+    """Restore the model alone, of an adapter with its base; position embeddings beyond its block size are left out.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
     """
     manifest = validate(checkpoint)
-    tensors = read_tensors(checkpoint / MODEL_FILE)
+    tensors, base = read_tensors(checkpoint / MODEL_FILE), base_of(checkpoint, manifest)
+    if base is not None:
+        tensors = read_tensors(base / MODEL_FILE) | tensors  # what was trained whole is in both
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    places = model.state_dict()
+    places, adapter = model.state_dict(), model.adapters.config if base is not None else NO_ADAPTER
     with torch.no_grad():
-        for name, rows in fitting(checkpoint, shapes, model.config).items():
+        for name, rows in fitting(checkpoint, shapes, model.config, adapter).items():
             places[name].copy_(tensors[name][:rows])
     return manifest
 
@@ -63,7 +68,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: torch.dtype) -> GPT:
-    """A model for generation, with the weights of a checkpoint."""
-    model = GPT(config, compute_dtype)
+    """A model for generation, with the weights of a checkpoint, and with its adapter."""
+    model = GPT(config, compute_dtype, adapter=read_manifest(checkpoint).run_config.adapter)
     load_weights(checkpoint, model)
     return model

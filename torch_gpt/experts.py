@@ -68,6 +68,7 @@ class MixtureOfExperts(nn.Module):
         self.choice = self.biased if config.balancing == "bias" else self.unbiased
         self.among = best_groups if config.n_expert_group > 1 else all_groups
         self.routing: Routing | None = None
+        self.balances = config.balancing == "bias"  # not beside an adapter, where the model's own tensors stay
         # Not persistent: never saved, but state that moves with the module.
         self._step_load_E: Tensor = nn.Buffer(torch.zeros(config.n_expert, dtype=torch.int64), persistent=False)
         self._load_E: Tensor = nn.Buffer(torch.zeros(config.n_expert, dtype=torch.int64), persistent=False)
@@ -112,7 +113,7 @@ class MixtureOfExperts(nn.Module):
         Wang et al. 2024, algorithm 1; a step of `balancing_rate` whatever the distance.
         """
         load_E = self._step_load_E
-        if self.config.balancing == "bias":
+        if self.balances:
             missing_E = torch.sign(load_E.sum() - self.config.n_expert * load_E).to(self.routing_bias.dtype)
             self.routing_bias.add_(self.config.balancing_rate * missing_E)
         self._step_load_E, self._load_E = torch.zeros_like(load_E), self._load_E + load_E

@@ -60,14 +60,18 @@ class StackedLinear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(experts, outputs, inputs))
 
-    # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
-        ends_E = torch.bincount(expert_M, minlength=self.weight.shape[0]).cumsum(0)
-        weight_EIO = self.weight.to(x_MI.dtype).transpose(1, 2)
+        return self.product(x_MI, self.weight, expert_M)
+
+    # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def product(self, x_MI: Tensor, weight_EOI: Tensor, expert_M: Tensor) -> Tensor:
+        """(M, I) -> (M, O), each row with the matrix of its expert."""
+        ends_E = torch.bincount(expert_M, minlength=weight_EOI.shape[0]).cumsum(0)
+        weight_EIO = weight_EOI.to(x_MI.dtype).transpose(1, 2)
         # PyTorch 2.13 has no grouped product in float64, nor of rows that are no multiple of 16 bytes.
-        aligned = all(size * x_MI.element_size() % 16 == 0 for size in self.weight.shape[1:])
+        aligned = all(size * x_MI.element_size() % 16 == 0 for size in weight_EOI.shape[1:])
         if x_MI.dtype == torch.float64 or not aligned:
             parts = torch.tensor_split(x_MI, ends_E[:-1].tolist())
             return torch.cat([x_NI @ weight_IO for x_NI, weight_IO in zip(parts, weight_EIO, strict=True)])

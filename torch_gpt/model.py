@@ -12,10 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import NO_ADAPTER
+from torch_gpt.adapters import Adapters
 from torch_gpt.attention import ATTENTION, KVCache
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
@@ -62,6 +65,7 @@ class GPT(nn.Module):
         config: the shape; its `vocab_size` is that of the tokenizer or more, not 0.
         compute_dtype: dtype of activations; parameters stay float32.
         gradient_checkpointing: recompute each block in the backward pass.
+        adapter: what is trained in place of the parameters, if not they.
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class GPT(nn.Module):
         config: ModelConfig,
         compute_dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
+        adapter: AdapterConfig = NO_ADAPTER,
     ) -> None:
         super().__init__()
         self.config = config
@@ -86,6 +91,7 @@ class GPT(nn.Module):
         # A tied head is the token embedding read backwards: 39 million numbers fewer beside GPT-2's 124.
         if not config.tied_head:
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
+        self.adapters = Adapters(self, config, adapter)
 
     def forward(self, tokens_BT: Tensor, key: Tensor | None = None, caches: list[KVCache] | None = None) -> Tensor:
         """(B, T) token ids -> (B, T, V) logits of the next token, in the compute dtype.
@@ -95,6 +101,7 @@ class GPT(nn.Module):
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
         """
         self.routers.new_pass()
+        self.adapters.new_pass(key)
         past = caches[0].length if caches else 0  # how many tokens came before these
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
         # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.

@@ -62,6 +62,14 @@ class TrainingProbe:
         """(B, T) ids -> (B, T, V) float32."""
         return np.asarray(self.model(tensor(tokens, self.model.device)).float().cpu().numpy())
 
+    @torch.no_grad()
+    def cached_logits(self, tokens: Tokens) -> np.ndarray:
+        """The same, half of the tokens read at once and the others one by one, with a cache."""
+        caches, ids, half = self.model.new_caches(), tensor(tokens, self.model.device), tokens.shape[1] // 2
+        parts = [ids[:, :half], *(ids[:, t : t + 1] for t in range(half, tokens.shape[1]))]
+        read = [self.model(part, caches=caches).float() for part in parts if part.shape[1]]
+        return torch.cat(read, dim=1).cpu().numpy()
+
     def gradient_norms(self, batch: NumpyBatch) -> dict[str, float]:
         """Norm of each parameter's gradient by name."""
         loss(self.model, to_device(batch, self.model.device)).backward()
@@ -76,6 +84,12 @@ class TrainingProbe:
     def checksums(self) -> dict[str, int]:
         """CRC-32 of every parameter's bytes by name: tells whether an update moved it."""
         return {name: zlib.crc32(value.tobytes()) for name, value in self._parameters()}
+
+    def frozen_checksums(self) -> dict[str, int]:
+        """CRC-32 of every tensor's bytes that is saved and not trained, by name."""
+        trained = {name for name, _ in self.model.named_parameters()}
+        tensors = {name: value for name, value in self.model.state_dict().items() if name not in trained}
+        return {name: zlib.crc32(value.float().cpu().numpy().tobytes()) for name, value in tensors.items()}
 
     def find_non_finite(self) -> str | None:
         """Name of the first parameter with NaN or infinity, if any."""
@@ -146,7 +160,8 @@ class TrainingProbe:
         train_step.update = hold_back
         if not dropout:
             model = dataclasses.replace(config.model, dropout=0.0)
-            train_step.config = dataclasses.replace(config, model=model)
+            adapter = dataclasses.replace(config.adapter, adapter_dropout=0.0)
+            train_step.config = dataclasses.replace(config, model=model, adapter=adapter)
         try:
             loss, _ = train_step(batches, step, 0.0)
         finally:

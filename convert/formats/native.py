@@ -31,6 +31,8 @@ def read(path: Path, options: ReadOptions) -> Contents:
     """
     folder = find_checkpoint(path, prefer="latest" if options.latest else "best")
     manifest = read_manifest(folder)
+    if manifest.base is not None:
+        raise UserError(f"{path} is an adapter, a part of a model: merge it first (python -m convert fuse {path})")
     check_sizes(str(folder / STATE_FILE), manifest.config.get("model", {}))
     config = from_dict(manifest.config, where=str(folder / STATE_FILE))
     recorded = manifest.tensors

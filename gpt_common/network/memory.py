@@ -20,7 +20,7 @@ from typing import Literal
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
 from gpt_common.network.flops import multiplied_parameters, parameter_count
-from gpt_common.network.parameters import optimizer_shapes, parameter_shapes
+from gpt_common.network.parameters import Shapes, optimizer_shapes, parameter_shapes, trained_shapes
 
 Twin = Literal["mlx", "torch"]
 
@@ -32,7 +32,7 @@ class MemoryPlan:
     moment: str
     """When that is: loss, backward, or update."""
     weights: int
-    """float32 master weights."""
+    """float32 master weights; beside an adapter, the frozen ones in their own dtype."""
     moments: int
     """AdamW's two moments of a weight, or Muon's momentum, float32."""
     gradients: int
@@ -54,10 +54,10 @@ class MemoryPlan:
 class _Block:
     """A block's part in the plan, bytes."""
 
-    weights: int
-    """float32 parameters."""
+    trained: int
+    """Parameters that have gradients, float32."""
     last: int
-    """The last matrix, float32: its gradient is the first of the block's."""
+    """The last matrix, float32: its gradient is the first of the block's; 0 where it is frozen."""
     saved: float
     """Kept for the backward pass, with the copies of its matrices in a 16-bit compute dtype."""
     kept: float
@@ -70,7 +70,8 @@ class _Block:
 
 def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list[_Block]:
     model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
-    shapes = parameter_shapes(model)
+    shapes, adapter = parameter_shapes(model), config.adapter
+    trained = trained_shapes(model, adapter)
     blocks = []
     for layer in range(model.n_layer):
         own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
@@ -79,10 +80,14 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
             math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight")
         )
         last = last or 4 * math.prod(own[f"blocks.{layer}.feed_forward.experts.down_proj.weight"])
-        # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with.
-        casts = compute * matrices if compute < 4 else 0
+        # With a 16-bit compute dtype the backward pass keeps a copy of every matrix that it multiplies with; so it does
+        # of a frozen one that is kept in another dtype than it computes in.
+        copied = compute < 4 if adapter.adapter_base_dtype == "float32" else compute == 4
+        casts = compute * matrices if copied else 0
+        mine = {name: shape for name, shape in trained.items() if name.startswith(f"blocks.{layer}.")}
+        beside = compute * sum(_kept(name, shape, adapter.adapter_dropout) for name, shape in mine.items())
         if twin == "torch":
-            saved = N * torch_saved(model, layer, compute, device).total + casts
+            saved = N * torch_saved(model, layer, compute, device).total + casts + N * beside
             kept, forward = 1.0 * D * compute, 0.0
             chosen = model.experts_per_token if model.has_experts(layer) else 0
             # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
@@ -90,13 +95,13 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
             backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
         else:
             part = mlx_saved(model, layer, compute, device, recomputed=config.train.gradient_checkpointing)
-            saved = N * part.total + casts
+            saved = N * (part.total + beside) + casts
             kept, forward = 3.5 * D * compute, part.total - part.scores
             backward = 1.2 * forward + part.at_work
         blocks.append(
             _Block(
-                weights=4 * sum(math.prod(shape) for shape in own.values()),
-                last=last,
+                trained=_bytes(mine),
+                last=0 if adapter.adapts else last,
                 saved=saved,
                 kept=N * kept,
                 forward=N * forward,
@@ -104,6 +109,29 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
             )
         )
     return blocks
+
+
+def _bytes(shapes: Shapes) -> int:
+    """In float32."""
+    return 4 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _kept(name: str, shape: tuple[int, ...], dropout: float) -> int:
+    """Numbers per token that an adapter keeps for its backward pass: what A makes, and what it was given, dropped."""
+    return shape[-2] + (shape[-1] if dropout else 0) if name.endswith(".lora_a") else 0
+
+
+def _held(config: RunConfig) -> int:
+    """Bytes of all weights, in the dtypes in which they are kept."""
+    shapes, adapter = parameter_shapes(config.model), config.adapter
+    if not adapter.adapts:
+        return _bytes(shapes)
+    trained = trained_shapes(config.model, adapter)
+    frozen = {name: shape for name, shape in shapes.items() if name not in trained}
+    halves = adapter.adapter_base_dtype == "bfloat16"
+    return _bytes(trained) + sum(
+        math.prod(shape) * (2 if halves and len(shape) > 1 else 4) for shape in frozen.values()
+    )
 
 
 def _gradients(model: ModelConfig) -> int:
@@ -115,6 +143,8 @@ def _update(config: RunConfig, twin: Twin) -> float:
     """Temporaries of the optimiser's update, bytes."""
     model = config.model
     embedding = 4 * model.vocab_size * model.n_embd
+    if config.adapter.adapts:
+        return _adapter_update(config, twin)
     shapes = [shape for name, shape in parameter_shapes(model).items() if name.startswith("blocks.")]
     largest, plain = (4 * max(math.prod(s) for s in shapes if len(s) <= most) for most in (3, 2))
     # Newton-Schulz holds the direction, its unit form, two summands and their sum, and a Gram matrix.
@@ -123,6 +153,14 @@ def _update(config: RunConfig, twin: Twin) -> float:
         # A tied embedding gets two gradients, which are added into a third.
         return max(muon, 2.0 * embedding if model.tied_head else 0.0)
     return max(muon, 15.5 * plain, 6.5 * largest, (3.5 if model.tied_head else 4.5) * embedding)
+
+
+def _adapter_update(config: RunConfig, twin: Twin) -> float:
+    """The same, of adapters alone; a row's length of DoRA's is taken of a whole matrix and its square."""
+    largest = 4 * max(math.prod(shape) for shape in trained_shapes(config.model, config.adapter).values())
+    matrix = 4 * max(math.prod(shape) for name, shape in parameter_shapes(config.model).items() if "blocks." in name)
+    lengths = 3.0 * matrix if config.adapter.adapter == "dora" else 0.0
+    return max(lengths, (2.0 if twin == "torch" else 15.5) * largest)
 
 
 def planned_device(twin: Twin, train: TrainConfig, kind: str) -> tuple[Device, DType]:
@@ -157,13 +195,13 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
     N = train.batch_size * model.block_size
     ND, NV = N * model.n_embd, N * model.vocab_size
     blocks = _blocks(config, twin, compute, device)
-    weights = 4 * parameter_count(model)
-    moments = 4 * sum(math.prod(shape) for shape in optimizer_shapes(model, config.optim).values())
+    weights, trained = _held(config), _bytes(trained_shapes(model, config.adapter))
+    moments = _bytes(optimizer_shapes(model, config.optim, config.adapter))
     embedding = 4 * model.vocab_size * model.n_embd
     again = (2 if twin == "mlx" else 1) if train.gradient_checkpointing else 0
     kept = [block.kept if train.gradient_checkpointing else block.saved for block in blocks]
     # The gradients of earlier micro-steps are there all the time, whole.
-    earlier = weights if train.grad_accum_steps > 1 else 0
+    earlier = trained if train.grad_accum_steps > 1 else 0
 
     def moment(name: str, gradients: float, activations: float, logits: float, temporary: float) -> MemoryPlan:
         return MemoryPlan(name, weights, moments, int(gradients), int(activations), int(logits), int(temporary))
@@ -176,16 +214,16 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
         loss_bytes, after = 2.0 * compute if device == "gpu" else 4.0 * (5 if half else 4), blocks[-1].forward
     plans = [
         moment("loss", earlier, sum(kept) + after, loss_bytes * NV + (embedding / 2 if half else 0), 0),
-        moment("update", weights, 0, 0, _update(config, twin) + ND * compute),
+        moment("update", trained, 0, 0, _update(config, twin) + ND * compute),
     ]
-    behind = embedding
+    behind = trained - sum(block.trained for block in blocks) if config.adapter.adapts else embedding
     for layer in reversed(range(model.n_layer)):
         block = blocks[layer]
         # Gradients of the head, of the blocks behind this one, and of this one's last matrix.
         gradients = max(behind, earlier) + block.last
         computed_again = again * block.saved
         plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward))
-        behind += block.weights
+        behind += block.trained
     return max(plans, key=lambda one: one.total)
 
 

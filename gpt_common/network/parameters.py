@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.placement import adapter_shapes
 from gpt_common.config import ModelConfig, OptimConfig
 
 Shapes = dict[str, tuple[int, ...]]
+NO_ADAPTER = AdapterConfig()
 
 
 def parameter_shapes(model: ModelConfig) -> Shapes:
@@ -39,18 +42,33 @@ def tensor_shapes(model: ModelConfig) -> Shapes:
     return parameter_shapes(model) | buffer_shapes(model)
 
 
-def optimizer_shapes(model: ModelConfig, optim: OptimConfig) -> Shapes:
+def trained_shapes(model: ModelConfig, adapter: AdapterConfig) -> Shapes:
+    """Shape of every tensor that a run trains: all parameters, or the adapters and what is trained whole beside them.
+
+    Raises:
+        UserError: an adapter for what the model does not have.
+    """
+    parameters = parameter_shapes(model)
+    return adapter_shapes(parameters, adapter) if adapter.adapts else parameters
+
+
+def saved_shapes(model: ModelConfig, adapter: AdapterConfig) -> Shapes:
+    """Shape of everything in a run's model file; beside an adapter the model itself stays in its own checkpoint."""
+    return trained_shapes(model, adapter) if adapter.adapts else tensor_shapes(model)
+
+
+def optimizer_shapes(model: ModelConfig, optim: OptimConfig, adapter: AdapterConfig = NO_ADAPTER) -> Shapes:
     """Shape of everything in an optimiser file: both moments of AdamW, or the momentum of Muon.
 
     Where the model file holds a mean of the weights (`ema_decay`), the weights that training goes on from are here too.
     """
     shapes: Shapes = {}
     for moment in ("exp_avg", "exp_avg_sq", "momentum"):
-        for name, shape in parameter_shapes(model).items():
+        for name, shape in trained_shapes(model, adapter).items():
             if (moment == "momentum") == (optim.optimizer == "muon" and is_block_matrix(name, len(shape))):
                 shapes[f"{moment}.{name}"] = shape
     if optim.ema_decay:
-        shapes |= {f"weights.{name}": shape for name, shape in parameter_shapes(model).items()}
+        shapes |= {f"weights.{name}": shape for name, shape in trained_shapes(model, adapter).items()}
     return shapes
 
 

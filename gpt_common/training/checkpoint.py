@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.errors import UserError
 from gpt_common.files import (
@@ -36,7 +37,7 @@ from gpt_common.files import (
     temporary_beside,
     write_atomically,
 )
-from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
+from gpt_common.network.parameters import optimizer_shapes, saved_shapes, tensor_shapes, trained_shapes
 from gpt_common.training.manifest import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -44,6 +45,7 @@ from gpt_common.training.manifest import (
     Hashes,
     Header,
     Manifest,
+    base_of,
     read_header,
     tensor_hashes,
 )
@@ -77,8 +79,8 @@ def write_checkpoint(
     Raises:
         UserError: no space, or the folder cannot be written; what was there before is untouched.
     """
-    folder = run_folder / "checkpoints"
-    final = folder / f"step-{manifest.step:06d}"
+    final = place_of(run_folder, manifest.step)
+    folder = final.parent
     temporary = temporary_beside(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,11 @@ def write_checkpoint(
     except OSError as error:
         raise cannot_write(final, error) from None
     return final
+
+
+def place_of(run_folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_folder / "checkpoints" / f"step-{step:06d}"
 
 
 @contextmanager
@@ -207,17 +214,26 @@ def described(checkpoint: Path) -> Manifest:
 def check_weights(checkpoint: Path, manifest: Manifest, *, offer: bool = True) -> None:
     """Refuse a checkpoint whose model file's header is not what its configuration asks for; raises as `described`."""
     try:
-        model = manifest.run_config.model
+        config = manifest.run_config
+        model = config.model
     except UserError as error:
         raise _damaged(checkpoint, f"{STATE_FILE}: {error}", offer) from None
     if model.vocab_size < 1:
         raise _damaged(checkpoint, f"{STATE_FILE} says vocab_size {model.vocab_size}", offer)
     found = _header(checkpoint, MODEL_FILE, offer)
+    base = base_of(checkpoint, manifest)
+    if base is not None:
+        check_weights(base, read_manifest(base, offer=offer), offer=offer)
     # Every layer has tensors: more layers than tensors are refused before all their names are made.
-    if model.n_layer > len(found):
-        what = f"{MODEL_FILE} has {len(found)} tensors, too few for the {model.n_layer} layers in {STATE_FILE}"
+    tensors = len(found) if manifest.base is None else len(manifest.base["tensors"])
+    if model.n_layer > tensors:
+        what = f"{MODEL_FILE} has {tensors} tensors, too few for the {model.n_layer} layers in {STATE_FILE}"
         raise _damaged(checkpoint, what, offer)
-    if (wrong := _difference(found, tensor_shapes(model), WEIGHT_DTYPES)) is not None:
+    try:
+        wanted = saved_shapes(model, config.adapter)
+    except UserError as error:
+        raise _damaged(checkpoint, f"{STATE_FILE}: {error}", offer) from None
+    if (wrong := _difference(found, wanted, WEIGHT_DTYPES)) is not None:
         raise _damaged(checkpoint, f"{MODEL_FILE} does not fit the configuration in {STATE_FILE}: {wrong}", offer)
 
 
@@ -266,20 +282,25 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
                 raise _damaged(checkpoint, f"tensor {name} in {file} is not in the manifest", offer)
             if recorded[name] != found[name]:
                 raise _damaged(checkpoint, f"tensor {name} in {file} has changed since it was saved", offer)
+    if (base := base_of(checkpoint, manifest)) is not None:
+        validate(base, offer=offer)
     return manifest
 
 
-def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> dict[str, int]:
+def fitting(
+    checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig, adapter: AdapterConfig
+) -> dict[str, int]:
     """How many rows of each tensor a model takes: all of them, or fewer positions for a shorter block.
 
     Args:
-        shapes: shape of every tensor in the checkpoint's model file.
+        shapes: shape of every tensor in the checkpoint's model file, and in that of its base.
         model: the shape of the model that is to hold them.
+        adapter: what stands beside it, if that is in the checkpoint.
 
     Raises:
         UserError: a tensor is missing, superfluous or of another shape; a block longer than the checkpoint's.
     """
-    wanted = tensor_shapes(model)
+    wanted = tensor_shapes(model) | (trained_shapes(model, adapter) if adapter.adapts else {})
     for name in sorted(wanted.keys() ^ shapes.keys()):
         what = f"tensor {name} is missing" if name in wanted else f"unexpected tensor {name}"
         raise UserError(f"{checkpoint} does not fit the configuration: {what}")
@@ -310,7 +331,7 @@ def check_moments(checkpoint: Path, manifest: Manifest, config: RunConfig) -> No
             f"{checkpoint} has no optimiser state, so training cannot go on where it stood: {weights_alone}"
         )
     found, optimizer = _header(checkpoint, OPTIMIZER_FILE, True), config.optim.optimizer
-    what = _difference(found, optimizer_shapes(config.model, config.optim), MOMENT_DTYPES)
+    what = _difference(found, optimizer_shapes(config.model, config.optim, config.adapter), MOMENT_DTYPES)
     if what is not None:
         raise UserError(f"{path} does not fit the configuration and its {optimizer}: {what}; {weights_alone}")
 

@@ -19,6 +19,9 @@ from gpt_common.training.pretrained import is_local, local_run
 
 FINE_TUNING_SHARE = 0.1
 """Of the base's peak learning rate; and of that, where the schedule ends."""
+ADAPTER_RATE = 10.0
+"""An adapter learns best at about ten times the rate that suits the whole model (Schulman et al. 2025, "LoRA without
+regret")."""
 VALUES_FROM = {"resume": "the run", "init_from": "fine-tuning", "config": "the file", "preset": "preset"}
 """Where the values of flags that are left out come from: the first of these that is given."""
 
@@ -50,7 +53,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
             )
         base = described(find_checkpoint(start.resume, prefer="latest")).run_config
     elif start.init_from is not None:
-        base, why = _fine_tuning(start)
+        base, why = _fine_tuning(start, adapts=peek(argv, ("adapter",)).get("adapter", "none") != "none")
     else:
         if not start.preset and not start.config:
             start = dataclasses.replace(start, preset="stories" if has_gpu else "stories-cpu")
@@ -97,11 +100,12 @@ def _preset_and_file(start: TrainCommand) -> RunConfig:
     return base if start.config is None else load_toml(start.config, base)
 
 
-def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
+def _fine_tuning(start: TrainCommand, *, adapts: bool) -> tuple[RunConfig, str]:
     """The configuration that weights of another run are trained on with, and a sentence on its learning rate.
 
     What pre-training takes would undo what was learnt: at the base's own peak rate a finished model ends worse than it
     began. So the peak is a tenth of the base's, after a short warm-up, unless a file or a flag says otherwise.
+    For a new adapter, which changes little by a step, it is the base's.
     """
     assert start.init_from is not None
     source = described(find_checkpoint(start.init_from, prefer="best")).run_config
@@ -112,7 +116,8 @@ def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
     preset = load_preset(start.preset) if start.preset else RunConfig()
     optim = base.optim
     if not named or optim.learning_rate == preset.optim.learning_rate:  # no file has chosen it
-        peak = FINE_TUNING_SHARE * min(source.optim.learning_rate, optim.learning_rate)
+        share = FINE_TUNING_SHARE * (ADAPTER_RATE if adapts and not source.adapter.adapts else 1)
+        peak = share * min(source.optim.learning_rate, optim.learning_rate)
         optim = dataclasses.replace(
             optim,
             learning_rate=peak,
@@ -129,7 +134,8 @@ def _fine_tuning(start: TrainCommand) -> tuple[RunConfig, str]:
         f"fine-tuning {start.init_from}: peak learning rate {optim.learning_rate:g} unless --learning-rate says "
         f"otherwise (its own was {source.optim.learning_rate:g})"
     )
-    return dataclasses.replace(base, model=model, optim=optim, train=train), why
+    adapter = base.adapter if base.adapter.adapts else source.adapter
+    return dataclasses.replace(base, model=model, optim=optim, train=train, adapter=adapter), why
 
 
 def _with_local_runs(argv: Sequence[str]) -> list[str]:

@@ -19,15 +19,16 @@ from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.memory import Twin, planned_device
+from gpt_common.network.parameters import trained_shapes
 from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
-from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
+from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
 
 # What a resumed run may change of its model: nothing that changes a shape.
-FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}
+FREE_ON_RESUME = {"model.dropout", "model.dropout_rng", "adapter.adapter_dropout"}
 # Nor the text that it learns, nor the optimiser, whose state would mean nothing to another, nor a time that has begun.
 FIXED_ON_RESUME = {"data.dataset", "optim.optimizer", "optim.ema_decay", "train.max_minutes"}
 
@@ -51,6 +52,8 @@ class Opening:
     """Checkpoint to continue."""
     init_from: Path | None
     """Checkpoint whose weights to start with."""
+    base: Path | None
+    """Checkpoint that the run's adapter stands beside, if it has one."""
     first_step: int
     """Steps done already."""
     stop_at: int
@@ -88,6 +91,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
     config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
+    _base(config, source, manifest, resumed=resume_from is not None)
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
@@ -124,6 +128,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         planned_for=planned_for,
         resume_from=resume_from,
         init_from=init_from,
+        base=_base(config, source, manifest, resumed=resume_from is not None),
         first_step=first_step,
         stop_at=stop_at,
         best_step=best_step,
@@ -131,6 +136,32 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         preset=command.preset,
         messages=messages,
     )
+
+
+def _base(config: RunConfig, source: Path | None, manifest: Manifest | None, *, resumed: bool) -> Path | None:
+    """The checkpoint that the run's adapter stands beside: the one to start from, or that one's own base.
+
+    Raises:
+        UserError: there is none, or the adapter in it is another than this run's.
+    """
+    theirs = None if source is None or manifest is None else base_of(source, manifest)
+    if not config.adapter.adapts:
+        if theirs is not None:
+            raise UserError(f"{source} is an adapter: fuse it first (python -m convert fuse {source}), or --adapter")
+        return None
+    if source is None or manifest is None:
+        raise UserError("an adapter stands beside a trained model: add --init-from RUN")
+    if config.optim.ema_decay:
+        raise UserError("ema_decay is a mean of a whole model's weights: leave it out beside an adapter")
+    trained_shapes(config.model, config.adapter)  # whatever is wrong with its names is said now
+    if (
+        theirs is not None
+        and not resumed
+        and trained_shapes(config.model, config.adapter)
+        != trained_shapes(manifest.run_config.model, manifest.run_config.adapter)
+    ):
+        raise UserError(f"{source} is another adapter: leave out --adapter-..., or start from its base, {theirs}")
+    return theirs or source
 
 
 def _encoded_prompts(config: RunConfig, dataset: Dataset) -> dict[str, list[int]]:
@@ -146,7 +177,7 @@ def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, 
     """What differs from the checkpoint's configuration; raises UserError for what may not."""
     messages = []
     for name, (old, new) in differences(manifest.run_config, config).items():
-        fixed = name in FIXED_ON_RESUME or (name.startswith("model.") and name not in FREE_ON_RESUME)
+        fixed = name in FIXED_ON_RESUME or (name.startswith(("model.", "adapter.")) and name not in FREE_ON_RESUME)
         if fixed:
             raise UserError(
                 f"cannot resume with another {name.replace('.', ' ')}: {old!r} in {checkpoint}, now {new!r}.\n"

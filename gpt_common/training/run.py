@@ -29,12 +29,12 @@ from gpt_common.machine.power_meter import PowerMeter, open_meter
 from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
-from gpt_common.training.checkpoint import write_checkpoint
+from gpt_common.training.checkpoint import place_of, write_checkpoint
 from gpt_common.training.due import Due, gave_up
 from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.health.gates import GateFailed, TrainedProbe
 from gpt_common.training.health.watch import Health
-from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.opening import open_run, write_run_files
 from gpt_common.training.record import StepRecord, fair_shares
 from gpt_common.training.report.beginning import long_way, opening_lines
@@ -362,6 +362,7 @@ class Run:
                 tokenizer=identity(tokenizer),
                 prompt=self.dataset.prompt,
                 written_by={"program": self.twin, "versions": versions()},
+                base=None if self.opening.base is None else base_entry(self.opening.base, place_of(self.folder, step)),
             )
 
             def write_files(folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_the_fields_of_metrics(runs: dict[str, Path], tmp_path: Path) -> None:
 def test_the_fields_of_the_json_files(runs: dict[str, Path], stories_dir: Path) -> None:
     state = json.loads((runs["gpt2"] / "checkpoints" / "step-000002" / "state.json").read_text(encoding="utf-8"))
     assert set(state) == described("field", "### state.json")
-    assert set(state["config"]) == {"model", "optim", "data", "train"}
+    assert set(state["config"]) == {"model", "optim", "data", "train", "adapter"}
     about = json.loads((runs["gpt2"] / "run.json").read_text(encoding="utf-8"))
     assert set(about) == described("field", "### run.json")
     assert [set(session) for session in about["sessions"]] == [described("field of a session")] * 2

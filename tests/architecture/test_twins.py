@@ -29,7 +29,7 @@ RENAMES = {
     "mlx_gpt": "torch_gpt",
     "MLX": "PyTorch",
 }
-MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py")
+MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py", "adapters.py")
 """Files of layers, whose call is `__call__` in MLX and `forward` in PyTorch."""
 
 # Definitions that only one twin needs, and why.

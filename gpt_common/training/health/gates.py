@@ -52,6 +52,12 @@ class Probe(Protocol):
 class TrainedProbe(Probe, Protocol):
     """What a run asks besides of the model that it trains."""
 
+    def cached_logits(self, tokens: Tokens) -> NDArray[np.float32]:
+        """Logits (B, T, V) of tokens (B, T), half of them read at once and the others one by one, with a cache."""
+
+    def frozen_checksums(self) -> dict[str, int]:
+        """A checksum of the bytes of every tensor that is not trained, by name."""
+
     def checksums(self) -> dict[str, int]:
         """A checksum of every parameter's bytes by name: tells whether an update moved it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.network.parameters import is_block_matrix
@@ -158,7 +159,7 @@ def check_derivative(asked: Asked, *, each: bool = False) -> str:
     weighed = {
         name: value * draw.uniform(0.5, 1.5, value.shape).astype(np.float32) for name, value in gradients.items()
     }
-    names = [name for name in kept if name in weighed]
+    names = [name for name in kept if name in weighed and not _is_detached(name, asked.config.adapter)]
     alone = [name for name in names if each and not _decides_where_to(name, asked.config.model)]
     try:
         for what, along in [("the gradient", names), *((name, [name]) for name in alone)]:
@@ -166,6 +167,11 @@ def check_derivative(asked: Asked, *, each: bool = False) -> str:
     finally:
         asked.probe.set_weights(kept)
     return "the gradient is the derivative of the training loss"
+
+
+def _is_detached(name: str, adapter: AdapterConfig) -> bool:
+    """Whether the gradient of a tensor is not a derivative: DoRA's leaves out what A and B do to the rows' lengths."""
+    return adapter.adapter == "dora" and name.endswith((".lora_a", ".lora_b"))
 
 
 def _decides_where_to(name: str, model: ModelConfig) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal, TypeGuard
 
@@ -15,6 +16,7 @@ from gpt_common.data.batches import NumpyBatch, evaluation_batches
 from gpt_common.data.writer import TokenIds
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
+from gpt_common.training.health.adapter_gates import check_adapters_moved, check_frozen, check_used, stirred
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.health.data_gates import Repeats, check_batches, check_drawn_anew, holds
@@ -70,6 +72,7 @@ class Health:
         self.rang: list[str] = []
         """Alarms so far; a machine that is busy is none of them."""
         self.on = config.train.health_gates != "off"
+        self.adapts = config.adapter.adapts
         tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
         self.alarms = Alarms(
             vocab_size=config.model.vocab_size,
@@ -110,7 +113,23 @@ class Health:
         """
         if not self.on:
             return
+        self._frozen = self.probe.frozen_checksums() if self.adapts else {}
+        with stirred(self.probe, self.config.train.seed) if self.adapts else nullcontext():
+            self._ask(batches, following, resumed)
+        if self._shares_text():
+            self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
+        self._checksums = self.probe.checksums()
+        # Without a mean the weights themselves are evaluated.
+        self._still = self.evaluated.checksums() if self.config.optim.ema_decay else self._checksums
+        # While B is 0, no gradient reaches A.
+        waits = [name for name in self._checksums if name.endswith(".lora_a") and self.first_step == 0]
+        self._first_to_move = {name: value for name, value in self._checksums.items() if name not in waits}
+
+    def _ask(self, batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch], resumed: Path | None) -> None:
+        """The gates of `check_start` on model and step."""
         lines = check_start(self.probe, batches[0], fresh=self.fresh)
+        if self.adapts:
+            lines.append("health: " + check_used(self.probe, batches[0], exact=self.dtype == "float32"))
         lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
         places = len(self.dataset.train) - self.config.model.block_size
         check_drawn_anew(batches, following, places)
@@ -119,11 +138,6 @@ class Health:
         self.asked_step = asked_of(self.probe, self.config, batches, self.first_step, self.dtype)
         for line in lines + check_step(self.asked_step, self.config.train.health_gates):
             self.note(line)
-        if self._shares_text():
-            self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
-        self._checksums = self.probe.checksums()
-        # Without a mean the weights themselves are evaluated.
-        self._still = self.evaluated.checksums() if self.config.optim.ema_decay else self._checksums
 
     def _shares_text(self) -> bool:
         """Whether most windows of the validation split, taken here and there, stand in the training split too."""
@@ -158,7 +172,9 @@ class Health:
                     "The loop asks the schedule for another step, or passes something else on",
                 )
         if self.on and step == self.first_step + 1:
-            check_first_update(self._checksums, self.probe.checksums(), lr)
+            after = self.probe.checksums()
+            check_first_update(self._first_to_move, {name: after[name] for name in self._first_to_move}, lr)
+            check_frozen(self._frozen, self.probe.frozen_checksums() if self.adapts else {})
 
     def on_speed(self, step: int, mfu: float | None, seconds: float, *, gpu: bool) -> None:
         """Watch the share of the device's peak that steps reach, which take so many seconds each."""
@@ -211,6 +227,8 @@ class Health:
                 f"after {step - self.first_step} steps the weights that are evaluated are still those of the beginning",
                 "The mean of the weights is not updated, or another model is evaluated than trained",
             )
+        if rate >= MOVES and still and self.adapts and step > self.first_step + 1:
+            check_adapters_moved(still, self.evaluated.checksums())
 
     def _check_evaluation(self, asked: Sequence[tuple[NumpyBatch, float]], val_loss: float) -> None:
         """What was called the validation loss is the mean of the losses on validation text, wherever that was asked."""
@@ -278,6 +296,9 @@ class Health:
             loaded = self.load(checkpoint)
             if name == LATEST:
                 check_same_weights(checkpoint, loaded.checksums(), self.evaluated.checksums())
+                if self.adapts:
+                    check_frozen(self._frozen, self.probe.frozen_checksums())
+                    check_frozen(self._frozen, loaded.frozen_checksums())
                 check_moments(checkpoint, self.probe, "saved")
             if manifest.val_loss is None:
                 continue

@@ -1,0 +1,1 @@
+"""Adapters of other libraries, in and out, and merged into their base. Small enough to be held in memory."""

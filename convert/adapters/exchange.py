@@ -1,0 +1,148 @@
+"""Adapters in and out: a folder of peft or mlx-lm becomes a run beside its base, and such a run becomes a folder."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.adapters import mlx_lm_adapter, peft_adapter
+from convert.adapters.adapter import Adapter, Arrays
+from convert.adapters.peft_adapter import CONFIG, write_tensors
+from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
+from gpt_common.errors import UserError
+from gpt_common.files import cannot_write, discard_on_error, move_into_place, sweep_leftovers, temporary_beside
+from gpt_common.training.checkpoint import find_checkpoint, place_of, validate, write_checkpoint
+from gpt_common.training.folder import RUNS
+from gpt_common.training.manifest import MODEL_FILE, TOKENIZER_FILE, Manifest, base_entry, base_of
+from gpt_common.words import say
+
+
+@dataclass(frozen=True)
+class Library:
+    """Whose adapters."""
+
+    name: str
+    weights: str
+    read: Callable[[Path, ModelConfig], Adapter]
+    write: Callable[[Adapter, Path, str], tuple[str, ...]]
+
+
+LIBRARIES = {
+    "peft": Library("peft", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
+    "mlx-lm": Library("mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
+}
+HOW = "name it with --to peft or mlx-lm, or merge it first (python -m convert fuse {})"
+
+
+def is_adapter(source: Path) -> bool:
+    """Whether a folder is an adapter of another library."""
+    return source.is_dir() and (source / CONFIG).is_file()
+
+
+def held(source: Path, latest: bool = False) -> tuple[Path, Manifest] | None:
+    """The checkpoint that `source` means and its manifest, if it is a run of ours with an adapter; all of it checked.
+
+    Raises:
+        UserError: it is damaged, or its base is missing or another.
+    """
+    if not source.is_dir() or not ((source / "state.json").is_file() or (source / "checkpoints").is_dir()):
+        return None
+    checkpoint = find_checkpoint(source, prefer="latest" if latest else "best")
+    if not (checkpoint / MODEL_FILE).is_file() or Manifest.read(checkpoint / "state.json").base is None:
+        return None
+    return checkpoint, validate(checkpoint)
+
+
+def tensors_of(checkpoint: Path) -> Arrays:
+    """The tensors of a checkpoint that was validated, float32."""
+    from safetensors.numpy import load_file
+
+    return {name: value.astype("f4") for name, value in load_file(checkpoint / MODEL_FILE).items()}
+
+
+def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool) -> Path:
+    """An adapter as a run beside its base.
+
+    Raises:
+        UserError: no base was named, or the adapter is not one for it.
+    """
+    if base is None:
+        raise UserError(f"{source} is an adapter: bring in its base first, and name that run with --base RUN")
+    checkpoint = find_checkpoint(base, prefer="best")
+    manifest = validate(checkpoint)
+    if manifest.base is not None:
+        raise UserError(f"{base} is an adapter itself: name its own base, {base_of(checkpoint, manifest)}")
+    library = next((one for one in LIBRARIES.values() if (source / one.weights).is_file()), LIBRARIES["peft"])
+    theirs = manifest.run_config
+    adapter = library.read(source, theirs.model)
+    destination = out or RUNS / source.resolve().name
+    config = RunConfig(model=theirs.model, optim=theirs.optim, data=theirs.data, adapter=adapter.config)
+    made = Manifest(
+        step=0,
+        config=to_dict(config),
+        tokenizer=manifest.tokenizer,
+        prompt=manifest.prompt,
+        written_by={
+            "program": "convert",
+            "versions": {"python": platform.python_version()},
+            "source": {"format": f"{library.name} adapter", "path": str(source)},
+        },
+        base=base_entry(checkpoint, place_of(destination, 0)),
+    )
+
+    def write(folder: Path) -> None:
+        write_tensors(adapter.tensors, folder / MODEL_FILE, {})
+        if (checkpoint / TOKENIZER_FILE).exists():
+            shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+
+    def write_run(folder: Path) -> None:
+        write_checkpoint(folder, made, write_files=write, best=True, keep=1)
+        (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+
+    committed(destination, overwrite, write_run)
+    kind = adapter.config.adapter.replace("l", "L").replace("d", "D").replace("ora", "oRA")
+    say(f"{destination}: {kind} of {library.name} beside {checkpoint}, {len(adapter.tensors)} tensors")
+    say(f"sample it with `python -m mlx_gpt.sample {destination}`, or train it further with --init-from {destination}")
+    return destination
+
+
+def hand_out(source: Path, found: tuple[Path, Manifest], to: str, out: Path | None, overwrite: bool) -> Path:
+    """A run's adapter as a folder of another library.
+
+    Raises:
+        UserError: the library cannot hold it.
+    """
+    if to not in LIBRARIES:
+        raise UserError(f"{source} is an adapter: {HOW.format(source)}")
+    checkpoint, manifest = found
+    config = manifest.run_config
+    adapter = Adapter(model=config.model, config=config.adapter, tensors=tensors_of(checkpoint))
+    base = base_of(checkpoint, manifest)
+    destination = out or source.resolve().with_name(f"{source.resolve().name}-{to}")
+    notes: list[str] = []
+    name = str(base)
+    committed(destination, overwrite, lambda folder: notes.extend(LIBRARIES[to].write(adapter, folder, name)))
+    for note in notes:
+        say(f"note: {note}")
+    say(f"{destination}: adapter for {to}; its base goes there by `python -m convert export {base}`")
+    return destination
+
+
+def committed(destination: Path, overwrite: bool, write: Callable[[Path], object]) -> None:
+    """Write a folder wholly or not at all."""
+    if destination.exists() and not overwrite:
+        raise UserError(f"{destination} exists: choose another -o, or add --overwrite to replace it")
+    if destination.exists() and not ((destination / CONFIG).is_file() or (destination / "checkpoints").is_dir()):
+        raise UserError(f"{destination} holds no adapter, so nothing in it is replaced: choose another -o")
+    temporary = temporary_beside(destination)
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(destination.parent, destination.name)
+        with discard_on_error(temporary):
+            write(temporary)
+            move_into_place(temporary, destination)
+    except OSError as error:
+        raise cannot_write(destination, error) from None

@@ -1,0 +1,135 @@
+"""`python -m convert fuse RUN`: an adapter merged into its base, as a whole model in float32."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from tyro.conf import arg
+
+from convert.adapters.exchange import committed, held, tensors_of
+from convert.contents import Contents
+from convert.formats import native
+from convert.options import Source, WriteOptions
+from convert.storage.tensors import from_array
+from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.placement import Placed, placed, trained_whole
+from gpt_common.config import ModelConfig
+from gpt_common.data.tokenizers import load_tokenizer
+from gpt_common.errors import UserError
+from gpt_common.network.parameters import parameter_shapes
+from gpt_common.training.manifest import TOKENIZER_FILE, base_of
+from gpt_common.words import say
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fuse:
+    """Merge a run's adapter into its base: a whole model in float32, which every command and export takes."""
+
+    examples: ClassVar[tuple[str, ...]] = ("runs/FIRST-lora", "runs/FIRST-lora -o runs/FUSED")
+    src: Source
+    """A run with an adapter, or one of its checkpoints."""
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None
+    """Folder of the merged run; if not given, beside SRC with -fused."""
+    latest: bool = False
+    """Of a run folder, take the latest checkpoint and not the best."""
+    overwrite: bool = False
+    """Replace an earlier result."""
+
+
+def fuse(command: Fuse) -> Path:
+    """Merge; returns the new run.
+
+    Raises:
+        UserError: the source has no adapter, its base is missing, or the destination is not free.
+    """
+    found = held(command.src, command.latest)
+    if found is None:
+        raise UserError(f"{command.src} is no run with an adapter: there is nothing to merge")
+    checkpoint, manifest = found
+    base = base_of(checkpoint, manifest)
+    assert base is not None
+    config, tensors = manifest.run_config, tensors_of(checkpoint)
+    whole, kept = merged(config.model, config.adapter, tensors_of(base), tensors)
+    source = command.src.resolve()
+    destination = command.out or source.with_name(f"{source.name}-fused")
+    tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
+    contents = Contents(
+        path=checkpoint,
+        format=f"{config.adapter.adapter} run",
+        config=dataclasses.replace(config, adapter=AdapterConfig()),
+        tensors={name: from_array(value, "F32") for name, value in whole.items()},
+        step=manifest.step,
+        tokens=manifest.tokens,
+        val_loss=manifest.val_loss,
+        best_val_loss=manifest.best_val_loss,
+        best_step=manifest.best_step,
+        dataset=manifest.dataset,
+    )
+    options = WriteOptions(tokenizer=tokenizer)
+    committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
+    say(f"{destination}: {len(kept)} adapters merged into {base}, in float32")
+    say(
+        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
+        "(root mean square): export in float32 unless that is little"
+    )
+    return destination
+
+
+Kept = list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+"""Of every adapter the merged matrix, and what was added to the base's."""
+
+
+def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arrays) -> tuple[dict[str, Any], Kept]:
+    """All tensors of the whole model, float32; worked out in float64 and rounded once.
+
+    Args:
+        base: tensors of the base's model file.
+        adapter: of the adapter's.
+    """
+    shapes = parameter_shapes(model)
+    tensors = dict(base)
+    if "position_embedding.weight" in tensors:  # of a run on a shorter block
+        tensors["position_embedding.weight"] = tensors["position_embedding.weight"][: model.block_size]
+    kept: Kept = []
+    for one in placed(shapes, config):
+        before = base[f"{one.name}.weight"]
+        if config.adapter_base_dtype == "bfloat16":
+            before = in_bfloat16(before)
+        after = matrix(one, before, adapter)
+        tensors[f"{one.name}.weight"] = after
+        kept.append((after, after.astype(np.float64) - before))
+    return tensors | {name: adapter[name] for name in trained_whole(shapes, config)}, kept
+
+
+def matrix(one: Placed, base: npt.NDArray[np.float32], adapter: Arrays) -> npt.NDArray[np.float32]:
+    """W + s B A, or of DoRA m (W + s B A) / |W + s B A| by rows."""
+    a, b = (adapter[f"{one.name}.{part}"].astype(np.float64) for part in ("lora_a", "lora_b"))
+    whole = base + one.scale * (b @ a)
+    magnitude = adapter.get(f"{one.name}.magnitude")
+    if magnitude is not None:
+        whole *= (magnitude / np.sqrt(np.square(whole).sum(axis=-1)))[:, None]
+    found: npt.NDArray[np.float32] = whole.astype(np.float32)
+    return found
+
+
+def rounded_away(kept: Kept) -> float:
+    """The error of the matrices in bfloat16 in parts of what the adapters add, over all of them."""
+    lost = sum(float(np.square(in_bfloat16(after) - after.astype(np.float64)).sum()) for after, _ in kept)
+    added = sum(float(np.square(change).sum()) for _, change in kept)
+    return float(np.sqrt(lost / max(added, 1e-300)))
+
+
+def in_bfloat16(value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Rounded to nearest even, still float32."""
+    bits = np.ascontiguousarray(value).view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
+    found: npt.NDArray[np.float32] = rounded.astype(np.uint32).view(np.float32)
+    return found

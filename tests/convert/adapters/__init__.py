@@ -1,0 +1,1 @@
+"""Adapters in and out, judged by the libraries themselves."""

@@ -1,0 +1,1 @@
+"""Adapters, before there is a framework."""

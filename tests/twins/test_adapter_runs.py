@@ -1,0 +1,72 @@
+"""Runs with an adapter: taken up bit by bit, by either twin, beside a base that must be there and unchanged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.twins import TWINS, fails, tensors, tiny, train
+
+DORA = ("--adapter", "dora", "--adapter-rank", "4", "--adapter-dropout", "0.1", "--dropout-rng", "shared")
+
+
+@pytest.fixture(scope="module")
+def runs(stories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, an adapter of 4 steps, and one that stands at 2 of them."""
+    folder = tmp_path_factory.mktemp("adapters")
+    train("torch_gpt", *tiny(stories_dir, "--out", str(folder / "base"), "--max-steps", "3"))
+    start = ["--init-from", str(folder / "base"), "--data-dir", str(stories_dir), *DORA, "--max-steps", "4"]
+    start += ["--eval-interval", "2", "--checkpoint-interval", "2", "--keep-checkpoints", "9"]
+    train("torch_gpt", *start, "--out", folder / "whole")
+    train("torch_gpt", *start, "--out", folder / "half", "--stop-at", "2")
+    return folder
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_it_is_taken_up_by_either_twin(twin: str, runs: Path) -> None:
+    shutil.copytree(runs / "half", runs / f"by {twin}")
+    train(twin, "--resume", runs / f"by {twin}")
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        expected, found = tensors(runs / "whole", 4, file), tensors(runs / f"by {twin}", 4, file)
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            if twin == "torch_gpt":
+                assert np.array_equal(found[name], value), f"{name} is taken up bit by bit"
+            else:
+                assert np.linalg.norm(found[name] - value) <= 1e-3 * np.linalg.norm(value) + 1e-9, name
+    held = json.loads((runs / f"by {twin}" / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert not [name for name in tensors(runs / "whole", 4) if name.endswith(".weight")]
+    assert held["base"]["path"] == "../../../base/checkpoints/step-000003"
+
+
+def test_a_base_that_is_missing_or_changed_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = runs / "base" / "checkpoints" / "step-000003"
+    kept = runs / "kept"
+    shutil.copytree(base, kept)
+    try:
+        shutil.rmtree(base)
+        assert "its base is not here" in fails(capsys, "torch_gpt", runs / "whole", program="sample")
+        shutil.copytree(kept, base)
+        state = json.loads((base / "state.json").read_text())
+        state["tensors"]["model.safetensors"]["token_embedding.weight"] = "0" * 64
+        (base / "state.json").write_text(json.dumps(state))
+        assert "is not the base" in fails(capsys, "torch_gpt", runs / "whole", program="sample")
+    finally:
+        shutil.rmtree(base)
+        shutil.copytree(kept, base)
+
+
+def test_what_cannot_be(runs: Path, stories_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ("--data-dir", stories_dir)
+    new = tiny(stories_dir, "--adapter", "lora", "--out", str(runs / "none"))
+    assert "--init-from" in fails(capsys, "torch_gpt", *new)
+    base = ("--init-from", runs / "base", *data, "--out", runs / "none", "--adapter", "lora")
+    assert "did you mean" in fails(capsys, "mlx_gpt", *base, "--adapter-targets", "qkv_porj")
+    assert "ema_decay" in fails(capsys, "mlx_gpt", *base, "--ema-decay", "0.9")
+    other = fails(capsys, "torch_gpt", "--resume", runs / "half", "--adapter-rank", "2")
+    assert "cannot resume with another adapter" in other
+    assert not (runs / "none").exists()
