@@ -19,7 +19,7 @@ from typing import Literal
 
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
-from gpt_common.network.flops import multiplied_parameters, parameter_count
+from gpt_common.network.flops import multiplied_parameters
 from gpt_common.network.parameters import Shapes, optimizer_shapes, parameter_shapes, trained_shapes
 
 Twin = Literal["mlx", "torch"]
