@@ -13,6 +13,7 @@ from typing import Any
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
+from gpt_common.data.batches import Split
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
@@ -39,6 +40,10 @@ class Opening:
     config: RunConfig
     """With the vocabulary settled."""
     dataset: Dataset
+    train: Split
+    """Where training batches come from."""
+    val: Split
+    """Where validation batches come from."""
     prompts: dict[str, list[int]]
     """Token ids by prompt."""
     hardware: Hardware
@@ -88,6 +93,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
     config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
+    train, val = dataset.splits(config.model.block_size, packing=config.data.packing)
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
@@ -118,6 +124,8 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     return Opening(
         config=config,
         dataset=dataset,
+        train=train,
+        val=val,
         prompts=prompts,
         hold=hold,
         hardware=hardware,

@@ -124,6 +124,7 @@ class Run:
         self.health = Health(
             self.config,
             self.dataset,
+            (self.opening.train, self.opening.val),
             probe,
             evaluated,
             load,
@@ -177,12 +178,13 @@ class Run:
         train, model = self.config.train, self.config.model
         batches = [
             training_batch(
-                self.dataset.train,
+                self.opening.train,
                 block_size=model.block_size,
                 batch_size=train.batch_size,
                 seed=train.seed,
                 step=step,
                 micro_step=micro_step,
+                micro_steps=train.grad_accum_steps,
             )
             for micro_step in range(train.grad_accum_steps)
         ]
@@ -305,7 +307,7 @@ class Run:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
         with self.timer.paused():
             began = time.monotonic()
-            train_loss, val_loss = self.health.loss_on(self.dataset.train), self.health.loss_on(self.dataset.val)
+            train_loss, val_loss = self.health.loss_on(self.health.train), self.health.loss_on(self.health.val)
             self._evaluation_seconds = time.monotonic() - began
             best = self.best_val_loss is None or val_loss < self.best_val_loss
             if best:
@@ -363,7 +365,9 @@ class Run:
         if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
             return None
         enough = lambda: self.interrupted is not None  # noqa: E731
-        found = whole_split(self.step, self.config, self.dataset, self.evaluated.losses, self.log.note, enough)
+        found = whole_split(
+            self.step, self.config, self.dataset, self.opening.val, self.evaluated.losses, self.log.note, enough
+        )
         if isinstance(found, WholeText):
             self.log.whole_text(self.step, found)
         return found

@@ -47,6 +47,11 @@ class Tokenizer(ABC):
         """The ids that have text; a published vocabulary may have gaps."""
         return sorted(self._token_bytes)
 
+    @property
+    def specials(self) -> dict[str, int]:
+        """Ids of the tokens that no text has, by name: where a document ends, or a turn of a conversation."""
+        return {} if self.end_of_text is None else {self._token_bytes[self.end_of_text].decode(): self.end_of_text}
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; the names of special tokens in it are ordinary text.
