@@ -26,6 +26,7 @@ INDENT = 27
 
 PRESETS = {
     "stories": ("stories", "stories-cpu"),
+    "small worlds, told and asked about": ("stories-worlds", "stories-qa"),
     "Shakespeare": ("shakespeare-char", "shakespeare-char-cpu", "shakespeare-bpe"),
     "TinyStories": ("tinystories",),
     "families": ("llama-tiny", "deepseek-tiny", "custom-llm-tiny"),

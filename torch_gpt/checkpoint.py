@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
+from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -41,8 +42,11 @@ def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average:
     return manifest
 
 
-def load_weights(checkpoint: Path, model: GPT) -> Manifest:
+def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> Manifest:
     """Restore the model alone; position embeddings beyond its block size are left out.
+
+    Args:
+        growth: entries of the vocabulary that the checkpoint does not have; their rows are the mean of the others.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
@@ -50,9 +54,12 @@ def load_weights(checkpoint: Path, model: GPT) -> Manifest:
     manifest = validate(checkpoint)
     tensors = read_tensors(checkpoint / MODEL_FILE)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    growing = GROWING if growth else ()
     places = model.state_dict()
     with torch.no_grad():
-        for name, rows in fitting(checkpoint, shapes, model.config).items():
+        for name, rows in fitting(checkpoint, shapes, model.config, growing).items():
+            if growth and name in growing:
+                tensors[name] = torch.from_numpy(growth.rows(tensors[name].float().numpy(), rows))
             places[name].copy_(tensors[name][:rows])
     return manifest
 

@@ -113,7 +113,7 @@ def train(run: Run) -> None:
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
     elif run.init_from:
-        load_weights(run.init_from, model)
+        load_weights(run.init_from, model, run.growth)
     else:
         model.initialise(config.train.seed)
     if run.first_step == 0:

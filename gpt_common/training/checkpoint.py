@@ -19,7 +19,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -269,12 +269,15 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
     return manifest
 
 
-def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig) -> dict[str, int]:
+def fitting(
+    checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig, growing: Collection[str] = ()
+) -> dict[str, int]:
     """How many rows of each tensor a model takes: all of them, or fewer positions for a shorter block.
 
     Args:
         shapes: shape of every tensor in the checkpoint's model file.
         model: the shape of the model that is to hold them.
+        growing: tensors that may have fewer rows than the model.
 
     Raises:
         UserError: a tensor is missing, superfluous or of another shape; a block longer than the checkpoint's.
@@ -288,7 +291,8 @@ def fitting(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: Mode
         if longer and shapes[name][0] < shape[0]:
             rows = shapes[name][0]
             raise UserError(f"block_size {shape[0]} is beyond the checkpoint's {rows}: use --block-size {rows} or less")
-        if shapes[name] != shape and not longer:
+        grows = name in growing and shapes[name][1:] == shape[1:] and shapes[name][0] <= shape[0]
+        if shapes[name] != shape and not longer and not grows:
             raise UserError(
                 f"{checkpoint} does not fit the configuration: {name} has shape {shapes[name]}, the model needs {shape}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -25,6 +26,7 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
+from gpt_common.training.growth import Growth, growth_between
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
 
 # What a resumed run may change of its model: nothing that changes a shape.
@@ -56,6 +58,8 @@ class Opening:
     """Checkpoint to continue."""
     init_from: Path | None
     """Checkpoint whose weights to start with."""
+    growth: Growth | None
+    """What its vocabulary lacks."""
     first_step: int
     """Steps done already."""
     stop_at: int
@@ -87,11 +91,17 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     data = command.run.data
     dataset = open_dataset(data.dataset, Path(data.data_dir), on_progress=lambda line: print(line, flush=True))
     source = resume_from or init_from
-    manifest = described(source) if source else None
+    manifest, growth = described(source) if source else None, None
     if source and manifest:
         # Before the vocabulary is compared: another tokenizer is the reason, another number of entries a symptom.
-        _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
-    config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
+        growth = growth_between(manifest.tokenizer or {}, dataset.tokenizer) if init_from else None
+        if growth is None:
+            _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
+    asked = command.run
+    if growth is not None:
+        wider = dataclasses.replace(asked.model, vocab_size=max(asked.model.vocab_size, growth.entries))
+        asked = dataclasses.replace(asked, model=wider)
+    config = asked.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
     train, val = dataset.splits(config.model.block_size, packing=config.data.packing)
     prompts = _encoded_prompts(config, dataset)
@@ -103,7 +113,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         for place in dict.fromkeys((device, "cpu")):
             check_room(config, planned_for, hardware.memory_bytes, place)
 
-    first_step, best_step, best_val_loss, messages = 0, None, None, []
+    first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
         if manifest.step or OPTIMIZER_FILE in manifest.tensors:
@@ -132,6 +142,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         planned_for=planned_for,
         resume_from=resume_from,
         init_from=init_from,
+        growth=growth,
         first_step=first_step,
         stop_at=stop_at,
         best_step=best_step,
@@ -145,7 +156,7 @@ def _encoded_prompts(config: RunConfig, dataset: Dataset) -> dict[str, list[int]
     """Token ids by prompt. The dataset's own, which nobody asked for, is cut to a block too short for it."""
     tokenizer, block_size = dataset.tokenizer, config.model.block_size
     if not config.train.prompts:
-        ids = tokenizer.encode(dataset.prompt)[:block_size]
+        ids = tokenizer.encode_written(dataset.prompt)[:block_size]
         return {tokenizer.decode(ids): ids}
     return {prompt: encode_prompt(prompt, tokenizer, block_size) for prompt in config.train.prompts}
 

@@ -64,7 +64,7 @@ class Run:
         self.let_sleep = command.let_sleep
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
-        self.resume_from, self.init_from = opening.resume_from, opening.init_from
+        self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None

@@ -72,7 +72,7 @@ class Marker:
         """
         where, is_text = conversation.where, conversation.text is not None
         try:
-            ids = self.tokenizer.encode(written.text) if is_text else self._encode(written.text)
+            ids = self.tokenizer.encode(written.text) if is_text else self.tokenizer.encode_written(written.text)
         except UserError as error:
             raise UserError(f"{where}: {error}") from None
         text = written.text.encode()
@@ -110,11 +110,3 @@ class Marker:
                 )
             kept = int(np.flatnonzero(counted[: self.longest])[-1]) + 1
         return Marked(np.array(ids[:kept], np.uint32), counted[:kept], cut)
-
-    def _encode(self, text: str) -> list[int]:
-        """Ids of a text in which the names of special tokens are these tokens."""
-        ids, at = [], 0
-        for found in self._special.finditer(text):
-            ids += [*self.tokenizer.encode(text[at : found.start()]), self.tokenizer.specials[found.group()]]
-            at = found.end()
-        return ids + self.tokenizer.encode(text[at:])

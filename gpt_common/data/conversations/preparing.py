@@ -87,7 +87,7 @@ def prepare_conversations(
         data_dir / name,
         made,
         {split: [np.asarray(part.tokens)] for split, part in parts.items()},
-        prompt=f"{TURN}user\n" if form.source is None else "\n",
+        prompt=made.decode(marked[cut].ids[: int(marked[cut].counted.argmax())].tolist()),
         recipe={
             "command": "python -m gpt_common.data prepare --conversations",
             "template": form.name,

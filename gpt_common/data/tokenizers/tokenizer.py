@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -59,6 +60,18 @@ class Tokenizer(ABC):
         Raises:
             UserError: a character that the vocabulary does not have, with its position.
         """
+
+    def encode_written(self, text: str) -> list[int]:
+        """Token ids of a text that a template wrote: in it the names of special tokens are these tokens.
+
+        Raises:
+            UserError: a character that the vocabulary does not have.
+        """
+        specials, ids = self.specials, list[int]()
+        names = sorted(specials, key=len, reverse=True)
+        for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]:
+            ids += [specials[part]] if part in specials else self.encode(part) if part else []
+        return ids
 
     @abstractmethod
     def last_cut(self, text: str) -> int:
