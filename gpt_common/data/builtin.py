@@ -23,9 +23,9 @@ SEED = 1337
 CHARACTERS = {"train": 4_000_000, "val": 400_000}
 SOURCES = ("stories.py", "grammar.py", "../keyed.py")  # every module of ours that the text depends on
 QA_SOURCES = (*SOURCES, *(f"conversations/{name}.py" for name in ("stories_qa", "marking", "written")))
-STORIES = {"train": 40_000, "val": 2_000}
+STORIES = {"train": 20_000, "val": 1_000}
 """Of stories-worlds."""
-QUESTIONS = {"train": 24_000, "val": 2_000}
+CONVERSATIONS = {"train": 16_000, "val": 1_000}
 """Of stories-qa."""
 QA_VOCABULARY = 512
 """Of both: nearly every word of theirs is one token."""
@@ -49,7 +49,7 @@ def open_built_in(name: str, data_dir: Path, on_progress: Progress) -> Dataset:
         size, what = {
             BUILT_IN: (CHARACTERS, "characters"),
             "stories-worlds": (STORIES, "stories"),
-            "stories-qa": (QUESTIONS, "questions"),
+            "stories-qa": (CONVERSATIONS, "conversations"),
         }[name]
         on_progress(f"generating the built-in corpus into {folder} ({reason}): {sum(size.values()):,} {what}")
         if name == BUILT_IN:
@@ -99,22 +99,22 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
     from gpt_common.data.conversations.marking import Marker
     from gpt_common.data.conversations.preparing import joined
     from gpt_common.data.conversations.reading import Conversation
-    from gpt_common.data.conversations.stories_qa import told, write_questions, write_worlds
+    from gpt_common.data.conversations.stories_qa import told, write_conversations, write_worlds
     from gpt_common.data.conversations.written import END, TURN, chatml
     from gpt_common.data.tokenizers import train_bpe_on
     from gpt_common.data.tokenizers.extended import with_tokens
 
     asked = folder.name == "stories-qa"
-    learnt = [chatml(question.conversation).text for question in write_questions(SEED, "train", 2_000)]
+    learnt = [chatml(conversation).text for conversation, _ in write_conversations(SEED, "train", 1_000)]
     plain = [text.replace(TURN, "").replace(END, "") for text in learnt]
     tokenizer = with_tokens(train_bpe_on(plain, QA_VOCABULARY - 2), (TURN, END))
     marker, parts, nats = Marker(tokenizer, "answers"), {}, 0.0
     for split in SPLITS:
         marked, split_nats = [], 0.0
         if asked:
-            for question in write_questions(SEED, split, QUESTIONS[split]):
-                marked.append(marker.mark(question.conversation, chatml(question.conversation)))
-                split_nats -= question.log_probability
+            for conversation, cost in write_conversations(SEED, split, CONVERSATIONS[split]):
+                marked.append(marker.mark(conversation, chatml(conversation)))
+                split_nats += cost
         else:
             rng = keyed_generator("told", SEED, split)
             for world in write_worlds(SEED, split, STORIES[split]):
@@ -144,5 +144,5 @@ def _recipe(name: str) -> dict[str, Any]:
     source = b"".join((here / file).read_bytes() for file in (SOURCES if name == BUILT_IN else QA_SOURCES))
     size: dict[str, Any] = {"characters": CHARACTERS}
     if name != BUILT_IN:
-        size = {"stories": STORIES, "questions": QUESTIONS, "vocabulary": QA_VOCABULARY}
+        size = {"stories": STORIES, "conversations": CONVERSATIONS, "vocabulary": QA_VOCABULARY}
     return {"generator": name, "source_sha256": hashlib.sha256(source).hexdigest(), "seed": SEED, **size}

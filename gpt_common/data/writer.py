@@ -95,6 +95,7 @@ def write_dataset(
                 "end_of_text": tokenizer.end_of_text,
                 "recipe": dict(recipe),
                 "sources": sources,
+                "examples": None,
             }
             if examples is not None:
                 entries = {split: write_examples(temporary / f"{split}.examples", examples[split]) for split in SPLITS}

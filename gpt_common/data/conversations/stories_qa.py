@@ -22,6 +22,8 @@ from gpt_common.data.stories import WORDS
 from gpt_common.keyed import keyed_generator
 
 Split = Literal["train", "val"]
+TURNS = 4
+"""Questions of a training conversation, about one world: each reads the story again, and only answers teach."""
 HELD_OUT = 10
 """One world in so many is for validation."""
 AS_JSON = "Answer as JSON."
@@ -67,6 +69,8 @@ class Question:
 
     kind: str
     """A key of PHRASINGS."""
+    about: str
+    """Whom or what it is about, if anything."""
     as_json: bool
     prompt: str
     """The story and the question."""
@@ -81,9 +85,9 @@ class Question:
         return -math.log(len(self.answers))
 
     @property
-    def conversation(self) -> Conversation:
-        """As an example."""
-        return Conversation("stories-qa", (Message("user", self.prompt), Message("assistant", self.answer)))
+    def asked(self) -> str:
+        """The question alone."""
+        return self.prompt.partition("\n")[2]
 
 
 def write_world(rng: np.random.Generator) -> World:
@@ -148,8 +152,25 @@ def _held_out(world: World) -> bool:
     return int.from_bytes(hashlib.sha256(about.encode()).digest()[:4], "little") % HELD_OUT == 0
 
 
+def write_conversations(seed: int, split: Split, count: int) -> list[tuple[Conversation, float]]:
+    """So many conversations of TURNS different questions about a world each, and what their answers cost, nats."""
+    rng, found = keyed_generator("conversations", seed, split), []
+    for world in write_worlds(seed, split, count, "conversations"):
+        asked: dict[tuple[str, str], Question] = {}
+        while len(asked) < TURNS:
+            question = ask(world, rng)
+            asked.setdefault((question.kind, question.about), question)
+        messages = []
+        for turn, question in enumerate(asked.values()):
+            messages.append(Message("user", question.asked if turn else question.prompt))
+            messages.append(Message("assistant", question.answer))
+        nats = -sum(question.log_probability for question in asked.values())
+        found.append((Conversation("stories-qa", tuple(messages)), nats))
+    return found
+
+
 def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
-    """A world as text for a base, which says twice at its end what is true now; and its log probability, nats."""
+    """A world as text for a base, which says at its end what is true now; and its log probability, nats."""
     facts = [
         f"Now {name} the {animal} is {world.places[name]}."
         for name, animal in zip(world.names, world.animals, strict=True)
@@ -157,7 +178,7 @@ def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     facts += [f"Now the {thing} is with {holder}." for thing, holder in world.holders.items()]
     ways = world.ways
     closing = []
-    for _ in range(2):
+    while facts:
         ways *= len(facts)
         closing.append(facts.pop(int(rng.random() * len(facts))))
     return " ".join([world.told, *closing]), -math.log(ways)
@@ -173,7 +194,7 @@ def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -
     question = phrasings[int(rng.random() * len(phrasings))].format(it=about)
     said = tuple(_said(kind, answer, as_json) for answer in answers)
     prompt = f"{world.told}\n{question}" + (f" {AS_JSON}" if as_json else "")
-    return Question(kind, as_json, prompt, said, said[int(rng.random() * len(said))])
+    return Question(kind, about, as_json, prompt, said, said[int(rng.random() * len(said))])
 
 
 def _about(kind: str, world: World, rng: np.random.Generator) -> tuple[str, list[list[str]]]:

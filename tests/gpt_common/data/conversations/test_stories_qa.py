@@ -13,7 +13,9 @@ from gpt_common.data.conversations.stories_qa import (
     AS_JSON,
     NEW_PHRASINGS,
     PHRASINGS,
+    TURNS,
     told,
+    write_conversations,
     write_questions,
     write_worlds,
 )
@@ -94,6 +96,15 @@ def test_no_world_is_in_both_splits_and_no_new_phrasing_in_training() -> None:
     assert write_questions(7, "val", 5) == write_questions(7, "val", 5) != write_questions(8, "val", 5)
 
 
+def test_a_conversation_asks_different_things_of_one_world() -> None:
+    for conversation, nats in write_conversations(3, "train", 50):
+        asked = [message.content.split("\n")[-1] for message in conversation.messages[::2]]
+        assert len({question.removesuffix(f" {AS_JSON}") for question in asked}) == TURNS
+        assert [message.content.count("\n") for message in conversation.messages] == [1] + [0] * (2 * TURNS - 1)
+        unsure = sum(" the " in question and question.startswith(("Where", "Tell me where")) for question in asked)
+        assert nats == pytest.approx(unsure * math.log(2))
+
+
 def test_what_is_told_costs_what_its_choices_are() -> None:
     """One over the product of the numbers of options, counted from the text."""
     names, animals, things, spots = (len(WORDS[kind]) for kind in ("name", "animal", "thing", "spot"))
@@ -110,5 +121,5 @@ def test_what_is_told_costs_what_its_choices_are() -> None:
         elif "hid" in story:
             ways *= n * (spots - n) * (spots - n - 1)
         facts_told = n + (n - 1 if "hid" in story else n)
-        assert closing.count("Now ") == 2
-        assert log_probability == pytest.approx(-math.log(ways * facts_told * (facts_told - 1)))
+        assert closing.count("Now ") == facts_told
+        assert log_probability == pytest.approx(-math.log(ways * math.factorial(facts_told)))
