@@ -27,6 +27,7 @@ INDENT = 27
 
 PRESETS = {
     "stories": ("stories", "stories-cpu"),
+    "small worlds, told and asked about": ("stories-worlds", "stories-qa"),
     "Shakespeare": ("shakespeare-char", "shakespeare-char-cpu", "shakespeare-bpe"),
     "TinyStories": ("tinystories",),
     "fast": ("shakespeare-char-cpu-fast", "shakespeare-char-fast", "stories-fast"),

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.commands import SampleSettings
-from gpt_common.data.tokenizers import Tokenizer
+from gpt_common.data.tokenizers import ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
 
 
@@ -59,7 +59,9 @@ def encode_prompt(prompt: str, tokenizer: Tokenizer, block_size: int) -> list[in
     Raises:
         UserError: empty, with a character outside the vocabulary, or longer than the block.
     """
-    ids = tokenizer.encode(prompt)
+    # What was added for a template is there to be said: by its name.
+    own = isinstance(tokenizer, ExtendedTokenizer)
+    ids = tokenizer.encode_written(prompt) if own else tokenizer.encode(prompt)
     if len(ids) > block_size:
         raise UserError(f"the prompt has {len(ids)} tokens, the model's block holds {block_size}: shorten it")
     if not ids:

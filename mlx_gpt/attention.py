@@ -75,16 +75,25 @@ class Attention(nn.Module):
         """(B, H, T, V) -> (B, T, H V)."""
         return y_BHTV.swapaxes(1, 2).flatten(2)
 
-    def attend(self, q_BHTK: mx.array, k_BGSK: mx.array, v_BGSV: mx.array, key: mx.array | None) -> mx.array:
-        """What each query finds, (B, H, T, V)."""
+    def attend(
+        self,
+        q_BHTK: mx.array,
+        k_BGSK: mx.array,
+        v_BGSV: mx.array,
+        key: mx.array | None,
+        sees_B1TT: mx.array | None = None,
+    ) -> mx.array:
+        """What each query finds, (B, H, T, V), in what `sees_B1TT` lets it see; None: itself and all before it."""
         if key is None or self.dropout == 0:
+            if sees_B1TT is not None:
+                return attention_within(q_BHTK, k_BGSK, v_BGSV, self.scale, sees_B1TT)
             return causal_attention(q_BHTK, k_BGSK, v_BGSV, self.scale)
         T, shared = q_BHTK.shape[2], q_BHTK.shape[1] // k_BGSK.shape[1]
         k_BHSK, v_BHSV = mx.repeat(k_BGSK, shared, axis=1), mx.repeat(v_BGSV, shared, axis=1)
         scores_BHTS = (q_BHTK * self.scale) @ k_BHSK.swapaxes(-2, -1)
         # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = mx.tri(T, T, dtype=mx.bool_)
-        scores_BHTS = mx.where(causal_TS, scores_BHTS, -math.inf)
+        scores_BHTS = mx.where(causal_TS if sees_B1TT is None else sees_B1TT, scores_BHTS, -math.inf)
         weights_BHTS = softmax(upcast(scores_BHTS)).astype(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
@@ -111,7 +120,12 @@ class MultiHeadAttention(Attention):
         self.out_proj = Linear(width, config.n_embd, bias)
 
     def __call__(
-        self, x_BTD: mx.array, key: mx.array | None, cache: KVCache | None, angles: Angles | None = None
+        self,
+        x_BTD: mx.array,
+        key: mx.array | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: mx.array | None = None,
     ) -> mx.array:
         """(B, T, D) -> (B, T, D)."""
         q_BHTK, k_BHSK, v_BHSV = (self.heads(x) for x in self.qkv_proj(x_BTD).split(3, axis=-1))
@@ -120,7 +134,7 @@ class MultiHeadAttention(Attention):
         q_BHTK, k_BHSK = self.rotate(q_BHTK, angles), self.rotate(k_BHSK, angles)
         if cache is not None:
             k_BHSK, v_BHSV = cache.append(k_BHSK, v_BHSV)
-        return self.out_proj(self.joined(self.attend(q_BHTK, k_BHSK, v_BHSV, key)))
+        return self.out_proj(self.joined(self.attend(q_BHTK, k_BHSK, v_BHSV, key, sees_B1TT)))
 
 
 class GroupedQueryAttention(Attention):
@@ -139,7 +153,12 @@ class GroupedQueryAttention(Attention):
         self.out_proj = Linear(width, config.n_embd, bias)
 
     def __call__(
-        self, x_BTD: mx.array, key: mx.array | None, cache: KVCache | None, angles: Angles | None = None
+        self,
+        x_BTD: mx.array,
+        key: mx.array | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: mx.array | None = None,
     ) -> mx.array:
         """(B, T, D) -> (B, T, D)."""
         q_BHTK = self.heads(self.q_proj(x_BTD))
@@ -149,7 +168,7 @@ class GroupedQueryAttention(Attention):
         q_BHTK, k_BGSK = self.rotate(q_BHTK, angles), self.rotate(k_BGSK, angles)
         if cache is not None:
             k_BGSK, v_BGSV = cache.append(k_BGSK, v_BGSV)
-        return self.out_proj(self.joined(self.attend(q_BHTK, k_BGSK, v_BGSV, key)))
+        return self.out_proj(self.joined(self.attend(q_BHTK, k_BGSK, v_BGSV, key, sees_B1TT)))
 
     def kv_heads(self, x_BTC: mx.array) -> mx.array:
         """(B, T, G K) -> (B, G, T, K)."""
@@ -188,7 +207,12 @@ class LatentAttention(Attention):
         return self.q_up_proj(self.q_latent_norm(self.q_down_proj(x_BTD)))
 
     def __call__(
-        self, x_BTD: mx.array, key: mx.array | None, cache: KVCache | None, angles: Angles | None = None
+        self,
+        x_BTD: mx.array,
+        key: mx.array | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: mx.array | None = None,
     ) -> mx.array:
         """(B, T, D) -> (B, T, D)."""
         nope, rope = self.nope, self.rope
@@ -201,7 +225,8 @@ class LatentAttention(Attention):
             kv_BHSK = self.heads(self.kv_up_proj(latent_BTR))
             k_rope_BHSK = mx.repeat(k_rope_B1TK, self.n_head, axis=1)
             k_BHSK = mx.concatenate([kv_BHSK[..., :nope], k_rope_BHSK], axis=-1)
-            y_BHTV = self.attend(mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1), k_BHSK, kv_BHSK[..., nope:], key)
+            q_BHTK = mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1)
+            y_BHTV = self.attend(q_BHTK, k_BHSK, kv_BHSK[..., nope:], key, sees_B1TT)
         else:
             latent_B1SR, k_rope_B1SK = cache.append(latent_BTR[:, None], k_rope_B1TK)
             q_BHTR = self.kv_up_proj.per_head_transposed(q_nope_BHTK)
@@ -230,7 +255,12 @@ class PerHeadLatentAttention(Attention):
         self.out_proj = Linear(H * config.value_size, D, bias)
 
     def __call__(
-        self, x_BTD: mx.array, key: mx.array | None, cache: KVCache | None, angles: Angles | None = None
+        self,
+        x_BTD: mx.array,
+        key: mx.array | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: mx.array | None = None,
     ) -> mx.array:
         """(B, T, D) -> (B, T, D)."""
         q_latent_BTR, latent_BTR = self.q_down_proj(x_BTD), self.kv_down_proj(x_BTD)
@@ -240,7 +270,8 @@ class PerHeadLatentAttention(Attention):
         if cache is None:
             k_BHSK = mx.concatenate([self.heads(self.k_up_proj(latent_BTR)), k_rope_BHSK], axis=-1)
             v_BHSV = self.heads(self.v_up_proj(latent_BTR))
-            y_BHTV = self.attend(mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1), k_BHSK, v_BHSV, key)
+            q_BHTK = mx.concatenate([q_nope_BHTK, q_rope_BHTK], axis=-1)
+            y_BHTV = self.attend(q_BHTK, k_BHSK, v_BHSV, key, sees_B1TT)
         else:
             latent_B1SR, k_rope_BHSK = cache.append(latent_BTR[:, None], k_rope_BHSK)
             q_BHTR = self.k_up_proj.per_head_transposed(q_nope_BHTK)
@@ -264,3 +295,19 @@ def causal_attention(q_BHTK: mx.array, k_BGSK: mx.array, v_BGSV: mx.array, scale
         return attention_by_rows(q_BHTK, k_BGSK, v_BGSV, scale)
     mask_TS = None if T == 1 else "causal"
     return mx.fast.scaled_dot_product_attention(q_BHTK, k_BGSK, v_BGSV, scale=scale, mask=mask_TS)
+
+
+def attention_within(
+    q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scale: float, sees_B1TT: mx.array
+) -> mx.array:
+    """Fused attention (B, H, T, V) of each query over the keys that it may see."""
+    if is_plain(q_BHTK):
+        return attention_by_rows(q_BHTK, k_BGTK, v_BGTV, scale, sees_B1TT)
+    return mx.fast.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTV, scale=scale, mask=sees_B1TT)
+
+
+def within_examples(starts_BT: mx.array) -> mx.array:
+    """(B, 1, T, T): whether a query may see a key, which is its own example's and not after it."""
+    T = starts_BT.shape[1]
+    causal_TT = mx.tri(T, T, dtype=mx.bool_)
+    return (causal_TT & (starts_BT[:, :, None] == starts_BT[:, None, :]))[:, None]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import NO_ADAPTER
 from gpt_common.training.checkpoint import fitting, read_manifest, validate
+from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -45,8 +47,11 @@ def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average:
     return manifest
 
 
-def load_weights(checkpoint: Path, model: GPT) -> Manifest:
+def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> Manifest:
     """Restore the model alone, of an adapter with its base; position embeddings beyond its block size are left out.
+
+    Args:
+        growth: entries of the vocabulary that the checkpoint does not have; their rows are the mean of the others.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
@@ -57,10 +62,12 @@ def load_weights(checkpoint: Path, model: GPT) -> Manifest:
         tensors = read_tensors(base / MODEL_FILE) | tensors  # what was trained whole is in both
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     places, adapter = model.state_dict(), model.adapters.config if base is not None else NO_ADAPTER
-    weights = [
-        (name, tensors[name][:rows].astype(places[name].dtype))
-        for name, rows in fitting(checkpoint, shapes, model.config, adapter).items()
-    ]
+    growing = GROWING if growth else ()
+    weights = []
+    for name, rows in fitting(checkpoint, shapes, model.config, adapter, growing).items():
+        if growth and name in growing:
+            tensors[name] = mx.array(growth.rows(np.array(tensors[name].astype(mx.float32)), rows))
+        weights.append((name, tensors[name][:rows].astype(places[name].dtype)))
     model.update(tree_unflatten(weights))
     # Loads are lazy: read everything now, while the file is the one that was checked.
     mx.eval(model.parameters())

@@ -134,4 +134,5 @@ def tensor(values: npt.NDArray[Any], device: mx.Device) -> mx.array:  # noqa: AR
 def to_device(batch: NumpyBatch, device: mx.Device) -> Batch[mx.array]:
     """A batch as the model takes it."""
     weights = None if batch.weights is None else tensor(batch.weights, device)
-    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights)
+    starts = None if batch.starts is None else tensor(batch.starts, device)
+    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights, starts)

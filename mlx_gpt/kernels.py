@@ -144,8 +144,14 @@ def _softmax_backward(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array
     return weighted - y * weighted.sum(axis=-1, keepdims=True)
 
 
-def attention_by_rows(q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scale: float) -> mx.array:
-    """Causal attention (B, H, T, V) by groups of queries, each over the keys up to its last one: a third less work."""
+def attention_by_rows(
+    q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scale: float, sees_B1TT: mx.array | None = None
+) -> mx.array:
+    """Causal attention (B, H, T, V) by groups of queries, each over the keys up to its last one: a third less work.
+
+    Args:
+        sees_B1TT: the keys that each query may see; None: itself and all before it.
+    """
     B, H, T, K = q_BHTK.shape
     G, V = k_BGTK.shape[1], v_BGTV.shape[-1]
     q_BGHTK, k_BG1TK, v_BG1TV = (q_BHTK * scale).reshape(B, G, H // G, T, K), k_BGTK[:, :, None], v_BGTV[:, :, None]
@@ -153,6 +159,9 @@ def attention_by_rows(q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scal
     for start in range(0, T, rows):
         end = min(start + rows, T)
         scores_BGHNT = q_BGHTK[..., start:end, :] @ k_BG1TK[..., :end, :].swapaxes(-2, -1)
-        causal_NT = mx.tri(end - start, end, start, dtype=mx.bool_)
-        found.append(softmax(mx.where(causal_NT, scores_BGHNT, -math.inf)) @ v_BG1TV[..., :end, :])
+        if sees_B1TT is None:
+            sees_NT = mx.tri(end - start, end, start, dtype=mx.bool_)
+        else:
+            sees_NT = sees_B1TT[:, :, None, start:end, :end]
+        found.append(softmax(mx.where(sees_NT, scores_BGHNT, -math.inf)) @ v_BG1TV[..., :end, :])
     return mx.concatenate(found, axis=-2).reshape(B, H, T, V)

@@ -131,8 +131,17 @@ class Rotary:
         """Cosine and sine for the positions from `start` to before `end`, each (T, K/2)."""
         return self.cos_TK[start:end], self.sin_TK[start:end]
 
+    def angles_at(self, positions_BT: mx.array) -> Angles:
+        """Cosine and sine of these positions, each (B, 1, T, K/2): the same for all heads."""
+        return self.cos_TK[positions_BT][:, None], self.sin_TK[positions_BT][:, None]
+
 
 Angles = tuple[mx.array, mx.array]
+
+
+def restarted(starts_BT: mx.array) -> mx.array:
+    """Positions (B, T) that begin at 0 in every example; each begins at its `starts_BT` of the row."""
+    return mx.arange(starts_BT.shape[1]) - starts_BT
 
 
 def rotate_halves(x_BHTK: mx.array, angles: Angles | None) -> mx.array:

@@ -47,8 +47,10 @@ class TrainingProbe:
         self.compiled = train_step is not None and train_step.compiled
         self.vocab_size = model.config.vocab_size
 
-        def mean_loss(tokens: mx.array, labels: mx.array, weights: mx.array | None) -> mx.array:
-            return loss(model, Batch(tokens, labels, weights))
+        def mean_loss(
+            tokens: mx.array, labels: mx.array, weights: mx.array | None, starts: mx.array | None
+        ) -> mx.array:
+            return loss(model, Batch(tokens, labels, weights, starts))
 
         # A GPU is given a graph that was compiled once; what it reads besides its arguments is the model's state.
         on_gpu = model.device.type == mx.gpu
@@ -63,7 +65,7 @@ class TrainingProbe:
         found: list[mx.array] = []
         for batch in batches:
             arrays = to_device(batch, self.model.device)
-            found.append(self.mean_loss(arrays.tokens, arrays.labels, arrays.weights))
+            found.append(self.mean_loss(arrays.tokens, arrays.labels, arrays.weights, arrays.starts))
             mx.async_eval(found[-1])
             # What is queued has its memory already: one batch is at work, and one waits.
             mx.eval(found[-2:-1])

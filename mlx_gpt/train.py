@@ -56,7 +56,7 @@ class TrainStep:
         self.config = config
         # A compiled function takes arrays, no object.
         self.loss_and_gradients: Callable[..., Any] = nn.value_and_grad(
-            model, lambda tokens, labels, weights, key: objective(model, Batch(tokens, labels, weights), key)
+            model, lambda *batch: objective(model, Batch(*batch[:4]), batch[4])
         )
         self.add: Callable[..., Any] = self.add_gradients
         self.update: Callable[..., mx.array] = self.clip_and_update
@@ -99,7 +99,9 @@ class TrainStep:
     def accumulate(self, batch: Batch[mx.array], key: mx.array | None, parts: float) -> mx.array:
         """Forward and backward: add a micro-step's gradient, divided by `parts`, to the step's; returns its loss so."""
         divisor = None if parts == 1 else mx.array(parts)  # a gradient that is the step's is not gone over once more
-        loss, self.gradients = self.add(self.gradients, divisor, batch.tokens, batch.labels, batch.weights, key)
+        loss, self.gradients = self.add(
+            self.gradients, divisor, batch.tokens, batch.labels, batch.weights, batch.starts, key
+        )
         # MLX computes nothing before it is asked. Asked here, a micro-step's activations are gone before the next one's
         # come; and the update has not joined the graph yet, with which MLX recomputes all checkpointed blocks at once.
         mx.async_eval(loss, self.gradients, self.model.state)
@@ -141,7 +143,7 @@ def train(run: Run) -> None:
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
     elif run.init_from:
-        if load_weights(run.init_from, model).base is None:
+        if load_weights(run.init_from, model, run.growth).base is None:
             model.adapters.initialise(model, config.train.seed)  # often there are none
     else:
         model.initialise(config.train.seed)

@@ -77,17 +77,21 @@ class Attention(nn.Module):
         """(B, H, T, V) -> (B, T, H V)."""
         return y_BHTV.transpose(1, 2).flatten(2)
 
-    def attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, key: Tensor | None) -> Tensor:
-        """What each query finds, (B, H, T, V)."""
+    def attend(
+        self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, key: Tensor | None, sees_B1TT: Tensor | None = None
+    ) -> Tensor:
+        """What each query finds, (B, H, T, V), in what `sees_B1TT` lets it see; None: itself and all before it."""
         if key is None or self.dropout == 0 or self.dropout_rng == "native":
             rate = 0.0 if key is None else self.dropout
+            if sees_B1TT is not None:
+                return attention_within(q_BHTK, k_BGSK, v_BGSV, self.scale, rate, sees_B1TT)
             return causal_attention(q_BHTK, k_BGSK, v_BGSV, self.scale, rate)
         T, shared = q_BHTK.shape[2], q_BHTK.shape[1] // k_BGSK.shape[1]
         k_BHSK, v_BHSV = torch.repeat_interleave(k_BGSK, shared, dim=1), torch.repeat_interleave(v_BGSV, shared, dim=1)
         scores_BHTS = (q_BHTK * self.scale) @ k_BHSK.transpose(-2, -1)
         # A position sees itself and what came before; the rest becomes minus infinity, of which softmax makes 0.
         causal_TS = torch.ones(T, T, dtype=torch.bool, device=q_BHTK.device).tril()
-        scores_BHTS = torch.where(causal_TS, scores_BHTS, -math.inf)
+        scores_BHTS = torch.where(causal_TS if sees_B1TT is None else sees_B1TT, scores_BHTS, -math.inf)
         weights_BHTS = softmax(upcast(scores_BHTS)).to(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
@@ -111,7 +115,14 @@ class MultiHeadAttention(Attention):
         self.k_norm = RMSNorm(config.key_size, config.norm_eps) if config.qk_norm else None
         self.out_proj = Linear(width, config.n_embd, bias)
 
-    def forward(self, x_BTD: Tensor, key: Tensor | None, cache: KVCache | None, angles: Angles | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        key: Tensor | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q_BHTK, k_BHSK, v_BHSV = (self.heads(x) for x in self.qkv_proj(x_BTD).chunk(3, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
@@ -119,7 +130,7 @@ class MultiHeadAttention(Attention):
         q_BHTK, k_BHSK = self.rotate(q_BHTK, angles), self.rotate(k_BHSK, angles)
         if cache is not None:
             k_BHSK, v_BHSV = cache.append(k_BHSK, v_BHSV)
-        return self.out_proj(self.joined(self.attend(q_BHTK, k_BHSK, v_BHSV, key)))
+        return self.out_proj(self.joined(self.attend(q_BHTK, k_BHSK, v_BHSV, key, sees_B1TT)))
 
 
 class GroupedQueryAttention(Attention):
@@ -137,7 +148,14 @@ class GroupedQueryAttention(Attention):
         self.k_norm = RMSNorm(config.key_size, config.norm_eps) if config.qk_norm else None
         self.out_proj = Linear(width, config.n_embd, bias)
 
-    def forward(self, x_BTD: Tensor, key: Tensor | None, cache: KVCache | None, angles: Angles | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        key: Tensor | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q_BHTK = self.heads(self.q_proj(x_BTD))
         k_BGSK, v_BGSV = self.kv_heads(self.k_proj(x_BTD)), self.kv_heads(self.v_proj(x_BTD))
@@ -146,7 +164,7 @@ class GroupedQueryAttention(Attention):
         q_BHTK, k_BGSK = self.rotate(q_BHTK, angles), self.rotate(k_BGSK, angles)
         if cache is not None:
             k_BGSK, v_BGSV = cache.append(k_BGSK, v_BGSV)
-        return self.out_proj(self.joined(self.attend(q_BHTK, k_BGSK, v_BGSV, key)))
+        return self.out_proj(self.joined(self.attend(q_BHTK, k_BGSK, v_BGSV, key, sees_B1TT)))
 
     def kv_heads(self, x_BTC: Tensor) -> Tensor:
         """(B, T, G K) -> (B, G, T, K)."""
@@ -184,7 +202,14 @@ class LatentAttention(Attention):
             return self.q_proj(x_BTD)
         return self.q_up_proj(self.q_latent_norm(self.q_down_proj(x_BTD)))
 
-    def forward(self, x_BTD: Tensor, key: Tensor | None, cache: KVCache | None, angles: Angles | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        key: Tensor | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         nope, rope = self.nope, self.rope
         q_BHTK = self.heads(self.queries(x_BTD))
@@ -196,7 +221,8 @@ class LatentAttention(Attention):
             kv_BHSK = self.heads(self.kv_up_proj(latent_BTR))
             k_rope_BHSK = k_rope_B1TK.expand(-1, self.n_head, -1, -1)
             k_BHSK = torch.cat([kv_BHSK[..., :nope], k_rope_BHSK], dim=-1)
-            y_BHTV = self.attend(torch.cat([q_nope_BHTK, q_rope_BHTK], dim=-1), k_BHSK, kv_BHSK[..., nope:], key)
+            q_BHTK = torch.cat([q_nope_BHTK, q_rope_BHTK], dim=-1)
+            y_BHTV = self.attend(q_BHTK, k_BHSK, kv_BHSK[..., nope:], key, sees_B1TT)
         else:
             latent_B1SR, k_rope_B1SK = cache.append(latent_BTR[:, None], k_rope_B1TK)
             q_BHTR = self.kv_up_proj.per_head_transposed(q_nope_BHTK)
@@ -224,7 +250,14 @@ class PerHeadLatentAttention(Attention):
         self.v_up_proj = Linear(R, H * config.value_size, False)
         self.out_proj = Linear(H * config.value_size, D, bias)
 
-    def forward(self, x_BTD: Tensor, key: Tensor | None, cache: KVCache | None, angles: Angles | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        key: Tensor | None,
+        cache: KVCache | None,
+        angles: Angles | None = None,
+        sees_B1TT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         q_latent_BTR, latent_BTR = self.q_down_proj(x_BTD), self.kv_down_proj(x_BTD)
         q_nope_BHTK = self.heads(self.q_up_proj(q_latent_BTR))
@@ -233,7 +266,8 @@ class PerHeadLatentAttention(Attention):
         if cache is None:
             k_BHSK = torch.cat([self.heads(self.k_up_proj(latent_BTR)), k_rope_BHSK], dim=-1)
             v_BHSV = self.heads(self.v_up_proj(latent_BTR))
-            y_BHTV = self.attend(torch.cat([q_nope_BHTK, q_rope_BHTK], dim=-1), k_BHSK, v_BHSV, key)
+            q_BHTK = torch.cat([q_nope_BHTK, q_rope_BHTK], dim=-1)
+            y_BHTV = self.attend(q_BHTK, k_BHSK, v_BHSV, key, sees_B1TT)
         else:
             latent_B1SR, k_rope_BHSK = cache.append(latent_BTR[:, None], k_rope_BHSK)
             q_BHTR = self.k_up_proj.per_head_transposed(q_nope_BHTK)
@@ -260,3 +294,20 @@ def causal_attention(q_BHTK: Tensor, k_BGSK: Tensor, v_BGSV: Tensor, scale: floa
         q_BHTK, k_BGSK, v_BGSV, attn_mask=mask_TS, dropout_p=rate, is_causal=T == S > 1 and not own_mask, scale=scale,
         enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
     )  # fmt: skip
+
+
+def attention_within(
+    q_BHTK: Tensor, k_BGTK: Tensor, v_BGTV: Tensor, scale: float, rate: float, sees_B1TT: Tensor
+) -> Tensor:
+    """Fused attention (B, H, T, V) of each query over the keys that it may see."""
+    return F.scaled_dot_product_attention(
+        q_BHTK, k_BGTK, v_BGTV, attn_mask=sees_B1TT, dropout_p=rate, scale=scale,
+        enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1],
+    )  # fmt: skip
+
+
+def within_examples(starts_BT: Tensor) -> Tensor:
+    """(B, 1, T, T): whether a query may see a key, which is its own example's and not after it."""
+    T = starts_BT.shape[1]
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=starts_BT.device).tril()
+    return (causal_TT & (starts_BT[:, :, None] == starts_BT[:, None, :]))[:, None]

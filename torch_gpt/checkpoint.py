@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import NO_ADAPTER
 from gpt_common.training.checkpoint import fitting, read_manifest, validate
+from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -44,8 +45,11 @@ def load_checkpoint(checkpoint: Path, model: GPT, optimizer: Optimizer, average:
     return manifest
 
 
-def load_weights(checkpoint: Path, model: GPT) -> Manifest:
+def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> Manifest:
     """Restore the model alone, of an adapter with its base; position embeddings beyond its block size are left out.
+
+    Args:
+        growth: entries of the vocabulary that the checkpoint does not have; their rows are the mean of the others.
 
     Raises:
         UserError: the checkpoint is damaged or of another shape.
@@ -56,8 +60,11 @@ def load_weights(checkpoint: Path, model: GPT) -> Manifest:
         tensors = read_tensors(base / MODEL_FILE) | tensors  # what was trained whole is in both
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     places, adapter = model.state_dict(), model.adapters.config if base is not None else NO_ADAPTER
+    growing = GROWING if growth else ()
     with torch.no_grad():
-        for name, rows in fitting(checkpoint, shapes, model.config, adapter).items():
+        for name, rows in fitting(checkpoint, shapes, model.config, adapter, growing).items():
+            if growth and name in growing:
+                tensors[name] = torch.from_numpy(growth.rows(tensors[name].float().numpy(), rows))
             places[name].copy_(tensors[name][:rows])
     return manifest
 

@@ -108,4 +108,5 @@ def tensor(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
 def to_device(batch: NumpyBatch, device: torch.device) -> Batch[torch.Tensor]:
     """A batch as the model takes it."""
     weights = None if batch.weights is None else tensor(batch.weights, device)
-    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights)
+    starts = None if batch.starts is None else tensor(batch.starts, device)
+    return Batch(tensor(batch.tokens, device), tensor(batch.labels, device), weights, starts)

@@ -140,8 +140,17 @@ class Rotary(nn.Module):
         """Cosine and sine for the positions from `start` to before `end`, each (T, K/2)."""
         return self.cos_TK[start:end], self.sin_TK[start:end]
 
+    def angles_at(self, positions_BT: Tensor) -> Angles:
+        """Cosine and sine of these positions, each (B, 1, T, K/2): the same for all heads."""
+        return self.cos_TK[positions_BT][:, None], self.sin_TK[positions_BT][:, None]
+
 
 Angles = tuple[Tensor, Tensor]
+
+
+def restarted(starts_BT: Tensor) -> Tensor:
+    """Positions (B, T) that begin at 0 in every example; each begins at its `starts_BT` of the row."""
+    return torch.arange(starts_BT.shape[1], device=starts_BT.device) - starts_BT
 
 
 def rotate_halves(x_BHTK: Tensor, angles: Angles | None) -> Tensor:

@@ -19,11 +19,11 @@ from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import NO_ADAPTER
 from torch_gpt.adapters import Adapters
-from torch_gpt.attention import ATTENTION, KVCache
+from torch_gpt.attention import ATTENTION, KVCache, within_examples
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
 from torch_gpt.kernels import cross_entropy
-from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout
+from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, restarted
 
 LEAST_WEIGHT = 1e-9
 """Where no position of a batch counts its loss is 0, and not 0 / 0."""
@@ -47,12 +47,17 @@ class Block(nn.Module):
         self.feed_forward = feed_forward(config, layer)
 
     def forward(
-        self, x_BTD: Tensor, key: Tensor | None = None, cache: KVCache | None = None, angles: Angles | None = None
+        self,
+        x_BTD: Tensor,
+        key: Tensor | None = None,
+        cache: KVCache | None = None,
+        angles: Angles | None = None,
+        sees_B1TT: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         # Norms stand before the layers and not after the sum (GPT-2, unlike the first transformer): the sum stays an
         # identity from the loss to the embedding, and deep models train without a long warm-up.
-        y_BTD = self.attention(self.attention_norm(x_BTD), key, cache, angles)
+        y_BTD = self.attention(self.attention_norm(x_BTD), key, cache, angles, sees_B1TT)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, self.site + 1, self.dropout_rng)
         y_BTD = self.feed_forward(self.feed_forward_norm(x_BTD))
         return x_BTD + dropout(y_BTD, self.dropout, key, self.site + 2, self.dropout_rng)
@@ -93,12 +98,19 @@ class GPT(nn.Module):
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
         self.adapters = Adapters(self, config, adapter)
 
-    def forward(self, tokens_BT: Tensor, key: Tensor | None = None, caches: list[KVCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        key: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        starts_BT: Tensor | None = None,
+    ) -> Tensor:
         """(B, T) token ids -> (B, T, V) logits of the next token, in the compute dtype.
 
         Args:
             key: dropout key of this micro-step, (2,) words; None drops nothing.
             caches: one per block, from `new_caches`; T new tokens follow what they hold.
+            starts_BT: where in its row the example of each token begins; None: one text in a row.
         """
         self.routers.new_pass()
         self.adapters.new_pass(key)
@@ -107,15 +119,22 @@ class GPT(nn.Module):
         # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.
         if self.config.positions != "rope":
             positions_T = torch.arange(past, past + tokens_BT.shape[1], device=tokens_BT.device)
+            if starts_BT is not None:
+                positions_T = restarted(starts_BT)
             x_BTD = x_BTD + self.position_embedding(positions_T, self.compute_dtype)
         angles = self.rotary.angles(past, past + tokens_BT.shape[1]) if self.rotary is not None else None
+        sees_B1TT = None
+        if starts_BT is not None:
+            # Examples that share a row are to each other as if they stood in rows of their own.
+            sees_B1TT = within_examples(starts_BT)
+            angles = self.rotary.angles_at(restarted(starts_BT)) if self.rotary is not None else None
         x_BTD = dropout(x_BTD, self.config.dropout, key, 0, self.config.dropout_rng)
         for layer, block in enumerate(self.blocks):
             # Either every block's activations are kept for the backward pass, or only its input.
             if self.gradient_checkpointing and caches is None:
-                x_BTD = checkpoint(block, x_BTD, key, None, angles, use_reentrant=False)
+                x_BTD = checkpoint(block, x_BTD, key, None, angles, sees_B1TT, use_reentrant=False)
             else:
-                x_BTD = block(x_BTD, key, caches[layer] if caches else None, angles)
+                x_BTD = block(x_BTD, key, caches[layer] if caches else None, angles, sees_B1TT)
         if self.config.final_norm:
             x_BTD = self.final_norm(x_BTD)
         if self.config.tied_head:
@@ -143,7 +162,7 @@ class GPT(nn.Module):
 
 def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:
     """Mean cross entropy in nats per token, over the positions that count and by their weights."""
-    nats_BT = cross_entropy(model(batch.tokens, key), batch.labels)
+    nats_BT = cross_entropy(model(batch.tokens, key, starts_BT=batch.starts), batch.labels)
     if batch.weights is None:
         return nats_BT.mean()
     return (nats_BT * batch.weights).sum() / torch.clamp(batch.weights.sum(), min=LEAST_WEIGHT)

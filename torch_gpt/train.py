@@ -113,7 +113,7 @@ def train(run: Run) -> None:
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
     elif run.init_from:
-        if load_weights(run.init_from, model).base is None:
+        if load_weights(run.init_from, model, run.growth).base is None:
             model.adapters.initialise(model, config.train.seed)  # often there are none
     else:
         model.initialise(config.train.seed)

@@ -12,7 +12,7 @@ import numpy as np
 from convert.parity.compare import Arrays, Tokens
 from convert.parity.twins.twin import Batches
 from gpt_common.config import ModelConfig, RunConfig
-from gpt_common.data.batches import Batch, training_batch
+from gpt_common.data.batches import Batch, Examples, Rows, training_batch
 from gpt_common.keyed import keyed_generator
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
@@ -204,6 +204,19 @@ def batches(config: RunConfig, step: int) -> Batches:
         )
         for micro_step in range(config.train.grad_accum_steps)
     ]
+
+
+def packed(config: RunConfig) -> Batches:
+    """One batch per micro-step of examples that share rows: not all of their tokens count, and no two count alike."""
+    draw, train, room = keyed_generator(config.train.seed, "packed"), config.train, config.model.block_size + 1
+    lengths = draw.integers(2, max(3, room // 2) + 1, 4 * train.batch_size * train.grad_accum_steps)
+    tokens = draw.integers(0, config.model.vocab_size, int(lengths.sum()))
+    ends = np.cumsum(lengths)
+    counted = (draw.random(len(tokens)) < 0.5).astype(np.uint8)
+    counted[ends - lengths], counted[ends - 1] = 0, 1
+    rows = Rows(Examples(tokens, counted, ends), config.model.block_size, packing=True)
+    numbers = np.arange(train.grad_accum_steps * train.batch_size).reshape(train.grad_accum_steps, -1) % len(rows)
+    return [rows.batch(part) for part in numbers]
 
 
 def with_dropout(config: RunConfig, rate: float) -> RunConfig:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -33,12 +33,15 @@ class Prepare:
         "shakespeare_char",
         "--text FILE... --name NAME --tokenizer bpe",
         "--text FILE --name NAME --tokenizer runs/X",
+        "--conversations FILE --name NAME --tokenizer runs/X",
     )
     corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
     """shakespeare_char, shakespeare or tinystories; downloaded and checked. Tiny Shakespeare by characters, the same
     with GPT-2's vocabulary, and TinyStories (2.3 GB) with a vocabulary of 10 000 trained on it."""
     text: Annotated[tuple[Path, ...], _plain("FILE...")] = ()
     """UTF-8 files of your own, taken as one text in this order."""
+    conversations: Annotated[tuple[Path, ...], _plain("FILE...")] = ()
+    """Files of JSON lines with messages, prompt and completion, or text: what is learnt is the answers."""
     name: Annotated[str | None, _plain("NAME")] = None
     """What --dataset shall call the text."""
     tokenizer: Annotated[str | None, _plain("char|gpt2|bpe|PATH")] = None
@@ -54,6 +57,12 @@ class Prepare:
     """Drop characters that the vocabulary of --tokenizer PATH does not have, or write CHAR in their place."""
     val_fraction: Annotated[float | None, _plain("SHARE")] = None
     """Share of the text, at its end, that is kept for validation; 0.1 if not given."""
+    template: Annotated[str | None, _plain("chatml|FILE")] = None
+    """How conversations are written out, if not by the Jinja beside the tokenizer, or as ChatML if there is none."""
+    train_on: Annotated[Literal["all", "answers", "last"] | None, _plain("all|answers|last")] = None
+    """Of conversations, learn every token, all answers (so if not given), or the last."""
+    block_size: Annotated[int | None, _plain("N")] = None
+    """Cut conversations to what a block of N tokens holds."""
     from_file: Annotated[Path | None, _plain("FILE")] = None
     """Take CORPUS from this file instead of downloading it; TinyStories with its validation text beside it."""
     data_dir: Path = Path("data")
@@ -101,8 +110,14 @@ def prepare(command: Prepare) -> None:
     from gpt_common.data.prepare import prepare_named, prepare_texts
     from gpt_common.progress import Progress
 
-    if bool(command.corpus) == bool(command.text):
-        raise UserError(f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text")
+    if bool(command.corpus) + bool(command.text) + bool(command.conversations) != 1:
+        raise UserError(
+            f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text or --conversations"
+        )
+    if not command.conversations:
+        for flag in ("template", "train_on", "block_size"):
+            if getattr(command, flag) is not None:
+                raise UserError(f"--{flag.replace('_', '-')} is for --conversations: leave it out")
     with Progress() as on_progress:
         if command.corpus:
             for flag in ("name", "tokenizer", "bpe_vocab_size", "separator", "unknown", "val_fraction"):
@@ -114,6 +129,27 @@ def prepare(command: Prepare) -> None:
                 from_file=command.from_file,
                 overwrite=command.overwrite,
                 workers=command.workers,
+                on_progress=on_progress,
+            )
+        elif command.conversations:
+            for flag in ("separator", "unknown", "from_file"):
+                if getattr(command, flag) is not None:
+                    raise UserError(f"--{flag.replace('_', '-')} is not for --conversations: leave it out")
+            if not command.name or not command.tokenizer:
+                raise UserError("--conversations needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
+            from gpt_common.data.conversations.preparing import prepare_conversations
+
+            dataset = prepare_conversations(
+                command.conversations,
+                command.name,
+                command.data_dir,
+                command.tokenizer,
+                template=command.template,
+                train_on=command.train_on or "answers",
+                block_size=command.block_size,
+                bpe_vocab_size=command.bpe_vocab_size,
+                val_fraction=0.1 if command.val_fraction is None else command.val_fraction,
+                overwrite=command.overwrite,
                 on_progress=on_progress,
             )
         else:

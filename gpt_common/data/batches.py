@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.conversations.packing import alone, pack
 from gpt_common.keyed import keyed_generator
 
 Tokens = npt.NDArray[np.int32]
@@ -25,9 +27,77 @@ class Batch(Generic[Array]):
     """(B, T) the ids that follow them."""
     weights: Array | None = None
     """(B, T) float32: how much each position counts in the loss; None if all count alike."""
+    starts: Array | None = None
+    """(B, T) int32: where in its row the example of each position begins: it sees nothing before. None: one text."""
 
 
 NumpyBatch = Batch[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Texts of which some tokens are to be learnt, one after the other."""
+
+    tokens: npt.NDArray[np.integer[Any]]
+    """(N,) ids of all of them."""
+    counted: npt.NDArray[np.uint8]
+    """(N,) 1 where a token is to be predicted, 0 where it is only read; 0 at the first of an example."""
+    ends: npt.NDArray[np.int64]
+    """(E,) where each ends."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(E,) tokens of each."""
+        return np.diff(self.ends, prepend=0)
+
+
+class Rows:
+    """Examples in rows of block_size + 1 tokens: tokens and labels are the row without its last and its first.
+
+    Args:
+        block_size: no example is longer than it and one more.
+        packing: as many examples to a row as fit; otherwise one.
+        pad: the id that fills a row.
+    """
+
+    def __init__(self, examples: Examples, block_size: int, *, packing: bool, pad: int = 0) -> None:
+        self.examples, self.block_size, self.pad = examples, block_size, pad
+        lengths = examples.lengths
+        self.order, self.ends = pack(lengths, block_size + 1) if packing else alone(lengths)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def filled(self) -> float:
+        """Share of the rows' room that holds examples."""
+        return len(self.examples.tokens) / (len(self) * (self.block_size + 1))
+
+    def batch(self, numbers: Sequence[int] | npt.NDArray[np.int64]) -> NumpyBatch:
+        """The rows of these numbers, (B, T); what fills them counts nothing."""
+        shape = len(numbers), self.block_size + 1
+        tokens, weights, starts = np.full(shape, self.pad, np.int32), np.zeros(shape, np.float32), np.zeros(shape, int)
+        for i, row in enumerate(numbers):
+            at = 0
+            for example in self.order[self.ends[row - 1] if row else 0 : self.ends[row]]:
+                end = int(self.examples.ends[example])
+                start = int(self.examples.ends[example - 1]) if example else 0
+                here = slice(at, at + end - start)
+                tokens[i, here], weights[i, here] = self.examples.tokens[start:end], self.examples.counted[start:end]
+                starts[i, here] = at
+                at += end - start
+            starts[i, at:] = at
+        # A label counts if its token does, and none that begins an example does: no example answers to another.
+        return Batch(
+            np.ascontiguousarray(tokens[:, :-1]),
+            np.ascontiguousarray(tokens[:, 1:]),
+            np.ascontiguousarray(weights[:, 1:]),
+            np.ascontiguousarray(starts[:, :-1], np.int32),
+        )
+
+
+Split = npt.NDArray[np.integer[Any]] | Rows
+"""Where batches come from: one text, (N,), or rows of examples."""
 
 
 def positions(batch: NumpyBatch) -> float:
@@ -35,34 +105,68 @@ def positions(batch: NumpyBatch) -> float:
     return batch.tokens.size if batch.weights is None else max(float(batch.weights.sum()), 1e-9)
 
 
+def mean_loss(batches: Sequence[NumpyBatch], losses: Sequence[float]) -> float:
+    """The mean over all positions that count, from the mean of each batch, nats per token."""
+    if all(batch.weights is None for batch in batches):
+        return float(np.mean(losses))
+    return float(np.average(losses, weights=[positions(batch) for batch in batches]))
+
+
+def places(split: Split, block_size: int) -> int:
+    """At how many places a sequence can begin, or how many rows there are."""
+    return len(split) if isinstance(split, Rows) else len(split) - block_size
+
+
 def training_batch(
-    tokens: npt.NDArray[np.integer],
+    split: Split,
     *,
     block_size: int,
     batch_size: int,
     seed: int,
     step: int,
     micro_step: int = 0,
+    micro_steps: int = 1,
     rank: int = 0,
+    ranks: int = 1,
 ) -> NumpyBatch:
     """Sequences (B, T) from random offsets as in nanoGPT; labels are one token later.
 
+    Of examples every row comes once before any comes again, in an order that is drawn anew each time.
+
     Args:
-        tokens: the training split, (N,), N > block_size.
+        split: the training split; of a text more than block_size tokens.
+        micro_steps, ranks: how many there are, which decides only the order of rows of examples.
     """
+    if isinstance(split, Rows):
+        first = ((step * micro_steps + micro_step) * ranks + rank) * batch_size
+        turns = [divmod(first + i, len(split)) for i in range(batch_size)]
+        return split.batch([int(_order(seed, turn, len(split))[place]) for turn, place in turns])
     generator = keyed_generator(seed, "batch", step, micro_step, rank)
-    offsets = generator.integers(0, len(tokens) - block_size, size=batch_size)
-    return _windows(tokens, offsets, block_size)
+    offsets = generator.integers(0, len(split) - block_size, size=batch_size)
+    return _windows(split, offsets, block_size)
 
 
-def evaluation_batches(
-    tokens: npt.NDArray[np.integer], *, block_size: int, batch_size: int, batches: int
-) -> Iterator[NumpyBatch]:
-    """The same `batches` batches every time: windows spread evenly over the whole split."""
-    offsets = np.linspace(0, len(tokens) - block_size - 1, batches * batch_size).astype(np.int64)
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, turn: int, rows: int) -> npt.NDArray[np.int64]:
+    """The rows in the order in which they come in turn number `turn`."""
+    return keyed_generator(seed, "rows", turn).permutation(rows)
+
+
+def evaluation_batches(split: Split, *, block_size: int, batch_size: int, batches: int) -> Iterator[NumpyBatch]:
+    """The same `batches` batches every time: windows or rows spread evenly over the whole split.
+
+    Of examples there are no more batches than rows are for.
+    """
+    if isinstance(split, Rows):
+        batches = min(batches, -(-len(split) // batch_size))
+        numbers = np.linspace(0, len(split) - 1, min(batches * batch_size, len(split))).astype(np.int64)
+        for batch in range(batches):
+            yield split.batch(numbers[batch::batches])
+        return
+    offsets = np.linspace(0, len(split) - block_size - 1, batches * batch_size).astype(np.int64)
     # Strided, so that any one batch sees the whole split and not one end of it.
     for batch in range(batches):
-        yield _windows(tokens, offsets[batch::batches], block_size)
+        yield _windows(split, offsets[batch::batches], block_size)
 
 
 def _windows(tokens: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], block_size: int) -> NumpyBatch:

@@ -17,19 +17,27 @@ from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write
+from gpt_common.keyed import keyed_generator
 
 SEED = 1337
 CHARACTERS = {"train": 4_000_000, "val": 400_000}
 SOURCES = ("stories.py", "grammar.py", "../keyed.py")  # every module of ours that the text depends on
+QA_SOURCES = (*SOURCES, *(f"conversations/{name}.py" for name in ("stories_qa", "marking", "written")))
+STORIES = {"train": 20_000, "val": 1_000}
+"""Of stories-worlds."""
+CONVERSATIONS = {"train": 16_000, "val": 1_000}
+"""Of stories-qa."""
+QA_VOCABULARY = 512
+"""Of both: nearly every word of theirs is one token."""
 
 
-def open_stories(data_dir: Path, on_progress: Progress) -> Dataset:
-    """The `stories` dataset in `data_dir/stories`, generated if absent, damaged, or made by other source code.
+def open_built_in(name: str, data_dir: Path, on_progress: Progress) -> Dataset:
+    """The built-in dataset in `data_dir/name`, generated if absent, damaged, or made by other source code.
 
     Raises:
         UserError: it cannot be written, or the folder holds files that are not a dataset's.
     """
-    folder, recipe = data_dir / BUILT_IN, _recipe()
+    folder, recipe = data_dir / name, _recipe(name)
     with _alone_in(data_dir):
         try:
             if read_meta(folder).get("recipe") == recipe:
@@ -38,8 +46,16 @@ def open_stories(data_dir: Path, on_progress: Progress) -> Dataset:
         except UserError:
             reason = "what is there cannot be used" if folder.exists() else "once"
         refuse_existing(folder, overwrite=True)
-        on_progress(f"generating the built-in corpus into {folder} ({reason}): {sum(CHARACTERS.values()):,} characters")
-        _generate(folder, recipe)
+        size, what = {
+            BUILT_IN: (CHARACTERS, "characters"),
+            "stories-worlds": (STORIES, "stories"),
+            "stories-qa": (CONVERSATIONS, "conversations"),
+        }[name]
+        on_progress(f"generating the built-in corpus into {folder} ({reason}): {sum(size.values()):,} {what}")
+        if name == BUILT_IN:
+            _generate(folder, recipe)
+        else:
+            _generate_worlds(folder, recipe)
         return open_folder(folder, on_progress)
 
 
@@ -78,13 +94,55 @@ def _generate(folder: Path, recipe: dict[str, Any]) -> None:
     )
 
 
-def _recipe() -> dict[str, Any]:
+def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
+    """Both corpora of small worlds: the one that a base learns, and the questions; one tokenizer for both."""
+    from gpt_common.data.conversations.marking import Marker
+    from gpt_common.data.conversations.preparing import joined
+    from gpt_common.data.conversations.reading import Conversation
+    from gpt_common.data.conversations.stories_qa import told, write_conversations, write_worlds
+    from gpt_common.data.conversations.written import END, TURN, chatml
+    from gpt_common.data.tokenizers import train_bpe_on
+    from gpt_common.data.tokenizers.extended import with_tokens
+
+    asked = folder.name == "stories-qa"
+    learnt = [chatml(conversation).text for conversation, _ in write_conversations(SEED, "train", 1_000)]
+    plain = [text.replace(TURN, "").replace(END, "") for text in learnt]
+    tokenizer = with_tokens(train_bpe_on(plain, QA_VOCABULARY - 2), (TURN, END))
+    marker, parts, nats = Marker(tokenizer, "answers"), {}, 0.0
+    for split in SPLITS:
+        marked, split_nats = [], 0.0
+        if asked:
+            for conversation, cost in write_conversations(SEED, split, CONVERSATIONS[split]):
+                marked.append(marker.mark(conversation, chatml(conversation)))
+                split_nats += cost
+        else:
+            rng = keyed_generator("told", SEED, split)
+            for world in write_worlds(SEED, split, STORIES[split]):
+                text, log_probability = told(world, rng)
+                conversation = Conversation("stories-worlds", text=text)
+                marked.append(marker.mark(conversation, chatml(conversation)))
+                split_nats -= log_probability
+        parts[split] = joined(marked)
+        nats = split_nats / int(parts[split].counted.sum())
+    write_dataset(
+        folder,
+        tokenizer,
+        {split: [np.asarray(part.tokens)] for split, part in parts.items()},
+        prompt=learnt[0].partition(f"{TURN}assistant")[0] + f"{TURN}assistant\n" if asked else "Mia the fox is",
+        recipe=recipe,
+        sources=[],
+        floor=nats,
+        floor_error=0.0,
+        examples=parts,
+        overwrite=True,
+    )
+
+
+def _recipe(name: str) -> dict[str, Any]:
     """What decides every byte of the corpus; the sidecar records it, and a difference means that it is stale."""
     here = Path(__file__).parent
-    source = b"".join((here / name).read_bytes() for name in SOURCES)
-    return {
-        "generator": BUILT_IN,
-        "source_sha256": hashlib.sha256(source).hexdigest(),
-        "seed": SEED,
-        "characters": CHARACTERS,
-    }
+    source = b"".join((here / file).read_bytes() for file in (SOURCES if name == BUILT_IN else QA_SOURCES))
+    size: dict[str, Any] = {"characters": CHARACTERS}
+    if name != BUILT_IN:
+        size = {"stories": STORIES, "conversations": CONVERSATIONS, "vocabulary": QA_VOCABULARY}
+    return {"generator": name, "source_sha256": hashlib.sha256(source).hexdigest(), "seed": SEED, **size}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gpt_common.data.builtin import open_stories
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, Progress, check_name, open_folder, prepare_command
+from gpt_common.data.builtin import open_built_in
+from gpt_common.data.dataset import BUILT_INS, PREPARABLE, Dataset, Progress, check_name, open_folder, prepare_command
 from gpt_common.errors import UserError, nearest
 
 
@@ -19,8 +19,8 @@ def open_dataset(name: str, data_dir: Path, *, on_progress: Progress | None = No
     Raises:
         UserError: missing, empty, truncated, changed, made with another tokenizer, ids outside the vocabulary.
     """
-    if name == BUILT_IN:
-        return open_stories(data_dir, on_progress or (lambda _: None))
+    if name in BUILT_INS:
+        return open_built_in(name, data_dir, on_progress or (lambda _: None))
     if not (data_dir / check_name(name)).is_dir():
         raise UserError(_missing(name, data_dir))
     return open_folder(data_dir / name, on_progress or (lambda _: None))
@@ -35,5 +35,5 @@ def _missing(name: str, data_dir: Path) -> str:
     command = prepare_command(name, data_dir)
     if name in PREPARABLE:
         return f"dataset '{name}' is not in {data_dir} yet: run `{command}`"
-    known = {BUILT_IN, *PREPARABLE, *prepared_names(data_dir)}
+    known = {*BUILT_INS, *PREPARABLE, *prepared_names(data_dir)}
     return f"no dataset '{name}' in {data_dir} ({nearest(name, known)}); a new one is made by `{command}`"

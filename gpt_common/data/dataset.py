@@ -4,6 +4,7 @@ A prepared corpus is a folder `data_dir/NAME`:
 
     train.bin, val.bin   token ids, little-endian uint16 (vocabularies up to 65 536) or uint32, nothing else
     tokenizer.json       what `gpt_common.data.tokenizers` saved
+    train.examples, ...  of conversations: where each example ends, uint64, then a byte per token: 1 where it counts
     meta.json            the sidecar: format version, tokenizer, dtype, tokens, documents and SHA-256 per split, unigram
                          entropy, floor, prompt, separator, source files with their SHA-256, how it was made
     verified.json        size, times and SHA-256 of large files when they were last hashed; may be deleted
@@ -25,12 +26,16 @@ from typing import Any
 
 import numpy as np
 
+from gpt_common.data.batches import Examples, Rows, Split
+from gpt_common.data.conversations.stored import open_examples
 from gpt_common.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_common.data.writer import FORMAT_VERSION, SPLITS, TokenIds
 from gpt_common.errors import UserError
 from gpt_common.files import write_atomically
 
 BUILT_IN = "stories"
+BUILT_INS = (BUILT_IN, "stories-worlds", "stories-qa")
+"""Made at first use: stories, and small worlds told, and asked about."""
 SHAKESPEARE = ("shakespeare", "shakespeare_char")
 PREPARABLE = (*SHAKESPEARE, "tinystories")
 HASH_ALWAYS_BYTES = 256 << 20
@@ -65,6 +70,16 @@ class Dataset:
     """The text that stood between two documents, where the tokenizer's end of text now stands."""
     documents: tuple[int, int] | None = None
     """How many there are in the training and in the validation split, where their ends are known."""
+    examples: tuple[Examples, Examples] | None = None
+    """Of conversations: where each ends in the training and in the validation split, and which tokens count."""
+
+    def splits(self, block_size: int, *, packing: bool) -> tuple[Split, Split]:
+        """Where training and validation batches come from: the texts, or the examples in rows."""
+        if self.examples is None:
+            return self.train, self.val
+        pad = self.tokenizer.end_of_text or 0
+        train, val = (Rows(part, block_size, packing=packing, pad=pad) for part in self.examples)
+        return train, val
 
 
 def open_folder(folder: Path, on_progress: Progress) -> Dataset:
@@ -79,6 +94,11 @@ def open_folder(folder: Path, on_progress: Progress) -> Dataset:
             split: _open_split(folder, split, meta["splits"][split], dtype, tokenizer, on_progress) for split in SPLITS
         }
         hashes = [tokenizer.fingerprint, *(meta["splits"][split]["sha256"] for split in SPLITS)]
+        examples = None
+        if meta.get("examples") is not None:
+            hashes += [meta["examples"][split]["sha256"] for split in SPLITS]
+            train, val = (open_examples(folder, split, splits[split], meta["examples"][split]) for split in SPLITS)
+            examples = train, val
         documents = [meta["splits"][split].get("documents") for split in SPLITS]  # not in older sidecars
         return Dataset(
             name=folder.name,
@@ -92,6 +112,7 @@ def open_folder(folder: Path, on_progress: Progress) -> Dataset:
             prompt=meta["prompt"],
             separator=meta.get("separator"),
             documents=(documents[0], documents[1]) if None not in documents else None,
+            examples=examples,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}/meta.json lacks or garbles {error}: {_again(folder)}") from None
@@ -114,6 +135,15 @@ def check_block(dataset: Dataset, block_size: int) -> None:
     Raises:
         UserError: names the largest block size that both splits hold.
     """
+    if dataset.examples is not None:
+        longest = max(int(part.lengths.max()) for part in dataset.examples)
+        if longest > block_size + 1:
+            raise UserError(
+                f"the longest example of '{dataset.name}' has {longest} tokens, and a block of {block_size} holds "
+                f"{block_size + 1}: prepare it again with --block-size {block_size}, or train with a block_size of "
+                f"{longest - 1}"
+            )
+        return
     shortest = min(len(dataset.train), len(dataset.val))
     if shortest < block_size + 1:
         smaller = f"take a block_size up to {shortest - 1}, or more text" if shortest > 1 else "take more text"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gpt_common.data.catalogue import prepared_names
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, Dataset, prepare_command, read_meta
+from gpt_common.data.dataset import BUILT_INS, PREPARABLE, Dataset, prepare_command, read_meta
 from gpt_common.data.writer import SPLITS
 from gpt_common.errors import UserError
 
@@ -46,12 +46,12 @@ def print_corpora(data_dir: Path) -> None:
         table.add_column(heading, justify="right")
     table.add_column("state")
     prepared, commands = prepared_names(data_dir), []
-    for name in dict.fromkeys([BUILT_IN, *prepared, *PREPARABLE]):
+    for name in dict.fromkeys([*BUILT_INS, *prepared, *PREPARABLE]):
         if name in prepared:
             row = _row(data_dir / name)
             if row[-1] == "damaged":
                 commands.append(prepare_command(name, data_dir, overwrite=True))
-        elif name == BUILT_IN:
+        elif name in BUILT_INS:
             row = ["", "", "", "", "made at first use"]
         else:
             row = ["", "", "", "", "not prepared"]
@@ -70,6 +70,6 @@ def _row(folder: Path) -> list[str]:
         tokens = [f"{meta['splits'][split]['tokens']:,}" for split in SPLITS]
         size = sum((folder / f"{split}.bin").stat().st_size for split in SPLITS)
         vocabulary = f"{meta['tokenizer']['kind']} {meta['tokenizer']['vocab_size']:,}"
-        return [*tokens, vocabulary, f"{size / 1e6:,.1f} MB", "built-in" if folder.name == BUILT_IN else "prepared"]
+        return [*tokens, vocabulary, f"{size / 1e6:,.1f} MB", "built-in" if folder.name in BUILT_INS else "prepared"]
     except (UserError, OSError, KeyError, TypeError, ValueError):
         return ["", "", "", "", "damaged"]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gpt_common.data.catalogue import open_dataset
-from gpt_common.data.dataset import BUILT_IN, PREPARABLE, SHAKESPEARE, Dataset, check_name
+from gpt_common.data.dataset import BUILT_INS, PREPARABLE, SHAKESPEARE, Dataset, check_name
 from gpt_common.data.documents import cut_at_document, separator_of, split_documents
 from gpt_common.data.download import (
     TINY_SHAKESPEARE,
@@ -135,8 +135,8 @@ def prepare_texts(
     Raises:
         UserError: impossible arguments, existing dataset, unreadable file, character outside the vocabulary.
     """
-    if check_name(name) == BUILT_IN:
-        raise UserError(f"the name '{name}' belongs to the built-in corpus: take another --name")
+    if check_name(name) in BUILT_INS:
+        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
     if not 0 < val_fraction < 1:
         raise UserError(f"--val-fraction is {val_fraction:g}: it must be above 0 and below 1")
     if tokenizer != "bpe" and bpe_vocab_size is not None:

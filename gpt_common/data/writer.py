@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.batches import Examples
+from gpt_common.data.conversations.stored import write_examples
 from gpt_common.data.tokenizers import Tokenizer, identity
 from gpt_common.errors import UserError
 from gpt_common.files import (
@@ -25,7 +27,7 @@ from gpt_common.files import (
 
 FORMAT_VERSION = 1
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
-OUR_FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "verified.json"}
+OUR_FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "verified.json", "train.examples", "val.examples"}
 
 TokenIds = npt.NDArray[np.integer[Any]]
 
@@ -41,6 +43,7 @@ def write_dataset(
     sources: list[dict[str, Any]],
     floor: float | None = None,
     floor_error: float | None = None,
+    examples: Mapping[Literal["train", "val"], Examples] | None = None,
     overwrite: bool,
 ) -> None:
     """Write a dataset folder from token ids that are made as they are needed.
@@ -54,6 +57,7 @@ def write_dataset(
         recipe: how it was made, for the sidecar.
         sources: file names, sizes and SHA-256 of the texts, for the sidecar.
         floor, floor_error: best possible loss in nats per token, where it is known.
+        examples: of conversations: where they end and what of them counts; the token ids are those of `splits`.
         overwrite: replace a dataset of that name.
 
     Raises:
@@ -73,13 +77,17 @@ def write_dataset(
                 written[split], counts[split] = _write_tokens(path, splits[split], dtype, tokenizer)
                 if not counts[split].any():
                     raise UserError(f"the {split} split of {folder} would be empty: there is too little text")
+            said = entropy(counts["train"])
+            if examples is not None:
+                counted = examples["train"].tokens[examples["train"].counted == 1]
+                said = entropy(np.bincount(counted, minlength=tokenizer.vocab_size))
             tokenizer.save(temporary / "tokenizer.json")
             meta = {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": identity(tokenizer),
                 "dtype": dtype.name,
                 "splits": written,
-                "unigram_entropy": entropy(counts["train"]),
+                "unigram_entropy": said,
                 "floor": floor,
                 "floor_error": floor_error,
                 "prompt": prompt,
@@ -87,7 +95,11 @@ def write_dataset(
                 "end_of_text": tokenizer.end_of_text,
                 "recipe": dict(recipe),
                 "sources": sources,
+                "examples": None,
             }
+            if examples is not None:
+                entries = {split: write_examples(temporary / f"{split}.examples", examples[split]) for split in SPLITS}
+                meta["examples"] = entries
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             move_into_place(
                 temporary, folder, may_replace=functools.partial(refuse_existing, folder, overwrite=overwrite)

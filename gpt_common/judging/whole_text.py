@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.batches import Batch, NumpyBatch
+from gpt_common.data.batches import Batch, NumpyBatch, Rows, Split, positions
 from gpt_common.data.tokenizers import Tokenizer
-from gpt_common.data.writer import TokenIds
 from gpt_common.errors import UserError
 
 
@@ -34,7 +33,7 @@ class WholeText:
 
 
 def whole_text(
-    tokens: TokenIds,
+    split: Split,
     tokenizer: Tokenizer,
     losses: Callable[[Iterable[NumpyBatch]], list[float]],
     *,
@@ -48,29 +47,39 @@ def whole_text(
     look further back at every position would do a little better.
 
     Args:
-        tokens: (N,) ids.
+        split: (N,) ids, or rows of examples, of which only what counts is predicted.
         losses: the model's mean loss of each batch, nats per token.
         enough: asked before every batch.
     """
-    sizes: list[int] = []
+    sizes: list[float] = []
+    counts = np.zeros(tokenizer.vocab_size, np.int64)
 
     def batches() -> Iterator[NumpyBatch]:
-        for batch in whole_batches(tokens, block_size=block_size, batch_size=batch_size):
+        for batch in whole_batches(split, block_size=block_size, batch_size=batch_size):
             if enough():
                 return
-            sizes.append(batch.tokens.size)
+            sizes.append(positions(batch))
+            said = batch.labels if batch.weights is None else batch.labels[batch.weights > 0]
+            counts[:] += np.bincount(said.reshape(-1), minlength=len(counts))
             yield batch
 
     nats = sum(loss * size for loss, size in zip(losses(batches()), sizes, strict=True))
-    if sum(sizes) < len(tokens) - 1:
+    total = int(split.examples.counted.sum()) if isinstance(split, Rows) else len(split) - 1
+    if counts.sum() < total:
         return None
-    counts = np.bincount(tokens[1:], minlength=tokenizer.vocab_size)
-    size = int(counts @ byte_lengths(tokenizer))
-    return WholeText(loss=nats / (len(tokens) - 1), tokens=len(tokens) - 1, bytes=size)
+    return WholeText(loss=nats / total, tokens=total, bytes=int(counts @ byte_lengths(tokenizer)))
 
 
-def whole_batches(tokens: TokenIds, *, block_size: int, batch_size: int) -> Iterator[NumpyBatch]:
-    """Blocks side by side, in which every token but the first is a label once; the last block may be shorter."""
+def whole_batches(split: Split, *, block_size: int, batch_size: int) -> Iterator[NumpyBatch]:
+    """Blocks side by side, in which every token but the first is a label once; the last block may be shorter.
+
+    Of examples: every row once.
+    """
+    if isinstance(split, Rows):
+        for first in range(0, len(split), batch_size):
+            yield split.batch(list(range(first, min(first + batch_size, len(split)))))
+        return
+    tokens = split
     blocks, rest = divmod(len(tokens) - 1, block_size)
     for first in range(0, blocks, batch_size):
         count = min(batch_size, blocks - first)

@@ -19,7 +19,7 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -37,7 +37,7 @@ from gpt_common.files import (
     temporary_beside,
     write_atomically,
 )
-from gpt_common.network.parameters import optimizer_shapes, saved_shapes, tensor_shapes, trained_shapes
+from gpt_common.network.parameters import Shapes, optimizer_shapes, saved_shapes, tensor_shapes, trained_shapes
 from gpt_common.training.manifest import (
     MODEL_FILE,
     OPTIMIZER_FILE,
@@ -288,7 +288,7 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
 
 
 def fitting(
-    checkpoint: Path, shapes: Mapping[str, tuple[int, ...]], model: ModelConfig, adapter: AdapterConfig
+    checkpoint: Path, shapes: Shapes, model: ModelConfig, adapter: AdapterConfig, growing: Collection[str] = ()
 ) -> dict[str, int]:
     """How many rows of each tensor a model takes: all of them, or fewer positions for a shorter block.
 
@@ -296,6 +296,7 @@ def fitting(
         shapes: shape of every tensor in the checkpoint's model file, and in that of its base.
         model: the shape of the model that is to hold them.
         adapter: what stands beside it, if that is in the checkpoint.
+        growing: tensors that may have fewer rows than the model.
 
     Raises:
         UserError: a tensor is missing, superfluous or of another shape; a block longer than the checkpoint's.
@@ -305,11 +306,12 @@ def fitting(
         what = f"tensor {name} is missing" if name in wanted else f"unexpected tensor {name}"
         raise UserError(f"{checkpoint} does not fit the configuration: {what}")
     for name, shape in wanted.items():
-        longer = name == "position_embedding.weight" and shapes[name][1:] == shape[1:]
-        if longer and shapes[name][0] < shape[0]:
-            rows = shapes[name][0]
+        rows, alike = shapes[name][0], shapes[name][1:] == shape[1:]
+        longer = name == "position_embedding.weight" and alike
+        if longer and rows < shape[0]:
             raise UserError(f"block_size {shape[0]} is beyond the checkpoint's {rows}: use --block-size {rows} or less")
-        if shapes[name] != shape and not longer:
+        grows = name in growing and alike and rows <= shape[0]
+        if shapes[name] != shape and not longer and not grows:
             raise UserError(
                 f"{checkpoint} does not fit the configuration: {name} has shape {shapes[name]}, the model needs {shape}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
+from gpt_common.data.batches import Rows, Split
 from gpt_common.data.dataset import check_name
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
@@ -25,6 +27,7 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
+from gpt_common.training.growth import Growth, growth_between
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
 
 # What a resumed run may change of its model: nothing that changes a shape.
@@ -40,6 +43,10 @@ class Opening:
     config: RunConfig
     """With the vocabulary settled."""
     dataset: Dataset
+    train: Split
+    """Where training batches come from."""
+    val: Split
+    """Where validation batches come from."""
     prompts: dict[str, list[int]]
     """Token ids by prompt."""
     hardware: Hardware
@@ -54,6 +61,8 @@ class Opening:
     """Checkpoint whose weights to start with."""
     base: Path | None
     """Checkpoint that the run's adapter stands beside, if it has one."""
+    growth: Growth | None
+    """What its vocabulary lacks."""
     first_step: int
     """Steps done already."""
     stop_at: int
@@ -85,13 +94,24 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     data = command.run.data
     dataset = open_dataset(data.dataset, Path(data.data_dir), on_progress=lambda line: print(line, flush=True))
     source = resume_from or init_from
-    manifest = described(source) if source else None
+    manifest, growth = described(source) if source else None, None
     if source and manifest:
         # Before the vocabulary is compared: another tokenizer is the reason, another number of entries a symptom.
-        _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
-    config = command.run.with_vocabulary(dataset.tokenizer.vocab_size)
+        growth = growth_between(manifest.tokenizer or {}, dataset.tokenizer) if init_from else None
+        if growth is None:
+            _check_tokenizer(source, manifest, dataset, Path(data.data_dir))
+    asked = command.run
+    if growth is not None:
+        if asked.adapter.adapts and "token_embedding" not in asked.adapter.adapter_whole:
+            raise UserError(f"{', '.join(growth.names)}: new to the model, and frozen: --adapter-whole token_embedding")
+        wider = dataclasses.replace(asked.model, vocab_size=max(asked.model.vocab_size, growth.entries))
+        asked = dataclasses.replace(asked, model=wider)
+    config = asked.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
     _base(config, source, manifest, resumed=resume_from is not None)
+    train, val = dataset.splits(config.model.block_size, packing=config.data.packing)
+    if isinstance(train, Rows) and config.train.short_context_steps:
+        raise UserError(f"short_context is for running text, and '{data.dataset}' has examples: leave it out")
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
@@ -101,7 +121,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         for place in dict.fromkeys((device, "cpu")):
             check_room(config, planned_for, hardware.memory_bytes, place)
 
-    first_step, best_step, best_val_loss, messages = 0, None, None, []
+    first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
         if manifest.step or OPTIMIZER_FILE in manifest.tensors:
@@ -122,6 +142,8 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     return Opening(
         config=config,
         dataset=dataset,
+        train=train,
+        val=val,
         prompts=prompts,
         hold=hold,
         hardware=hardware,
@@ -129,6 +151,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         resume_from=resume_from,
         init_from=init_from,
         base=_base(config, source, manifest, resumed=resume_from is not None),
+        growth=growth,
         first_step=first_step,
         stop_at=stop_at,
         best_step=best_step,
@@ -168,7 +191,7 @@ def _encoded_prompts(config: RunConfig, dataset: Dataset) -> dict[str, list[int]
     """Token ids by prompt. The dataset's own, which nobody asked for, is cut to a block too short for it."""
     tokenizer, block_size = dataset.tokenizer, config.model.block_size
     if not config.train.prompts:
-        ids = tokenizer.encode(dataset.prompt)[:block_size]
+        ids = tokenizer.encode_written(dataset.prompt)[:block_size]
         return {tokenizer.decode(ids): ids}
     return {prompt: encode_prompt(prompt, tokenizer, block_size) for prompt in config.train.prompts}
 

@@ -66,7 +66,7 @@ class Run:
         self.power = PowerMeter()
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
-        self.resume_from, self.init_from = opening.resume_from, opening.init_from
+        self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
@@ -135,6 +135,7 @@ class Run:
         self.health = Health(
             self.config,
             self.dataset,
+            (self.opening.train, self.opening.val),
             probe,
             evaluated,
             load,
@@ -190,12 +191,13 @@ class Run:
         train, (batch_size, block_size) = self.config.train, self.config.windows(step)
         batches = [
             training_batch(
-                self.dataset.train,
+                self.opening.train,
                 block_size=block_size,
                 batch_size=batch_size,
                 seed=train.seed,
                 step=step,
                 micro_step=micro_step,
+                micro_steps=train.grad_accum_steps,
             )
             for micro_step in range(train.grad_accum_steps)
         ]
@@ -320,7 +322,7 @@ class Run:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
         with self.timer.paused():
             began = time.monotonic()
-            train_loss, val_loss = self.health.loss_on(self.dataset.train), self.health.loss_on(self.dataset.val)
+            train_loss, val_loss = self.health.loss_on(self.health.train), self.health.loss_on(self.health.val)
             self._evaluation_seconds = time.monotonic() - began
             best = self.best_val_loss is None or val_loss < self.best_val_loss
             if best:
@@ -379,7 +381,9 @@ class Run:
         if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
             return None
         enough = lambda: self.interrupted is not None  # noqa: E731
-        found = whole_split(self.step, self.config, self.dataset, self.evaluated.losses, self.log.note, enough)
+        found = whole_split(
+            self.step, self.config, self.dataset, self.opening.val, self.evaluated.losses, self.log.note, enough
+        )
         if isinstance(found, WholeText):
             self.log.whole_text(self.step, found)
         return found

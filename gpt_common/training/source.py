@@ -81,7 +81,7 @@ def print_samples(command: SampleCommand, source: Source, generate: Generate) ->
     """
     if command.prompt is None:
         # The dataset's own, cut to a block too short for it.
-        prompt = source.tokenizer.encode(source.prompt)[: source.model.block_size]
+        prompt = source.tokenizer.encode_written(source.prompt)[: source.model.block_size]
     else:
         prompt = encode_prompt(command.prompt, source.tokenizer, source.model.block_size)
     # What the model says comes out of a file, its vocabulary: it must not steer a terminal.

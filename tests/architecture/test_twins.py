@@ -63,6 +63,7 @@ ONE_SIDED = {
 # Arguments that only one twin needs, and why.
 ONE_SIDED_ARGUMENTS = {
     "causal_attention": {"rate"},  # PyTorch's fused attention drops weights itself
+    "attention_within": {"rate"},  # this too
     "clip_gradients": {"model", "gradients"},  # PyTorch keeps gradients in the parameters
     "TrainStep.clip_and_update": {"gradients"},  # for the same reason
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.plants.plant import Edit, Plant
 
 RUN, BATCHES = "gpt_common/training/run.py", "gpt_common/data/batches.py"
-OFFSETS = "generator.integers(0, len(tokens) - block_size, size=batch_size)"
+OFFSETS = "generator.integers(0, len(split) - block_size, size=batch_size)"
 
 PLANTS = (
     Plant(
@@ -62,7 +62,7 @@ PLANTS = (
                 BATCHES,
                 "training_batch",
                 OFFSETS,
-                OFFSETS.replace("block_size,", "block_size - len(tokens) * 9 // 10,"),
+                OFFSETS.replace("block_size,", "block_size - len(split) * 9 // 10,"),
             ),
         ),
         asks="",
@@ -92,7 +92,7 @@ PLANTS = (
                 "gpt_common/training/health/watch.py",
                 "Health._mean_loss",
                 "train = self.config.train",
-                "train, tokens = self.config.train, tokens[1000 * self._evaluations :]",
+                "train, split = self.config.train, split[1000 * self._evaluations :]",
             ),
         ),
         says="evaluation",
@@ -100,7 +100,7 @@ PLANTS = (
     Plant(
         "validation is the beginning of its split alone",
         4,
-        (Edit(BATCHES, "evaluation_batches", "len(tokens) - block_size - 1, batches", "block_size, batches"),),
+        (Edit(BATCHES, "evaluation_batches", "len(split) - block_size - 1, batches", "block_size, batches"),),
         asks="",
         tests=("tests/gpt_common/test_keyed.py",),
     ),

@@ -58,8 +58,8 @@ def reads_the_future_under_dropout(patch: Patch, twin: str) -> None:
     attention = part(twin, "attention").Attention
     right = attention.attend
 
-    def attend(self: Any, q: Any, k: Any, v: Any, key: Any) -> Any:
-        y = right(self, q, k, v, key)
+    def attend(self: Any, q: Any, k: Any, v: Any, key: Any, sees: Any = None) -> Any:
+        y = right(self, q, k, v, key, sees)
         return y if key is None else y + v.mean(2, **({"keepdims": True} if twin == "mlx_gpt" else {"keepdim": True}))
 
     patch.setattr(attention, "attend", attend)

@@ -41,6 +41,19 @@ def _tanh_gelu() -> Iterator[None]:
         yield
 
 
+def _weights(wrong: Callable[[mx.array], mx.array]) -> Change:
+    """Change what counts where examples share rows."""
+
+    def make(right: Any) -> Any:
+        def loss(network: Any, batch: Any, key: Any = None) -> Any:
+            weights = batch.weights if batch.starts is None else wrong(batch.weights)
+            return right(network, dataclasses.replace(batch, weights=weights), key)
+
+        return loss
+
+    return wrap(model, "loss", make)
+
+
 def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
     """Change the gradients of each micro-step before they are accumulated."""
 
@@ -209,6 +222,14 @@ GPT: Changes = {
             )
         ),
     ),
+    ("L4", "packing that leaks to the neighbour"): lambda: wrap(
+        model, "within_examples", lambda f: lambda starts: f(0 * starts)
+    ),
+    ("L4", "positions go on from one example to the next"): lambda: wrap(
+        model, "restarted", lambda f: lambda starts: f(0 * starts)
+    ),
+    ("L4", "what fills a row counts"): lambda: _weights(lambda weights: mx.ones_like(weights)),
+    ("L4", "answers begin a token later"): lambda: _weights(lambda weights: mx.roll(weights, 1, 1)),
     # ---- L5: gradients
     ("L5", "head untied: its gradient does not reach the embedding"): lambda: wrap(
         layers.Embedding, "as_linear", lambda _: lambda self, x: x @ mx.stop_gradient(self.weight).astype(x.dtype).T
@@ -247,6 +268,9 @@ GPT: Changes = {
     ),
     ("L6b", "one dropout mask for all micro-steps"): lambda: wrap(
         train, "dropout_key", lambda f: lambda seed, step, _: f(seed, step, 0)
+    ),
+    ("L6b", "a mean of the micro-steps' means, whatever counts in them"): lambda: wrap(
+        train, "positions", lambda _: lambda _: 1.0
     ),
     # ---- L7: trajectory
     ("L7", "dropout masks frozen from step to step"): lambda: wrap(

@@ -108,6 +108,9 @@ def _passes(climb: Climb) -> Iterator[tuple[str, dict[str, Arrays], dict[str, Ch
     batch = material.batches(climb.config, 0)[0]
     for state, weights, key in passes(climb):
         yield state, *one_pass(climb, weights, batch, key)
+    # Examples that share a row, whose attention and positions are of another path.
+    weights = material.widened(climb.config)
+    yield "examples in rows", *one_pass(climb, weights, material.packed(climb.config)[0], None)
 
 
 def one_pass(

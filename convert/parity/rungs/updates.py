@@ -118,6 +118,8 @@ def rung_step(climb: Climb) -> Iterator[Measurement]:
         config = material.with_dropout(config, config.model.dropout)
     for state, weights in climb.states().items():
         yield from one_step(climb, config, state, weights, material.batches(config, 0))
+    weights = material.widened(config)
+    yield from one_step(climb, config, "examples in rows", weights, material.packed(config))
 
 
 def one_step(climb: Climb, config: RunConfig, state: str, weights: Arrays, batches: Batches) -> Iterator[Measurement]:

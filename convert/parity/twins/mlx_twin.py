@@ -51,7 +51,7 @@ class MlxTwin(Twin):
         self.train_step = train.TrainStep(self.network, self.optimizer, self.config, self.compiled)
         self.objective: Callable[..., Any] = nn.value_and_grad(
             self.network,
-            lambda ids, labels, weights, key: model.objective(self.network, Batch(ids, labels, weights), key),
+            lambda *batch: model.objective(self.network, Batch(*batch[:4]), batch[4]),
         )
         if self.compiled:
             state = [self.network.state]
@@ -72,7 +72,7 @@ class MlxTwin(Twin):
     def gradients(self, batch: NumpyBatch, key: Array | None = None) -> tuple[float, Arrays]:
         with self._here():
             there = to_device(batch, self.device)
-            (_, loss), gradients = self.objective(there.tokens, there.labels, there.weights, _key(key))
+            (_, loss), gradients = self.objective(there.tokens, there.labels, there.weights, there.starts, _key(key))
             self.network.routers.take_loads()  # of no training step
             return float(loss), {name: self._numpy(g) for name, g in _flat(gradients)}
 

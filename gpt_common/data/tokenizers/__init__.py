@@ -6,6 +6,7 @@ What a tokenizer would do with an id is settled by one table, id -> bytes, so th
 from gpt_common.data.tokenizers.bpe import BpeTokenizer, default_bpe_vocab_size, train_bpe, train_bpe_on
 from gpt_common.data.tokenizers.characters import CharTokenizer
 from gpt_common.data.tokenizers.cutting import cut_pieces, last_cut_before_whitespace
+from gpt_common.data.tokenizers.extended import ExtendedTokenizer
 from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
 from gpt_common.data.tokenizers.saved import load_tokenizer
 from gpt_common.data.tokenizers.tokenizer import (
@@ -22,6 +23,7 @@ __all__ = [
     "END_OF_TEXT",
     "BpeTokenizer",
     "CharTokenizer",
+    "ExtendedTokenizer",
     "Gpt2Tokenizer",
     "TextStream",
     "Tokenizer",

@@ -55,6 +55,11 @@ class BpeTokenizer(Tokenizer):
         table = {i: token.encode() if token in named else _byte_level(token) for token, i in vocabulary.items()}
         super().__init__(table, {"kind": self.kind, "tokenizer": definition}, end_of_text)
 
+    @property
+    def specials(self) -> dict[str, int]:
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special or i == self.end_of_text}
+
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
         return self._tokenizer.encode(text, add_special_tokens=False).ids

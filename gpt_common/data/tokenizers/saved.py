@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gpt_common.data.tokenizers.bpe import BpeTokenizer
 from gpt_common.data.tokenizers.characters import CharTokenizer
+from gpt_common.data.tokenizers.extended import ExtendedTokenizer
 from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
 from gpt_common.data.tokenizers.tokenizer import Tokenizer
 from gpt_common.errors import UserError, nearest
@@ -37,22 +39,32 @@ def load_tokenizer(path: Path) -> Tokenizer:
         document = {"kind": "bpe", "tokenizer": document}
     try:
         match document:
-            case {"kind": "char", "characters": str(characters)}:
-                return CharTokenizer(characters, end_of_text=document.get("end_of_text") is True)
-            case {"kind": "gpt2", "tokens": list(names)}:
-                return Gpt2Tokenizer(names)
-            case {"kind": "gpt2"}:  # as it was saved at first, by its name alone
-                return Gpt2Tokenizer()
-            case {"kind": "bpe", "tokenizer": dict(definition)}:
-                return BpeTokenizer(definition)
-            case {"kind": str(kind)} if kind not in KINDS:
-                raise UserError(f"unknown kind '{kind}': {nearest(kind, KINDS)}")
+            case {"added": list(names)}:
+                base = {key: value for key, value in document.items() if key != "added"}
+                return ExtendedTokenizer(_made_of(base), names)
             case _:
-                raise UserError("not a tokenizer")
+                return _made_of(document)
     except UserError as error:
         raise UserError(f"tokenizer {path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise UserError(f"tokenizer {path}: not what it says it is ({type(error).__name__}: {error})") from None
+
+
+def _made_of(document: Any) -> Tokenizer:
+    """The tokenizer that a document describes, without what was added to it."""
+    match document:
+        case {"kind": "char", "characters": str(characters)}:
+            return CharTokenizer(characters, end_of_text=document.get("end_of_text") is True)
+        case {"kind": "gpt2", "tokens": list(names)}:
+            return Gpt2Tokenizer(names)
+        case {"kind": "gpt2"}:  # as it was saved at first, by its name alone
+            return Gpt2Tokenizer()
+        case {"kind": "bpe", "tokenizer": dict(definition)}:
+            return BpeTokenizer(definition)
+        case {"kind": str(kind)} if kind not in KINDS:
+            raise UserError(f"unknown kind '{kind}': {nearest(kind, KINDS)}")
+        case _:
+            raise UserError("not a tokenizer")
 
 
 def _file_in(folder: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -47,6 +48,11 @@ class Tokenizer(ABC):
         """The ids that have text; a published vocabulary may have gaps."""
         return sorted(self._token_bytes)
 
+    @property
+    def specials(self) -> dict[str, int]:
+        """Ids of the tokens that no text has, by name: where a document ends, or a turn of a conversation."""
+        return {} if self.end_of_text is None else {self._token_bytes[self.end_of_text].decode(): self.end_of_text}
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; the names of special tokens in it are ordinary text.
@@ -54,6 +60,18 @@ class Tokenizer(ABC):
         Raises:
             UserError: a character that the vocabulary does not have, with its position.
         """
+
+    def encode_written(self, text: str) -> list[int]:
+        """Token ids of a text that a template wrote: in it the names of special tokens are these tokens.
+
+        Raises:
+            UserError: a character that the vocabulary does not have.
+        """
+        specials, ids = self.specials, list[int]()
+        names = sorted(specials, key=len, reverse=True)
+        for part in re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]:
+            ids += [specials[part]] if part in specials else self.encode(part) if part else []
+        return ids
 
     @abstractmethod
     def last_cut(self, text: str) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.batches import NumpyBatch
+from gpt_common.config import TrainConfig
+from gpt_common.data.batches import NumpyBatch, Rows, Split
 from gpt_common.training.health.gates import GateFailed
 
 SEARCHED = 1 << 24
@@ -28,8 +29,7 @@ def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other:
         GateFailed: a sequence is not in its split.
     """
     for batch in batches:
-        windows = np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
-        for row in (windows[0], windows[-1]):
+        for row in _texts(batch):
             if not holds(split, row):
                 where = "in the other split" if holds(other, row) else "nowhere in the data"
                 raise GateFailed(
@@ -38,6 +38,20 @@ def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other:
                     "Batches are drawn from the wrong split, or ids are changed on the way",
                 )
     return f"the {what} batches are of the {what} split"
+
+
+def _texts(batch: NumpyBatch) -> list[npt.NDArray[Any]]:
+    """The first and the last sequence, or the first examples of them."""
+    if batch.starts is None:
+        windows = np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
+        return [windows[0], windows[-1]]
+    return [batch.tokens[row][batch.starts[row] == 0] for row in (0, -1)]
+
+
+def steps_per_epoch(split: Split, train: TrainConfig, block_size: int) -> float:
+    """Steps in which every token, or every row of examples, comes about once."""
+    rows = train.batch_size * train.grad_accum_steps
+    return len(split) / (rows if isinstance(split, Rows) else rows * block_size)
 
 
 def check_drawn_anew(batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch], places: int) -> None:

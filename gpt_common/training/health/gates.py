@@ -215,6 +215,7 @@ def _check_causality(probe: Probe, tokens: Tokens, logits: NDArray[np.float32]) 
         return np.asarray(moves.max(axis=0))
 
     length, vocab_size = tokens.shape[1], probe.vocab_size
+    far = max(1, vocab_size // 2)  # not the next: tokens that are new side by side have the same row at first
     scale = float(np.abs(logits).max())
     noise = float(change(tokens).max())
     if noise > 1e-2 * scale:
@@ -223,7 +224,7 @@ def _check_causality(probe: Probe, tokens: Tokens, logits: NDArray[np.float32]) 
     bound = max(1e-6 * scale, 2 * noise)
     for t in sorted({0, 1, length // 2, length - 1} & set(range(length))):
         others = tokens.copy()
-        others[:, t:] = (tokens[:, t:] + 1 + np.arange(length - t) % (vocab_size - 1)) % vocab_size
+        others[:, t:] = (tokens[:, t:] + far + np.arange(length - t) % (vocab_size - far)) % vocab_size
         moved = change(others)
         early = np.flatnonzero(moved[:t] > bound)
         if len(early):
@@ -235,7 +236,7 @@ def _check_causality(probe: Probe, tokens: Tokens, logits: NDArray[np.float32]) 
             )
     if length > 1:
         others = tokens.copy()
-        others[:, 0] = (tokens[:, 0] + 1) % vocab_size
+        others[:, 0] = (tokens[:, 0] + far) % vocab_size
         if not change(others)[1] > bound:
             found = "the logits at 1 ignore the token at 0"
             raise GateFailed("causality", found, "The model has no memory: attention is skipped or masks the past")

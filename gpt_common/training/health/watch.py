@@ -12,14 +12,14 @@ import numpy as np
 
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
-from gpt_common.data.batches import NumpyBatch, evaluation_batches
-from gpt_common.data.writer import TokenIds
+from gpt_common.data.batches import NumpyBatch, Rows, Split, evaluation_batches, mean_loss, places
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.adapter_gates import check_adapters_moved, check_frozen, check_used, stirred
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
-from gpt_common.training.health.data_gates import Repeats, check_batches, check_drawn_anew, holds
+from gpt_common.training.health.data_gates import Repeats, check_batches, check_drawn_anew, holds, steps_per_epoch
+from gpt_common.training.health.example_gates import check_examples
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_step
@@ -39,6 +39,7 @@ class Health:
     """Gates and alarms of one run.
 
     Args:
+        splits: where training and validation batches come from.
         probe: the step, as it trains.
         evaluated: what is evaluated and saved: the model, or the mean of its weights.
         load: opens a checkpoint as anyone would who uses it.
@@ -54,6 +55,7 @@ class Health:
         self,
         config: RunConfig,
         dataset: Dataset,
+        splits: tuple[Split, Split],
         probe: StepProbe,
         evaluated: TrainedProbe,
         load: Callable[[Path], TrainedProbe],
@@ -66,6 +68,7 @@ class Health:
         warn: Callable[[str], None],
     ) -> None:
         self.config, self.dataset = config, dataset
+        self.train, self.val = splits
         self.probe, self.evaluated, self.load = probe, evaluated, load
         self.dtype, self.first_step, self.fresh = dtype, first_step, fresh
         self.note, self._warn = note, warn
@@ -83,15 +86,16 @@ class Health:
             max_steps=config.train.max_steps,
             tokens_per_step=tokens,
             tokens_evaluated=config.train.eval_batches * config.train.batch_size * config.model.block_size,
-            steps_per_epoch=len(dataset.train) / tokens,
+            steps_per_epoch=steps_per_epoch(self.train, config.train, config.model.block_size),
             lowest=lowest,
             find_non_finite=probe.find_non_finite,
         )
         self._asked: list[tuple[NumpyBatch, float]] = []
+        self._asked_first = 0
         self._evaluations = 0
         self._still: dict[str, int] = {}
         self._text: list[int] = []
-        self._repeats = Repeats(len(dataset.train) - config.model.block_size, config.train.batch_size)
+        self._repeats = Repeats(places(self.train, config.model.block_size), config.train.batch_size)
 
     def warn(self, text: str) -> None:
         """Ring an alarm."""
@@ -131,8 +135,9 @@ class Health:
         if self.adapts:
             lines.append("health: " + check_used(self.probe, batches[0], exact=self.dtype == "float32"))
         lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
-        places = len(self.dataset.train) - self.config.model.block_size
-        check_drawn_anew(batches, following, places)
+        check_drawn_anew(batches, following, places(self.train, self.config.model.block_size))
+        if isinstance(self.train, Rows):
+            lines.append("health: " + check_examples(self.probe, batches, self.first_step))
         if resumed is not None:
             lines.append("health: " + check_taken_up(resumed, self.probe, self.first_step))
         self.asked_step = asked_of(self.probe, self.config, batches, self.first_step, self.dtype)
@@ -182,17 +187,18 @@ class Health:
         for alarm in self.alarms.on_speed(step, mfu, micro_step if gpu else None):
             self.warn(alarm)
 
-    def loss_on(self, tokens: TokenIds) -> float:
+    def loss_on(self, split: Split) -> float:
         """Mean loss on fixed batches of a split, nats per token."""
-        return self._mean_loss(self.evaluated, tokens)
+        return self._mean_loss(self.evaluated, split)
 
-    def _mean_loss(self, probe: TrainedProbe, tokens: TokenIds) -> float:
+    def _mean_loss(self, probe: TrainedProbe, split: Split) -> float:
         train = self.config.train
         sizes = {"block_size": self.config.model.block_size, "batch_size": train.batch_size}
-        batches = list(evaluation_batches(tokens, **sizes, batches=train.eval_batches))
+        batches = list(evaluation_batches(split, **sizes, batches=train.eval_batches))
         losses = probe.losses(batches)
+        self._asked_first = len(self._asked)  # how many are of the split before
         self._asked += zip(batches, losses, strict=True)
-        return float(np.mean(losses))
+        return mean_loss(batches, losses)
 
     def on_evaluation(self, step: int, train_loss: float, val_loss: float) -> None:
         """Watch an evaluation, and ask the step again in the middle of a run.
@@ -232,9 +238,9 @@ class Health:
 
     def _check_evaluation(self, asked: Sequence[tuple[NumpyBatch, float]], val_loss: float) -> None:
         """What was called the validation loss is the mean of the losses on validation text, wherever that was asked."""
-        ours = asked[len(asked) // 2 :]
+        ours = asked[self._asked_first :]
         check_batches([batch for batch, _ in ours[:2]], self.dataset.val, self.dataset.train, "validation")
-        mean = float(np.mean([loss for _, loss in ours]))
+        mean = mean_loss([batch for batch, _ in ours], [loss for _, loss in ours])
         if not abs(mean - val_loss) <= 1e-6 * max(1.0, mean):
             raise GateFailed(
                 "data",
@@ -302,7 +308,7 @@ class Health:
                 check_moments(checkpoint, self.probe, "saved")
             if manifest.val_loss is None:
                 continue
-            found[checkpoint] = self._mean_loss(loaded, self.dataset.val)
+            found[checkpoint] = self._mean_loss(loaded, self.val)
             if not abs(found[checkpoint] - manifest.val_loss) <= 1e-5 * max(1.0, manifest.val_loss):
                 raise GateFailed(
                     "read back",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
-from gpt_common.data.batches import NumpyBatch
+from gpt_common.data.batches import NumpyBatch, Rows, Split
 from gpt_common.judging.whole_text import WholeText, whole_text
 from gpt_common.machine.power_samples import Energy
 from gpt_common.training.report.curves import loss_line
@@ -89,6 +89,7 @@ def whole_split(
     step: int,
     config: RunConfig,
     dataset: Dataset,
+    split: Split,
     losses: Callable[[Iterable[NumpyBatch]], list[float]],
     note: Callable[[str], None],
     enough: Callable[[], bool],
@@ -100,17 +101,19 @@ def whole_split(
 
     Args:
         step: steps done.
+        split: the validation split of `dataset`, as batches come from it.
         losses: of each batch, nats per token.
         note: says that it begins.
         enough: asked between batches whether to stop.
     """
-    train, tokens = config.train, dataset.val
+    train = config.train
     trained = step * train.batch_size * train.grad_accum_steps * config.model.block_size
-    if len(tokens) > trained and not train.eval_full:
+    count = len(split) * config.model.block_size if isinstance(split, Rows) else len(split)
+    if count > trained and not train.eval_full:
         return "not evaluated, more than was trained on (--eval-full does)"
-    note(f"evaluating the whole validation split, {len(tokens):,} tokens")
+    note(f"evaluating the whole validation split, {len(dataset.val):,} tokens")
     sizes = {"block_size": config.model.block_size, "batch_size": train.batch_size}
-    found = whole_text(tokens, dataset.tokenizer, losses, **sizes, enough=enough)
+    found = whole_text(split, dataset.tokenizer, losses, **sizes, enough=enough)
     return "not evaluated: interrupted" if found is None else found
 
 

@@ -1,0 +1,204 @@
+"""Preparing conversations: read, written out by a template, encoded, marked, shown, and put on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gpt_common.data.batches import Examples, Rows
+from gpt_common.data.catalogue import open_dataset
+from gpt_common.data.conversations.marking import Marked, Marker, TrainOn
+from gpt_common.data.conversations.reading import Conversation, read_conversations
+from gpt_common.data.conversations.summary import summary_lines
+from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
+from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
+from gpt_common.data.download import Progress
+from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer, load_tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.bpe import default_bpe_vocab_size
+from gpt_common.data.tokenizers.extended import with_tokens
+from gpt_common.data.writer import refuse_existing, write_dataset
+from gpt_common.errors import UserError, nearest
+from gpt_common.files import read_bytes, read_json
+
+SETTINGS = "tokenizer_config.json"
+JINJA = "chat_template.jinja"
+LARGEST_SETTINGS = 1 << 24
+
+
+def prepare_conversations(
+    files: Sequence[Path],
+    name: str,
+    data_dir: Path,
+    tokenizer: str,
+    *,
+    template: str | None = None,
+    train_on: TrainOn = "answers",
+    block_size: int | None = None,
+    bpe_vocab_size: int | None = None,
+    val_fraction: float = 0.1,
+    overwrite: bool = False,
+    on_progress: Progress,
+    say: Callable[[str], None] = print,
+) -> Dataset:
+    """Prepare files of JSON lines; the last `val_fraction` of the examples is the validation split.
+
+    Args:
+        tokenizer: `char`, `gpt2`, `bpe`, or the path of a tokenizer, or of the folder of a dataset, checkpoint or run.
+        template: `chatml`, or a file of Jinja; None: the one that stands beside the tokenizer, else ChatML.
+        train_on: which tokens count.
+        block_size: longer examples are cut to it and one more; None: none is.
+        say: is told, line by line, what will be learnt, before anything is written.
+
+    Raises:
+        UserError: impossible arguments, existing dataset, a line that is no example or has no answer; names it.
+    """
+    if check_name(name) in BUILT_INS:
+        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
+    if not 0 < val_fraction < 1:
+        raise UserError(f"--val-fraction is {val_fraction:g}: it must be above 0 and below 1")
+    if block_size is not None and block_size < 1:
+        raise UserError(f"--block-size is {block_size}: it must be at least 1")
+    refuse_existing(data_dir / name, overwrite=overwrite)
+    conversations = list(read_conversations(files))
+    if len(conversations) < 2:
+        raise UserError(
+            f"{files[0]} has {len(conversations)} examples: at least one is for training and one for validation"
+        )
+    made = _tokenizer(tokenizer, conversations, bpe_vocab_size)
+    form = _template(template, tokenizer)
+    if form.source is None:
+        made = with_tokens(made, (TURN, END))
+    longest = 0 if block_size is None else block_size + 1
+    marked = _marked(conversations, form, Marker(made, train_on, longest), on_progress)
+    cut = len(marked) - max(1, round(len(marked) * val_fraction))
+    parts: dict[Literal["train", "val"], Examples] = {"train": joined(marked[:cut]), "val": joined(marked[cut:])}
+    block = block_size or max(len(example.ids) for example in marked) - 1
+    say(f"{data_dir / name}")
+    rows = [Rows(part, max(1, block), packing=True) for part in parts.values()]
+    for line in summary_lines(rows, marked, made, max(1, block)):
+        say(line)
+    write_dataset(
+        data_dir / name,
+        made,
+        {split: [np.asarray(part.tokens)] for split, part in parts.items()},
+        prompt=made.decode(marked[cut].ids[: int(marked[cut].counted.argmax())].tolist()),
+        recipe={
+            "command": "python -m gpt_common.data prepare --conversations",
+            "template": form.name,
+            "template_sha256": None if form.source is None else hashlib.sha256(form.source.encode()).hexdigest(),
+            "train_on": train_on,
+            "block_size": block_size,
+            "val_fraction": val_fraction,
+            "versions": {package: version(package) for package in ("jinja2", "tokenizers", "numpy")},
+        },
+        sources=[_source(path) for path in files],
+        examples=parts,
+        overwrite=overwrite,
+    )
+    return open_dataset(name, data_dir)
+
+
+def joined(examples: Sequence[Marked]) -> Examples:
+    """Examples one after the other."""
+    return Examples(
+        np.concatenate([example.ids for example in examples]),
+        np.concatenate([example.counted for example in examples]),
+        np.cumsum([len(example.ids) for example in examples], dtype=np.int64),
+    )
+
+
+def _marked(
+    conversations: Sequence[Conversation], template: Template, marker: Marker, on_progress: Progress
+) -> list[Marked]:
+    found = []
+    with template.writer() as write:
+        checked = (marker.check(conversation) for conversation in conversations)
+        for conversation, written in zip(conversations, write(checked), strict=True):
+            found.append(marker.mark(conversation, written))
+            if len(found) % 1000 == 0 or len(found) == len(conversations):
+                on_progress("encoding", len(found), len(conversations))
+    return found
+
+
+def _tokenizer(choice: str, conversations: Sequence[Conversation], bpe_vocab_size: int | None) -> Tokenizer:
+    def texts() -> Iterator[str]:
+        for conversation in conversations:
+            yield from ([conversation.text] if conversation.text else [])
+            yield from (f"{message.role}\n{message.content}\n" for message in conversation.messages)
+            yield from ([f"Tools:\n{conversation.tools}\n\n"] if conversation.tools else [])
+
+    if bpe_vocab_size is not None and choice != "bpe":
+        raise UserError("--bpe-vocab-size is for --tokenizer bpe: leave one of them out")
+    if choice == "char":
+        return CharTokenizer("".join(sorted({letter for text in texts() for letter in text})), end_of_text=True)
+    if choice == "bpe":
+        size = bpe_vocab_size or default_bpe_vocab_size(sum(map(len, texts())))
+        return train_bpe_on(texts(), size)
+    if choice == "gpt2":
+        return Gpt2Tokenizer()
+    if not Path(choice).exists():
+        hint = nearest(choice, ("char", "gpt2", "bpe"))
+        raise UserError(f"--tokenizer '{choice}' is neither a kind ({hint}) nor the path of a tokenizer.json")
+    return load_tokenizer(Path(choice))
+
+
+def _template(choice: str | None, tokenizer: str) -> Template:
+    """The template that was asked for, or the one beside the tokenizer; ChatML where there is none."""
+    beside = Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent
+    settings = _settings(beside / SETTINGS) if Path(tokenizer).exists() else {}
+    tokens = {"begin": _token(settings.get("bos_token")), "end": _token(settings.get("eos_token"))}
+    if choice == "chatml":
+        return Template()
+    if choice is not None:
+        return replace(_jinja(Path(choice)), **tokens)
+    if Path(tokenizer).exists() and (beside / JINJA).is_file():
+        return replace(_jinja(beside / JINJA), **tokens)
+    own = settings.get("chat_template")
+    if isinstance(own, list):  # several by name
+        own = next(
+            (each.get("template") for each in own if isinstance(each, dict) and each.get("name") == "default"), 0
+        )
+    if own is None:
+        return Template()
+    if not isinstance(own, str) or len(own) > LARGEST_TEMPLATE:
+        raise UserError(
+            f"the chat_template in {beside / SETTINGS} is no text, or endless: --template chatml does without"
+        )
+    return Template(own, str(beside / SETTINGS), **tokens)
+
+
+def _jinja(path: Path) -> Template:
+    try:
+        return Template(read_bytes(path, LARGEST_TEMPLATE).decode("utf-8"), str(path))
+    except FileNotFoundError:
+        raise UserError(f"--template {path}: no such file; it is chatml, or a file of Jinja") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read template {path}: {error}") from None
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    try:
+        found = read_json(path, LARGEST_SETTINGS)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _token(value: Any) -> str:
+    """The text of a special token in somebody's settings."""
+    content = value.get("content") if isinstance(value, dict) else value
+    return content if isinstance(content, str) else ""
+
+
+def _source(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}

@@ -1,0 +1,236 @@
+"""Small worlds made of the words of the stories: told, for a base to learn, and asked about, with the true answers.
+
+A world has two or three animals, each with a name, a place and a thing; then perhaps one gives its thing away, goes
+elsewhere, or hides its thing in one of two places. Every choice is uniform, so what a story costs, and what an answer
+costs that is not certain, is exact. Worlds of which one in ten is chosen by its hash are never trained on, and one
+phrasing of every question is not either.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from gpt_common.data.conversations.reading import Conversation, Message
+from gpt_common.data.stories import WORDS
+from gpt_common.keyed import keyed_generator
+
+Split = Literal["train", "val"]
+TURNS = 4
+"""Questions of a training conversation, about one world: each reads the story again, and only answers teach."""
+HELD_OUT = 10
+"""One world in so many is for validation."""
+AS_JSON = "Answer as JSON."
+
+PHRASINGS: dict[str, tuple[str, ...]] = {
+    "who": ("Who has the {it}?", "Tell me who has the {it}.", "Who is it that has the {it} now?"),
+    "where": ("Where is {it}?", "Tell me where {it} is.", "Where is {it} now?"),
+    "what": ("What does {it} have?", "Tell me what {it} has.", "What is it that {it} has now?"),
+    "animals": ("Which animals are there?", "Tell me which animals there are.", "List the animals."),
+}
+"""What is asked, by kind."""
+NEW_PHRASINGS = {
+    "who": "Now the {it}, who has it?",
+    "where": "Now {it}, where is it?",
+    "what": "Now {it} has what?",
+    "animals": "The animals are which?",
+}
+"""The same in words that no training example has."""
+
+
+@dataclass(frozen=True)
+class World:
+    """What is true at the end, and what was told of it."""
+
+    names: tuple[str, ...]
+    animals: tuple[str, ...]
+    """Of the names, in their order."""
+    places: dict[str, str]
+    """Where each name is."""
+    holders: dict[str, str]
+    """Who has each thing; a hidden one nobody."""
+    hidden: tuple[str, tuple[str, str]] | None
+    """A thing, and the two places in one of which it is."""
+    told: str
+    """The sentences, without what a base's text has at its end."""
+    ways: int
+    """One over the probability of the sentences."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a world."""
+
+    kind: str
+    """A key of PHRASINGS."""
+    about: str
+    """Whom or what it is about, if anything."""
+    as_json: bool
+    prompt: str
+    """The story and the question."""
+    answers: tuple[str, ...]
+    """What is right: one answer, or several that are equally likely."""
+    answer: str
+    """The one that a training example gives."""
+
+    @property
+    def log_probability(self) -> float:
+        """Of the answer, given story and question, nats."""
+        return -math.log(len(self.answers))
+
+    @property
+    def asked(self) -> str:
+        """The question alone."""
+        return self.prompt.partition("\n")[2]
+
+
+def write_world(rng: np.random.Generator) -> World:
+    """A world of either split, drawn with `rng`."""
+    ways = 1
+
+    def choose(options: int) -> int:
+        nonlocal ways
+        ways *= options
+        return int(rng.random() * options)
+
+    def some(kind: str, count: int) -> list[str]:
+        words, found = list(WORDS[kind]), []
+        for _ in range(count):
+            found.append(words.pop(choose(len(words))))
+        return found
+
+    count = 2 + choose(2)
+    names, animals = some("name", count), some("animal", count)
+    things, spots = some("thing", count), some("spot", count)
+    places, holders = dict(zip(names, spots, strict=True)), dict(zip(things, names, strict=True))
+    sentences = []
+    for name, animal, thing, spot in zip(names, animals, things, spots, strict=True):
+        sentences.append(
+            f"{name} the {animal} is {spot} and has the {thing}."
+            if choose(2)
+            else f"{name} is a {animal}. {name} has the {thing} and is {spot}."
+        )
+    hidden, event = None, choose(4)
+    if event:
+        actor = choose(count)
+        name, thing = names[actor], things[actor]
+        free = [spot for spot in WORDS["spot"] if spot not in places.values()]
+        if event == 1:
+            others = [other for other in names if other != name]
+            holders[thing] = others[choose(len(others))]
+            sentences.append(f"Then {name} gave the {thing} to {holders[thing]}.")
+        elif event == 2:
+            places[name] = free[choose(len(free))]
+            sentences.append(f"Then {name} went away and is {places[name]}.")
+        else:
+            one = free.pop(choose(len(free)))
+            hidden = thing, (one, free[choose(len(free))])
+            del holders[thing]
+            sentences.append(f"Then {name} hid the {thing} {hidden[1][0]} or {hidden[1][1]}.")
+    return World(tuple(names), tuple(animals), places, holders, hidden, " ".join(sentences), ways)
+
+
+def write_worlds(seed: int, split: Split, count: int, key: str = "worlds") -> list[World]:
+    """So many worlds of a split, the same for the same arguments."""
+    rng, found = keyed_generator(key, seed, split), list[World]()
+    while len(found) < count:
+        world = write_world(rng)
+        if (_held_out(world)) == (split == "val"):
+            found.append(world)
+    return found
+
+
+def _held_out(world: World) -> bool:
+    # By who and what it is about, whatever happens then and however it is told.
+    about = json.dumps([world.names, world.animals, sorted(world.holders)])
+    return int.from_bytes(hashlib.sha256(about.encode()).digest()[:4], "little") % HELD_OUT == 0
+
+
+def write_conversations(seed: int, split: Split, count: int) -> list[tuple[Conversation, float]]:
+    """So many conversations of TURNS different questions about a world each, and what their answers cost, nats."""
+    rng, found = keyed_generator("conversations", seed, split), []
+    for world in write_worlds(seed, split, count, "conversations"):
+        asked: dict[tuple[str, str], Question] = {}
+        while len(asked) < TURNS:
+            question = ask(world, rng)
+            asked.setdefault((question.kind, question.about), question)
+        messages = []
+        for turn, question in enumerate(asked.values()):
+            messages.append(Message("user", question.asked if turn else question.prompt))
+            messages.append(Message("assistant", question.answer))
+        nats = -sum(question.log_probability for question in asked.values())
+        found.append((Conversation("stories-qa", tuple(messages)), nats))
+    return found
+
+
+def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
+    """A world as text for a base, which says at its end what is true now; and its log probability, nats."""
+    facts = [
+        f"Now {name} the {animal} is {world.places[name]}."
+        for name, animal in zip(world.names, world.animals, strict=True)
+    ]
+    facts += [f"Now the {thing} is with {holder}." for thing, holder in world.holders.items()]
+    ways = world.ways
+    closing = []
+    while facts:
+        ways *= len(facts)
+        closing.append(facts.pop(int(rng.random() * len(facts))))
+    return " ".join([world.told, *closing]), -math.log(ways)
+
+
+def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -> Question:
+    """A question about a world, drawn with `rng`."""
+    kinds = [kind for kind in PHRASINGS for _ in range(1 if kind != "where" or world.hidden is None else 2)]
+    kind = kinds[int(rng.random() * len(kinds))]
+    as_json = bool(rng.random() < 0.5)
+    about, answers = _about(kind, world, rng)
+    phrasings = (NEW_PHRASINGS[kind],) if new_phrasing else PHRASINGS[kind]
+    question = phrasings[int(rng.random() * len(phrasings))].format(it=about)
+    said = tuple(_said(kind, answer, as_json) for answer in answers)
+    prompt = f"{world.told}\n{question}" + (f" {AS_JSON}" if as_json else "")
+    return Question(kind, about, as_json, prompt, said, said[int(rng.random() * len(said))])
+
+
+def _about(kind: str, world: World, rng: np.random.Generator) -> tuple[str, list[list[str]]]:
+    """What a question is about, and the answers that are right, each a list of words."""
+
+    def one(options: Sequence[str]) -> str:
+        return options[int(rng.random() * len(options))]
+
+    if kind == "animals":
+        return "", [list(world.animals)]
+    if kind == "who":
+        thing = one(list(world.holders))
+        return thing, [[world.holders[thing]]]
+    if kind == "what":
+        holders = list(world.holders.values())
+        name = one([name for name in world.names if holders.count(name) == 1] or [holders[0]])
+        return name, [[thing for thing, holder in world.holders.items() if holder == name]]
+    if world.hidden is not None and rng.random() < 0.5:
+        return f"the {world.hidden[0]}", [[place] for place in world.hidden[1]]
+    name = one(world.names)
+    return name, [[world.places[name]]]
+
+
+def _said(kind: str, words: list[str], as_json: bool) -> str:
+    if as_json:
+        value = words if kind in ("animals", "what") else words[0]
+        return json.dumps({kind: value})
+    if kind == "animals":
+        words = [f"a {word}" for word in words]
+    elif kind == "what":
+        words = [f"the {word}" for word in words]
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def write_questions(seed: int, split: Split, count: int, *, new_phrasing: bool = False) -> list[Question]:
+    """So many questions, each about a world of its own; the same for the same arguments."""
+    rng = keyed_generator("questions", seed, split, int(new_phrasing))
+    worlds = write_worlds(seed, split, count, f"questions of {'new' if new_phrasing else 'known'} phrasing")
+    return [ask(world, rng, new_phrasing=new_phrasing) for world in worlds]

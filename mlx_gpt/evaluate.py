@@ -1,0 +1,35 @@
+"""`python -m mlx_gpt.evaluate`: put questions to a trained model, and count the answers that are right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from gpt_common.cli import answer_early
+from gpt_common.errors import run_main
+from gpt_common.machine.blas import load_fast_blas
+from gpt_common.training.judged import open_judged, parse_evaluation, print_judged
+
+if __name__ == "__main__":
+    answer_early(lambda argv: parse_evaluation(argv, prog="python -m mlx_gpt.evaluate"))
+    load_fast_blas()  # before MLX is imported
+
+from gpt_common.config import TrainConfig
+from mlx_gpt.checkpoint import build_model
+from mlx_gpt.device import compute_dtype, select_device
+from mlx_gpt.probe import TrainingProbe
+from mlx_gpt.sample import generate
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    path, command = parse_evaluation(argv, prog="python -m mlx_gpt.evaluate")
+    judged = open_judged(path, command)
+    device = select_device(command.device)
+    dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
+    model = build_model(judged.source.checkpoint, judged.source.model, dtype)
+    print_judged(judged, command, partial(generate, model), TrainingProbe(model).losses)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,125 @@
+"""Questions about small worlds: the answers are true of what is told, and cost what they should."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from gpt_common.data.conversations.stories_qa import (
+    AS_JSON,
+    NEW_PHRASINGS,
+    PHRASINGS,
+    TURNS,
+    told,
+    write_conversations,
+    write_questions,
+    write_worlds,
+)
+from gpt_common.data.stories import WORDS
+
+COUNT = 400
+QUESTIONS = write_questions(7, "train", COUNT)
+
+
+def facts(story: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, str]]:
+    """Who is what, where each name or thing may be, and who has each thing: read from the sentences alone."""
+    animals, places, holders = {}, {}, {}
+    for name, animal, place, thing in re.findall(r"(\w+) the (\w+) is ([^.]+?) and has the (\w+)\.", story):
+        animals[name], places[name], holders[thing] = animal, [place], name
+    pattern = r"(\w+) is a (\w+)\. \w+ has the (\w+) and is ([^.]+)\."
+    for name, animal, thing, place in re.findall(pattern, story):
+        animals[name], places[name], holders[thing] = animal, [place], name
+    for _, thing, other in re.findall(r"Then (\w+) gave the (\w+) to (\w+)\.", story):
+        holders[thing] = other
+    for name, place in re.findall(r"Then (\w+) went away and is ([^.]+)\.", story):
+        places[name] = [place]
+    for _, thing, one, two in re.findall(r"Then (\w+) hid the (\w+) (.+) or ([^.]+)\.", story):
+        places[f"the {thing}"] = [one, two]
+        del holders[thing]
+    order = sorted(animals, key=story.index)
+    things = sorted(holders, key=story.index)
+    return {name: animals[name] for name in order}, places, {thing: holders[thing] for thing in things}
+
+
+def plain(answer: str, kind: str) -> list[str]:
+    """The words of an answer, whether it is text or JSON."""
+    if answer.startswith("{"):
+        value = json.loads(answer)[kind]
+        return value if isinstance(value, list) else [value]
+    return [re.sub("^(a|the) ", "", word) for word in re.split(", | and ", answer)] if kind != "where" else [answer]
+
+
+@pytest.mark.parametrize("kind", PHRASINGS)
+def test_answers_are_true(kind: str) -> None:
+    asked = [question for question in QUESTIONS if question.kind == kind]
+    assert len(asked) > COUNT / 10
+    for question in asked:
+        story, said = question.prompt.split("\n")
+        animals, places, holders = facts(story)
+        patterns = [re.escape(each).replace(r"\{it\}", "(.+?)") for each in PHRASINGS[kind]]
+        found = [match for each in patterns if (match := re.fullmatch(each, said.removesuffix(f" {AS_JSON}")))]
+        about = min((match.group(1) for match in found if match.groups()), key=len, default="")
+        right = {
+            "who": [[holders.get(about, "")]],
+            "where": [[place] for place in places.get(about, [])],
+            "what": [[thing for thing, holder in holders.items() if holder == about]],
+            "animals": [list(animals.values())],
+        }[kind]
+        assert [plain(answer, kind) for answer in question.answers] == right
+        assert question.answer in question.answers
+        assert question.as_json == question.answer.startswith("{")
+        assert math.exp(question.log_probability) == pytest.approx(1 / len(right))
+
+
+def test_answers_that_are_not_certain_are_given_as_often_as_they_are_likely() -> None:
+    """Of n questions with two answers the first is given half the time: 5 standard deviations."""
+    unsure = [question for question in write_questions(7, "train", 4000) if len(question.answers) == 2]
+    first = sum(question.answer == question.answers[0] for question in unsure)
+    assert abs(first - len(unsure) / 2) < 5 * math.sqrt(len(unsure) / 4)
+    assert len(unsure) > 100
+
+
+def test_no_world_is_in_both_splits_and_no_new_phrasing_in_training() -> None:
+    train = {tuple(sorted(facts(question.prompt.split("\n")[0])[0].items())) for question in QUESTIONS}
+    val = {
+        tuple(sorted(facts(question.prompt.split("\n")[0])[0].items())) for question in write_questions(7, "val", 200)
+    }
+    assert len(val) > 150
+    assert not {world for world in train & val if len(world) == 3}
+    for new in NEW_PHRASINGS.values():
+        beginning = new.split("{")[0]
+        assert not any(question.prompt.split("\n")[1].startswith(beginning) for question in QUESTIONS)
+    assert write_questions(7, "val", 5) == write_questions(7, "val", 5) != write_questions(8, "val", 5)
+
+
+def test_a_conversation_asks_different_things_of_one_world() -> None:
+    for conversation, nats in write_conversations(3, "train", 50):
+        asked = [message.content.split("\n")[-1] for message in conversation.messages[::2]]
+        assert len({question.removesuffix(f" {AS_JSON}") for question in asked}) == TURNS
+        assert [message.content.count("\n") for message in conversation.messages] == [1] + [0] * (2 * TURNS - 1)
+        unsure = sum(" the " in question and question.startswith(("Where", "Tell me where")) for question in asked)
+        assert nats == pytest.approx(unsure * math.log(2))
+
+
+def test_what_is_told_costs_what_its_choices_are() -> None:
+    """One over the product of the numbers of options, counted from the text."""
+    names, animals, things, spots = (len(WORDS[kind]) for kind in ("name", "animal", "thing", "spot"))
+    rng = np.random.default_rng(0)
+    for world in write_worlds(3, "val", 60):
+        text, log_probability = told(world, rng)
+        story, closing = text[: len(world.told)], text[len(world.told) :]
+        n = len(world.names)
+        ways = 2 * 4 * 2**n * math.prod(math.perm(of, n) for of in (names, animals, things, spots))
+        if "gave" in story:
+            ways *= n * (n - 1)
+        elif "went" in story:
+            ways *= n * (spots - n)
+        elif "hid" in story:
+            ways *= n * (spots - n) * (spots - n - 1)
+        facts_told = n + (n - 1 if "hid" in story else n)
+        assert closing.count("Now ") == facts_told
+        assert log_probability == pytest.approx(-math.log(ways * math.factorial(facts_told)))
