@@ -9,9 +9,9 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from gpt_common.config import ModelConfig
+from gpt_common.data.tokenizers.growth import GROWING, Growth
 from gpt_common.network.parameters import NO_ADAPTER
 from gpt_common.training.checkpoint import fitting, read_manifest, validate
-from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors

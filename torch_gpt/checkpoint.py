@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
+from gpt_common.data.tokenizers.growth import GROWING, Growth
 from gpt_common.network.parameters import NO_ADAPTER
 from gpt_common.training.checkpoint import fitting, read_manifest, validate
-from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors

@@ -21,7 +21,7 @@ import numpy as np
 from gpt_common.cli import parse
 from gpt_common.errors import WorkFailed, run_main
 from gpt_common.network.width import rate_for
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 
 ROOT = Path(__file__).parents[2]
 FACTORS = (1 / 3, 1.0, 3.0)

@@ -133,7 +133,8 @@ class Block(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         y = F.scaled_dot_product_attention(rotated(q, angles), rotated(k, angles), v, is_causal=True)
         x_BTD = x_BTD + self.out(y.transpose(1, 2).flatten(2))
-        return x_BTD + self.down(F.relu(self.up(self.feed_forward_norm(x_BTD))).square())
+        y_BTD: Tensor = self.down(F.relu(self.up(self.feed_forward_norm(x_BTD))).square())
+        return x_BTD + y_BTD
 
 
 class Model(nn.Module):
@@ -196,7 +197,8 @@ def orthogonal(x: Tensor, recipe: Recipe) -> Tensor:
         a, b, c = POLAR[min(step, 3)] if recipe.polar else NEWTON_SCHULZ
         gram = y @ y.T
         y = a * y + (b * gram + c * (gram @ gram)) @ y
-    return y if wide else y.T
+    found: Tensor = y if wide else y.T
+    return found
 
 
 def train(recipe: Recipe, tokens: Tensor, V: int, seed: int) -> tuple[Model, float]:
@@ -255,7 +257,7 @@ def changed(text: str) -> Recipe:
     Raises:
         UserError: no such name, or no such value.
     """
-    kinds = {field.name: type(field.default) for field in dataclasses.fields(Recipe)}
+    kinds: dict[str, type[int] | type[float]] = {name: type(v) for name, v in dataclasses.asdict(Recipe()).items()}
     values = {}
     for word in text.split():
         name, _, value = word.partition("=")

@@ -22,7 +22,7 @@ import numpy as np
 
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.machine.backends import Backend
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 
 MARGIN = 0.005
 """Nats per token, from the design; another seed changes 0.0085 (standard deviation, docs/results/parity-l9.json)."""

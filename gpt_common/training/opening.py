@@ -16,6 +16,7 @@ from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.batches import Rows, Split
 from gpt_common.data.dataset import check_name
+from gpt_common.data.tokenizers.growth import Growth, growth_between
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
@@ -27,7 +28,6 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
-from gpt_common.training.growth import Growth, growth_between
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
 
 # What a resumed run may change of its model: nothing that changes a shape.

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gpt_common.machine.power_samples import Energy
-from gpt_common.training.runlog import RunLog
+from gpt_common.training.log.runlog import RunLog
 from tests.twins import ROOT, train
 
 DOCUMENT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ import pytest
 import transformers
 
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.convert.hub import COMMIT, Hub, serving
 
 ROOT = Path(__file__).parents[2]

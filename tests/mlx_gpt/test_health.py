@@ -16,7 +16,7 @@ import pytest
 
 import gpt_common.training.run
 from gpt_common.data.batches import Batch, NumpyBatch, training_batch
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from mlx_gpt import attention, layers, model, optim, probe, train
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import set_step

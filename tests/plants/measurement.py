@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.plants.plant import Edit, Plant
 
-RUN, TIMING = "gpt_common/training/run.py", "gpt_common/training/timing.py"
+RUN, TIMING = "gpt_common/training/run.py", "gpt_common/training/log/timing.py"
 BY_HAND = ("tests/gpt_common/training/test_measured_by_hand.py",)
 PAUSED = "with self.timer.paused():"
 
@@ -57,14 +57,14 @@ PLANTS = (
             ),
         ),
         asks="",
-        tests=("tests/gpt_common/training/test_timing.py",),
+        tests=("tests/gpt_common/training/log/test_timing.py",),
     ),
     Plant(
         "a block of queued steps counts as one step",
         7,
         (Edit(TIMING, "StepTimer.lap", "self._window_steps += steps", "self._window_steps += 1"),),
         asks="",
-        tests=("tests/gpt_common/training/test_timing.py",),
+        tests=("tests/gpt_common/training/log/test_timing.py",),
     ),
     Plant(
         "FLOPs leave out attention",

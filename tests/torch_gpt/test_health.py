@@ -18,7 +18,7 @@ from torch import Tensor
 
 import gpt_common.training.run
 from gpt_common.data.batches import Batch, NumpyBatch, training_batch
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.twins import fails
 from tests.twins import train as run_command
 from torch_gpt import attention, layers, model, probe, train

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt_common.machine.blas import mkl_holds_back
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.twins import tensors, tiny, train
 from torch_gpt import kernels
 

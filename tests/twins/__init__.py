@@ -88,6 +88,6 @@ def tensors(run: Path, step: int, file: str = "model.safetensors") -> dict[str, 
 
 def losses(run: Path) -> dict[int, float]:
     """Logged training losses by step."""
-    from gpt_common.training.runlog import read_metrics
+    from gpt_common.training.log.runlog import read_metrics
 
     return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}

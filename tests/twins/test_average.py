@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_common.config import ModelConfig, OptimConfig
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
 
 both = pytest.mark.parametrize("twin", TWINS)

@@ -12,7 +12,7 @@ import pytest
 
 from gpt_common.config import load_preset
 from gpt_common.network.parameters import buffer_shapes, optimizer_shapes, tensor_shapes
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from gpt_common.words import in_memory
 from tests.twins import TWINS, losses, tensors, train
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gpt_common.data.batches import Batch
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.gpt_common.data.corpora import prepare_characters
 from tests.twins import TWINS, tensors, tiny, train
 

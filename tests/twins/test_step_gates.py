@@ -15,7 +15,7 @@ import pytest
 from gpt_common.data.batches import Batch
 from gpt_common.training.health import step_gates, watch
 from gpt_common.training.health.watch import Health
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.twins import TWINS, fails, tensors, tiny, train
 
 RUN: Any = import_module("gpt_common.training.run")

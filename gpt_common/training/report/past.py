@@ -18,8 +18,8 @@ from gpt_common.errors import UserError
 from gpt_common.files import read_json
 from gpt_common.network.flops import active_parameter_count, parameter_count
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, is_held, newest_run
+from gpt_common.training.log.runlog import LARGEST_STEP, read_lines, read_metrics
 from gpt_common.training.report.curves import Course, course
-from gpt_common.training.runlog import LARGEST_STEP, read_lines, read_metrics
 
 LONGEST_COMMAND = 10_000
 """Characters of a command line in it."""

@@ -8,9 +8,9 @@ import pytest
 
 from gpt_common.config import TrainConfig
 from gpt_common.training.due import gave_up
+from gpt_common.training.log.runlog import read_metrics
 from gpt_common.training.manifest import Manifest
 from gpt_common.training.report.past import read_run
-from gpt_common.training.runlog import read_metrics
 from gpt_common.training.schedule import Pace
 from tests.twins import TWINS, fails, tiny, train
 

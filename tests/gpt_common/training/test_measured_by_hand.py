@@ -18,9 +18,9 @@ from gpt_common.config import DType
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import Hardware
 from gpt_common.training.health.watch import Health
+from gpt_common.training.log.runlog import read_metrics
+from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.report.past import read_run
-from gpt_common.training.runlog import read_metrics
-from gpt_common.training.timing import StepTimer
 from tests.twins import TWINS, tiny, train
 
 STEP, BATCH, EVALUATION, SAVING, SAMPLE = 0.05, 0.01, 5.0, 3.0, 7.0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.twins import ROOT, TWINS, tiny
 
 RUNS = 20

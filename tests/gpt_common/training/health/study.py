@@ -20,7 +20,7 @@ from pathlib import Path
 from gpt_common.data.__main__ import main as data_command
 from gpt_common.errors import Stopped, UserError, WorkFailed
 from gpt_common.machine.blas import load_fast_blas
-from gpt_common.training.runlog import read_metrics
+from gpt_common.training.log.runlog import read_metrics
 from tests.borrowed import provide_gpt2_vocabulary
 
 SMALL = ("stories-cpu", "shakespeare-char-cpu", "llama-tiny", "deepseek-tiny", "custom-llm-tiny")

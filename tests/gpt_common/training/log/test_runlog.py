@@ -16,8 +16,8 @@ import pytest
 from rich.console import Console
 
 from gpt_common.errors import UserError
-from gpt_common.training.record import StepRecord
-from gpt_common.training.runlog import RunLog, read_metrics
+from gpt_common.training.log.record import StepRecord
+from gpt_common.training.log.runlog import RunLog, read_metrics
 
 
 def record(step: int, **values: Any) -> StepRecord:

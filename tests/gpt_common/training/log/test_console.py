@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gpt_common.training.console import LiveConsole, PlainConsole, Progress, open_console
-from gpt_common.training.record import StepRecord
-from gpt_common.training.runlog import RunLog
+from gpt_common.training.log.console import LiveConsole, PlainConsole, Progress, open_console
+from gpt_common.training.log.record import StepRecord
+from gpt_common.training.log.runlog import RunLog
 from gpt_common.words import duration, in_joules, milliseconds, printable, rate, share, usage, watts
 
 

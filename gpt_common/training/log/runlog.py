@@ -25,9 +25,9 @@ from gpt_common.errors import UserError
 from gpt_common.files import open_file
 from gpt_common.judging.whole_text import WholeText
 from gpt_common.machine.power_samples import Energy
-from gpt_common.training.console import Progress, open_console
-from gpt_common.training.record import StepRecord
-from gpt_common.training.trackers import Tracker, open_trackers
+from gpt_common.training.log.console import Progress, open_console
+from gpt_common.training.log.record import StepRecord
+from gpt_common.training.log.trackers import Tracker, open_trackers
 from gpt_common.words import milliseconds
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class RunLog:
         folder: the run's folder; must exist.
         max_steps: steps of the whole schedule.
         first_step: steps done already; above 0 the run is a resumed one, and the log says so.
-        trackers: names out of `gpt_common.training.trackers.TRACKERS`.
+        trackers: names out of `gpt_common.training.log.trackers.TRACKERS`.
         config: the resolved configuration, for the trackers.
         run_name: the run's name, for the trackers.
         console: for tests; None takes stdout.

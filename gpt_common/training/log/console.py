@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
-from gpt_common.training.record import StepRecord
+from gpt_common.training.log.record import StepRecord
 from gpt_common.words import WIDTH, duration, milliseconds, printable, rate, share, usage, watts
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from gpt_common.errors import UserError
-from gpt_common.training.runlog import RunLog, read_metrics
+from gpt_common.training.log.runlog import RunLog, read_metrics
 from tests.gpt_common.training.test_runlog import open_log, record
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from gpt_common.training.timing import StepTimer
+from gpt_common.training.log.timing import StepTimer
 
 
 class Machine:

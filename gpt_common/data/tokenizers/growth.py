@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.tokenizers import ExtendedTokenizer, Tokenizer
+from gpt_common.data.tokenizers.extended import ExtendedTokenizer
+from gpt_common.data.tokenizers.tokenizer import Tokenizer
 
 GROWING = ("token_embedding.weight", "head.weight", "head.bias")
 """Tensors with a row for each entry of the vocabulary."""
