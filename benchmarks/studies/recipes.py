@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -257,8 +258,8 @@ def changed(text: str) -> Recipe:
     Raises:
         UserError: no such name, or no such value.
     """
-    kinds: dict[str, type[int] | type[float]] = {name: type(v) for name, v in dataclasses.asdict(Recipe()).items()}
-    values = {}
+    kinds: dict[str, Any] = {name: type(value) for name, value in dataclasses.asdict(Recipe()).items()}
+    values: dict[str, Any] = {}
     for word in text.split():
         name, _, value = word.partition("=")
         if name not in kinds:

@@ -14,7 +14,7 @@ import pytest
 from convert.__main__ import main
 from gpt_common.errors import UserError
 from tests.convert.adapters.judges import CASES, FAMILIES, TOKENS, Case, adapted, base_run, mlx_lm_logits, peft_logits
-from tests.twins.test_adapters import apart
+from tests.twins.adapting.test_adapters import apart
 
 pytest.importorskip("peft")
 pytestmark = [

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gpt_common.errors import UserError
 from gpt_common.training.log.runlog import RunLog, read_metrics
-from tests.gpt_common.training.test_runlog import open_log, record
+from tests.gpt_common.training.log.test_runlog import open_log, record
 
 
 class FakeRun:
