@@ -40,7 +40,7 @@ from benchmarks.studies.turns import take_turns, work_on_request
 from benchmarks.workload import resolve
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
-from gpt_common.config import RunConfig, load_preset
+from gpt_common.config import RunConfig, load_preset, load_toml
 from gpt_common.errors import UserError, WorkFailed, nearest, run_main
 from gpt_common.keyed import draws
 
@@ -76,6 +76,8 @@ class PeersStudy:
     """Your clone of nanoGPT; without it, it is left out."""
     preset: str = "shakespeare-char-cpu"
     """The shape, without dropout."""
+    config: Path | None = None
+    """The shape in this TOML file instead."""
     tokens: int = 0
     """generation: tokens after the prompt, which is one token; 0 fills the model's block."""
     sampled: bool = False
@@ -121,8 +123,8 @@ def chosen_sides(command: PeersStudy) -> list[str]:
 
 
 def configuration(command: PeersStudy) -> RunConfig:
-    """The preset on a CPU in float32, nothing dropped: a text has no dropout, and losses must agree."""
-    config = resolve(load_preset(command.preset))
+    """The shape on a CPU in float32, nothing dropped: a text has no dropout, and losses must agree."""
+    config = resolve(load_preset(command.preset) if command.config is None else load_toml(command.config, RunConfig()))
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, dropout=0.0),
@@ -138,7 +140,7 @@ def text_length(command: PeersStudy) -> int:
     """
     room = configuration(command).model.block_size - 1
     if command.tokens > room:
-        raise UserError(f"tokens is {command.tokens}: after a prompt of one the block of {command.preset} holds {room}")
+        raise UserError(f"tokens is {command.tokens}: after a prompt of one the block holds {room}")
     return command.tokens or room
 
 
@@ -219,6 +221,7 @@ def start(command: PeersStudy, proofs: dict[str, Proof], side: str) -> subproces
         WorkFailed: it ended, or does other work.
     """
     flags = [f"--{name}={getattr(command, name)}" for name in ("work", "preset", "tokens", "threads")]
+    flags += [f"--config={command.config.resolve()}"] if command.config else []
     flags += ["--sampled"] if command.sampled else []
     flags += [f"--nanogpt-path={command.nanogpt_path.resolve()}"] if command.nanogpt_path else []
     process = subprocess.Popen(
@@ -318,7 +321,7 @@ def main(argv: Sequence[str]) -> None:
     sides = chosen_sides(command)
     seconds, apart = measure(command, sides)
     what = "a step" if command.work == "step" else f"{tokens} {'drawn' if command.sampled else 'likeliest'} tokens"
-    print(f"{command.preset}, {what}, threads: {command.threads}, rounds: {command.rounds}")
+    print(f"{command.config or command.preset}, {what}, threads: {command.threads}, rounds: {command.rounds}")
     for side in sides:
         middle = statistics.median(seconds[side])
         said = f"{1000 * middle:.2f} ms" if command.work == "step" else f"{tokens / middle:.1f} tokens/s"

@@ -57,8 +57,9 @@ def test_the_command_measures_a_step_from_sixty_equal_losses(
 ) -> None:
     monkeypatch.setattr(peers, "TURNS", 1)
     path = tmp_path / "figures.json"
-    folder = str(write_nanogpt(tmp_path / "clone"))
-    flags = ["--nanogpt-path", folder, "--preset", "stories-cpu", "--rounds", "1", "--seconds", "0.01"]
+    folder, shape = str(write_nanogpt(tmp_path / "clone")), tmp_path / "small.toml"
+    shape.write_text("[model]\nvocab_size = 9\nblock_size = 8\nn_layer = 1\nn_head = 1\nn_embd = 16\n")
+    flags = ["--nanogpt-path", folder, "--config", str(shape), "--rounds", "1", "--seconds", "0.01"]
     main([*flags, "--json", str(path)])
     found = json.loads(path.read_text())
     assert set(found["seconds"]) == {"torch", "nanogpt"}
