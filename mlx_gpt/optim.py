@@ -74,13 +74,14 @@ class Muon(AdamW):
     def init(self, parameters: Any) -> None:
         """Zero moments for every parameter, or a zero momentum."""
         super().init(parameters)
-        state = dict(tree_flatten(self.state))
         shapes: Any = tree_flatten(parameters)
         for name, parameter in shapes:
-            if is_block_matrix(name, parameter.ndim) and f"{name}.momentum" not in state:
-                del state[f"{name}.m"], state[f"{name}.v"]
-                state[f"{name}.momentum"] = mx.zeros_like(parameter)
-        self.state = tree_unflatten(list(state.items()))
+            *path, leaf = name.split(".")
+            place: Any = self.state  # changed where it is: flattened, it would lose the places of what is frozen
+            for word in path:
+                place = place[int(word) if word.isdigit() else word]
+            if is_block_matrix(name, parameter.ndim) and "momentum" not in place[leaf]:
+                place[leaf] = {"momentum": mx.zeros_like(parameter)}
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         """One parameter after the update."""

@@ -175,7 +175,7 @@ def _prepare(command: ParityCommand, backends: Sequence[Backend], names: Sequenc
     climb.most_flops = MOST_FLOPS.get(command.mode, math.inf)
     # With a model of any size, hundreds of steps are nothing for a quick look.
     short = weights is not None and command.mode == "quick"
-    return climb, command.rungs or [name for name in names if not (short and name in ("L7", "L8"))]
+    return climb, command.rungs or [name for name in names if not (short and name in ("L7", "L8", "A"))]
 
 
 def _material(command: ParityCommand) -> tuple[RunConfig, RunConfig, Arrays | None]:

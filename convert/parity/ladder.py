@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from convert.parity.climb import Climb
 from convert.parity.compare import Measurement
+from convert.parity.rungs.adapters import rung_adapters
 from convert.parity.rungs.generation import rung_generation
 from convert.parity.rungs.operations import rung_bytes, rung_operations
 from convert.parity.rungs.passes import rung_gradients, rung_layers, rung_logits, rung_loss
@@ -36,6 +37,7 @@ RUNGS = (
     Rung("L6b", "one step", rung_step),
     Rung("L7", "trajectory", rung_trajectory),
     Rung("L8", "change of framework", rung_switch),
+    Rung("A", "adapters", rung_adapters),
     Rung("G", "generation", rung_generation),
     Rung("S", "real size", rung_real_size),
 )

@@ -160,7 +160,7 @@ def test_only_a_slip_of_the_pen_gets_a_suggestion(word: str, choices: list[str],
 
 
 @pytest.mark.parametrize(
-    "word", ["--clip-skip", "--lora-rank", "--push-to-hub", "--beams", "--gpus", "--local-rank", "--xyz"]
+    "word", ["--clip-skip", "--lora-plus", "--push-to-hub", "--beams", "--gpus", "--local-rank", "--xyz"]
 )
 def test_an_unknown_flag_far_from_all_is_not_explained_wrongly(word: str) -> None:
     with pytest.raises(UserError, match=rf"unknown argument '{word}': see --help$"):

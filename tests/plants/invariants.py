@@ -43,7 +43,7 @@ PLANTS = (
     Plant(
         "dropout is never applied",
         3,
-        both("TrainStep.key", "train.py", ("self.config.model.dropout == 0", "self.config.model.dropout >= 0")),
+        both("TrainStep.key", "train.py", ("if not self.config.drops:", "if self.config.model.dropout >= 0:")),
         says="nothing is dropped",
         told=True,
     ),

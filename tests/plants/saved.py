@@ -54,9 +54,9 @@ PLANTS = (
             "checkpoint.py",
             ("{name: p.detach().contiguous() for", "{name: p.detach().half().float().contiguous() for"),
             (
-                "mx.save_safetensors(str(folder / MODEL_FILE), saved.state_dict())",
+                "mx.save_safetensors(str(folder / MODEL_FILE), tensors)",
                 "mx.save_safetensors(str(folder / MODEL_FILE), "
-                "{name: value.astype(mx.float16).astype(mx.float32) for name, value in saved.state_dict().items()})",
+                "{name: value.astype(mx.float16).astype(mx.float32) for name, value in tensors.items()})",
             ),
         ),
         says="loaded again|as they were saved",

@@ -18,6 +18,7 @@ from mlx.utils import tree_map
 from torch.nn import functional as F
 
 import torch_gpt.checkpoint
+from convert.parity.mutants.adapters import ADAPTER_MUTANTS
 from convert.parity.mutants.climb import FAR, PEAK, Change, Changes, Mutant, mutants, wrap
 from convert.parity.mutants.families import FAMILY_MUTANTS
 from convert.parity.rungs import trajectories
@@ -343,6 +344,7 @@ MUTANTS = (
         twin="torch",
     ),
     *FAMILY_MUTANTS,
+    *ADAPTER_MUTANTS,
 )
 
 

@@ -38,7 +38,7 @@ class MlxTwin(Twin):
         self.dtype: mx.Dtype = getattr(mx, dtype)
         self.compiled = backend.compiled
         with self._here():
-            self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing)
+            self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing, config.adapter)
             self._forget()
 
     def _forget(self) -> None:

@@ -36,7 +36,8 @@ class TorchTwin(Twin):
         self.device = torch.device(backend.device)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.compiled = backend.compiled
-        self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing).to(self.device)
+        again = config.train.gradient_checkpointing
+        self.network = model.GPT(config.model, self.dtype, again, config.adapter).to(self.device)
         if self.dtype == torch.float64:
             self.network.double()
         self.objective: Callable[..., Any] = torch.compile(model.objective) if self.compiled else model.objective

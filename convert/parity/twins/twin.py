@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,12 +15,13 @@ import numpy as np
 from convert.parity.compare import Array, Arrays, Tokens, relative
 from convert.parity.twins.choices import Choices, Preferences
 from convert.parity.twins.replaced import replaced
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.data.batches import NumpyBatch
-from gpt_common.network.parameters import buffer_shapes
-from gpt_common.training.checkpoint import write_checkpoint
-from gpt_common.training.manifest import Manifest
+from gpt_common.network.parameters import buffer_shapes, tensor_shapes
+from gpt_common.training.checkpoint import place_of, write_checkpoint
+from gpt_common.training.manifest import MODEL_FILE, Manifest, base_entry
 
 if TYPE_CHECKING:
     import mlx_gpt.model
@@ -209,7 +211,23 @@ class Twin(ABC):
         """Write a checkpoint of `step` updates into a run folder; returns its path."""
         manifest = Manifest(step=step, config=to_dict(self.config))
         with self._here():
+            if self.config.adapter.adapts:
+                entry = base_entry(self._saved_base(folder / "base"), place_of(folder, step))
+                manifest = dataclasses.replace(manifest, base=entry)
             return write_checkpoint(folder, manifest, write_files=self._save_tensors, best=False, keep=2)
+
+    def _saved_base(self, folder: Path) -> Path:
+        """What the adapters stand beside, as a checkpoint; written once."""
+        from safetensors.numpy import save_file
+
+        place = place_of(folder, 0)
+        if not place.exists():
+            names = tensor_shapes(self.config.model)
+            tensors = {name: self._numpy(value) for name, value in self.network.state_dict().items() if name in names}
+            plain = dataclasses.replace(self.config, adapter=AdapterConfig())
+            save = lambda into: save_file(tensors, into / MODEL_FILE)  # noqa: E731
+            write_checkpoint(folder, Manifest(step=0, config=to_dict(plain)), write_files=save, best=False, keep=1)
+        return place
 
     @abstractmethod
     def restore(self, path: Path) -> int:
