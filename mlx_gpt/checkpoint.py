@@ -10,8 +10,8 @@ from mlx.utils import tree_unflatten
 
 from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
-from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
+from gpt_common.training.trained.growth import GROWING, Growth
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 

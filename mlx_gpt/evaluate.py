@@ -8,7 +8,7 @@ from functools import partial
 from gpt_common.cli import answer_early
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import load_fast_blas
-from gpt_common.training.judged import open_judged, parse_evaluation, print_judged
+from gpt_common.training.trained.judged import open_judged, parse_evaluation, print_judged
 
 if __name__ == "__main__":
     answer_early(lambda argv: parse_evaluation(argv, prog="python -m mlx_gpt.evaluate"))

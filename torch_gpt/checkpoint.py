@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
 from gpt_common.training.checkpoint import fitting, validate
-from gpt_common.training.growth import GROWING, Growth
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest
+from gpt_common.training.trained.growth import GROWING, Growth
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 

@@ -96,8 +96,7 @@ def _generate(folder: Path, recipe: dict[str, Any]) -> None:
 
 def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
     """Both corpora of small worlds: the one that a base learns, and the questions; one tokenizer for both."""
-    from gpt_common.data.conversations.marking import Marker
-    from gpt_common.data.conversations.preparing import joined
+    from gpt_common.data.conversations.marking import Marker, joined
     from gpt_common.data.conversations.reading import Conversation
     from gpt_common.data.conversations.stories_qa import told, write_conversations, write_worlds
     from gpt_common.data.conversations.written import END, TURN, chatml

@@ -26,8 +26,8 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
-from gpt_common.training.growth import Growth, growth_between
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest
+from gpt_common.training.trained.growth import Growth, growth_between
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng"}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.batches import Examples
 from gpt_common.data.conversations.reading import Conversation
 from gpt_common.data.conversations.written import END, Written
 from gpt_common.data.tokenizers import Tokenizer
@@ -110,3 +112,12 @@ class Marker:
                 )
             kept = int(np.flatnonzero(counted[: self.longest])[-1]) + 1
         return Marked(np.array(ids[:kept], np.uint32), counted[:kept], cut)
+
+
+def joined(examples: Sequence[Marked]) -> Examples:
+    """Examples one after the other."""
+    return Examples(
+        np.concatenate([example.ids for example in examples]),
+        np.concatenate([example.counted for example in examples]),
+        np.cumsum([len(example.ids) for example in examples], dtype=np.int64),
+    )

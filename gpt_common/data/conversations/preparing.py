@@ -13,7 +13,7 @@ import numpy as np
 
 from gpt_common.data.batches import Examples, Rows
 from gpt_common.data.catalogue import open_dataset
-from gpt_common.data.conversations.marking import Marked, Marker, TrainOn
+from gpt_common.data.conversations.marking import Marked, Marker, TrainOn, joined
 from gpt_common.data.conversations.reading import Conversation, read_conversations
 from gpt_common.data.conversations.summary import summary_lines
 from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
@@ -102,15 +102,6 @@ def prepare_conversations(
         overwrite=overwrite,
     )
     return open_dataset(name, data_dir)
-
-
-def joined(examples: Sequence[Marked]) -> Examples:
-    """Examples one after the other."""
-    return Examples(
-        np.concatenate([example.ids for example in examples]),
-        np.concatenate([example.counted for example in examples]),
-        np.cumsum([len(example.ids) for example in examples], dtype=np.int64),
-    )
 
 
 def _marked(
