@@ -231,9 +231,8 @@ def train(recipe: Recipe, tokens: Tensor, V: int, seed: int) -> tuple[Model, flo
                 assert p.grad is not None
                 m.lerp_(p.grad, 1 - momentum)
                 way = orthogonal(p.grad.lerp(m, momentum), recipe)
-                p.sub_(p * (way * p > 0) * (rate * recipe.decay)) if recipe.cautious else p.mul_(
-                    1 - rate * recipe.decay
-                )
+                kept = (way * p > 0).float() if recipe.cautious else 1.0
+                p.mul_(1 - rate * recipe.decay * kept)
                 p.sub_(way, alpha=rate * 0.2 * math.sqrt(max(p.shape)))
         for group in adamw.param_groups:
             group["lr"] = rate * group["share"]

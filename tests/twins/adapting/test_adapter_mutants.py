@@ -12,7 +12,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.training.health.adapter_gates import check_frozen
 from gpt_common.training.health.gates import GateFailed
-from tests.twins.test_adapters import BASE, BATCH, probe, weights
+from tests.twins.adapting.test_adapters import BASE, BATCH, probe, weights
 
 MODEL = ModelConfig(**BASE, dropout=0.1, dropout_rng="shared")
 SQUARE = AdapterConfig(
