@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from convert.adapters.fuse import merged
 from convert.parity.climb import Climb
 from convert.parity.compare import Arrays, Measurement, relative
-from convert.parity.material import batches
+from convert.parity.material import batches, widened
 from convert.parity.rungs.trajectories import has_routers, rung_switch, rung_trajectory
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import initial_adapters
@@ -35,12 +35,17 @@ def adapter_config(config: RunConfig) -> RunConfig:
 def adapted_climb(climb: Climb) -> Climb:
     """The same climb with adapters at their beginning, and twins of its own."""
     config = adapter_config(climb.config)
-    start = climb.start()
-    adapters = initial_adapters(parameter_shapes(config.model), config.adapter, config.train.seed, start.__getitem__)
+    start = with_adapters(config, climb.start())
     return dataclasses.replace(
-        climb, config=config, checkpoint_weights={**start, **dict(adapters)}, curves={}, uninterrupted=[], perturbed=[],
+        climb, config=config, checkpoint_weights=start, curves={}, uninterrupted=[], perturbed=[],
         followed=[], _open={},
     )  # fmt: skip
+
+
+def with_adapters(config: RunConfig, base: Arrays) -> Arrays:
+    """These weights, and adapters at their beginning."""
+    shapes = parameter_shapes(config.model)
+    return {**base, **dict(initial_adapters(shapes, config.adapter, config.train.seed, base.__getitem__))}
 
 
 def rung_adapters(climb: Climb) -> Iterator[Measurement]:
@@ -61,7 +66,8 @@ def _merged(climb: Climb) -> Iterator[Measurement]:
     """Logits of every twin that has adapters beside those of itself without, their matrices merged."""
     config = climb.config
     tokens = batches(config, 0)[0].tokens
-    start = climb.start()
+    # Wide ones: where attention is about uniform, a cache whose queries are wrong would not show.
+    start = with_adapters(config, widened(config))
     plain = climb.twins(dataclasses.replace(config, adapter=AdapterConfig()))
     for name, twin in climb.twins(config).items():
         twin.set_weights(start)
