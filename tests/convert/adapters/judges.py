@@ -87,7 +87,7 @@ def adapted(case: Case, model: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     settings = {"r": 4, "lora_alpha": 6, "task_type": "CAUSAL_LM", "fan_in_fan_out": case.family == "gpt2"}
-    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     network = get_peft_model(network, LoraConfig(**{**settings, **case.settings}))
     with torch.no_grad():
         for name, parameter in network.named_parameters():
