@@ -9,7 +9,6 @@ Shape suffixes: B batch, T time, D model width, V vocabulary.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +19,7 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
-from gpt_common.network.parameters import NO_ADAPTER
+from gpt_common.network.parameters import NO_ADAPTER, trained_shapes
 from mlx_gpt.adapters import Adapters
 from mlx_gpt.attention import ATTENTION, KVCache, within_examples
 from mlx_gpt.experts import Routers
@@ -155,9 +154,10 @@ class GPT(nn.Module):
         return [KVCache(self.config.block_size) for _ in self.blocks]
 
     def named_parameters(self) -> list[tuple[str, mx.array]]:
-        """Every parameter that training moves, with its canonical name, as PyTorch's modules have it."""
-        parameters: Any = tree_flatten(self.trainable_parameters())
-        return list(parameters)
+        """Every parameter that training should move, with its canonical name, as PyTorch's modules have it."""
+        # By what should be trained, not by what is not frozen: a gate asks whether that is the same.
+        trained = trained_shapes(self.config, self.adapters.config)
+        return [(name, value) for name, value in self.state_dict().items() if name in trained]
 
     def state_dict(self) -> dict[str, mx.array]:
         """Every tensor that is saved, parameters and buffers, by canonical name, as PyTorch's modules have it."""
