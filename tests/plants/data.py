@@ -13,7 +13,7 @@ PLANTS = (
         4,
         (
             Edit(
-                RUN, "Run.evaluate", "self.health.loss_on(self.dataset.val)", "self.health.loss_on(self.dataset.train)"
+                RUN, "Run.evaluate", "self.health.loss_on(self.health.val)", "self.health.loss_on(self.health.train)"
             ),
         ),
         says="split",
@@ -22,7 +22,7 @@ PLANTS = (
     Plant(
         "training batches are drawn from the validation split",
         4,
-        (Edit(RUN, "Run.batches", "self.dataset.train,", "self.dataset.val,"),),
+        (Edit(RUN, "Run.batches", "self.opening.train,", "self.opening.val,"),),
         says="split",
         told=True,
     ),

@@ -119,8 +119,8 @@ PLANTS = (
             Edit(
                 "gpt_common/training/run.py",
                 "Run.evaluate",
-                "self.health.loss_on(self.dataset.val)",
-                "0.5 * self.health.loss_on(self.dataset.val)",
+                "self.health.loss_on(self.health.val)",
+                "0.5 * self.health.loss_on(self.health.val)",
             ),
         ),
         says="validation loss",

@@ -169,7 +169,7 @@ def test_a_validation_loss_of_training_text_is_caught(
     twin: str, stories_dir: Path, tmp_path: Path, monkeypatch: Patch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     right = Health.loss_on
-    monkeypatch.setattr(Health, "loss_on", lambda self, _: right(self, self.dataset.train))
+    monkeypatch.setattr(Health, "loss_on", lambda self, _: right(self, self.train))
     error = fails(capsys, twin, *tiny(stories_dir, *FLAGS), "--out", tmp_path / "run", code=1)
     assert error.startswith("error: health: data: a validation sequence stands in the other split")
 

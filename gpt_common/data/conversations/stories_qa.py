@@ -1,9 +1,9 @@
 """Small worlds made of the words of the stories: told, for a base to learn, and asked about, with the true answers.
 
 A world has two or three animals, each with a name, a place and a thing; then perhaps one gives its thing away, goes
-elsewhere, or hides its thing in one of two places. Every choice is uniform, so what a story costs, and what an answer
-costs that is not certain, is exact. Worlds of which one in ten is chosen by its hash are never trained on, and one
-phrasing of every question is not either.
+elsewhere, or hides its thing in one of two places. What is true at the end can be said in sentences or as JSON. Every
+choice is uniform, so what a story costs, and what an answer costs that is not certain, is exact. One world in ten, by
+its hash, is never trained on, and one phrasing of every question is not either.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ AS_JSON = "Answer as JSON."
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "who": ("Who has the {it}?", "Tell me who has the {it}.", "Who is it that has the {it} now?"),
     "where": ("Where is {it}?", "Tell me where {it} is.", "Where is {it} now?"),
-    "what": ("What does {it} have?", "Tell me what {it} has.", "What is it that {it} has now?"),
+    "kind": ("Which animal is {it}?", "Tell me which animal {it} is.", "{it} is which animal?"),
     "animals": ("Which animals are there?", "Tell me which animals there are.", "List the animals."),
 }
 """What is asked, by kind."""
 NEW_PHRASINGS = {
     "who": "Now the {it}, who has it?",
     "where": "Now {it}, where is it?",
-    "what": "Now {it} has what?",
+    "kind": "Now {it}, which animal is it?",
     "animals": "The animals are which?",
 }
 """The same in words that no training example has."""
@@ -111,11 +111,8 @@ def write_world(rng: np.random.Generator) -> World:
     places, holders = dict(zip(names, spots, strict=True)), dict(zip(things, names, strict=True))
     sentences = []
     for name, animal, thing, spot in zip(names, animals, things, spots, strict=True):
-        sentences.append(
-            f"{name} the {animal} is {spot} and has the {thing}."
-            if choose(2)
-            else f"{name} is a {animal}. {name} has the {thing} and is {spot}."
-        )
+        facts = [f"{name} is a {animal}.", f"The {thing} is with {name}.", f"{name} is {spot}."]
+        sentences += facts if choose(2) else facts[::-1]
     hidden, event = None, choose(4)
     if event:
         actor = choose(count)
@@ -127,12 +124,12 @@ def write_world(rng: np.random.Generator) -> World:
             sentences.append(f"Then {name} gave the {thing} to {holders[thing]}.")
         elif event == 2:
             places[name] = free[choose(len(free))]
-            sentences.append(f"Then {name} went away and is {places[name]}.")
+            sentences.append(f"Then {name} went away. {name} is {places[name]}.")
         else:
             one = free.pop(choose(len(free)))
             hidden = thing, (one, free[choose(len(free))])
             del holders[thing]
-            sentences.append(f"Then {name} hid the {thing} {hidden[1][0]} or {hidden[1][1]}.")
+            sentences.append(f"Then {name} hid the {thing}. The {thing} is {hidden[1][0]} or {hidden[1][1]}.")
     return World(tuple(names), tuple(animals), places, holders, hidden, " ".join(sentences), ways)
 
 
@@ -170,18 +167,17 @@ def write_conversations(seed: int, split: Split, count: int) -> list[tuple[Conve
 
 
 def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
-    """A world as text for a base, which says at its end what is true now; and its log probability, nats."""
-    facts = [
-        f"Now {name} the {animal} is {world.places[name]}."
-        for name, animal in zip(world.names, world.animals, strict=True)
-    ]
-    facts += [f"Now the {thing} is with {holder}." for thing, holder in world.holders.items()]
-    ways = world.ways
-    closing = []
-    while facts:
-        ways *= len(facts)
-        closing.append(facts.pop(int(rng.random() * len(facts))))
-    return " ".join([world.told, *closing]), -math.log(ways)
+    """A world as text for a base, which says at its end what is true now; and its log probability, nats.
+
+    All of it in any order, in sentences or, half the time, as JSON.
+    """
+    facts: list[tuple[str, str, str]] = []
+    for name, animal in zip(world.names, world.animals, strict=True):
+        facts += [("kind", name, animal), ("where", name, world.places[name])]
+    facts += [("who", thing, holder) for thing, holder in world.holders.items()]
+    ways, as_json = 2 * world.ways * math.factorial(len(facts)), bool(rng.random() < 0.5)
+    closing = [_said(*facts[i], as_json=as_json) for i in rng.permutation(len(facts))]
+    return "\n".join([world.told, " ".join(closing)]), -math.log(ways)
 
 
 def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -> Question:
@@ -192,7 +188,10 @@ def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -
     about, answers = _about(kind, world, rng)
     phrasings = (NEW_PHRASINGS[kind],) if new_phrasing else PHRASINGS[kind]
     question = phrasings[int(rng.random() * len(phrasings))].format(it=about)
-    said = tuple(_said(kind, answer, as_json) for answer in answers)
+    said = tuple(
+        _list(answer, as_json) if kind == "animals" else _said(kind, about, answer[0], as_json=as_json)
+        for answer in answers
+    )
     prompt = f"{world.told}\n{question}" + (f" {AS_JSON}" if as_json else "")
     return Question(kind, about, as_json, prompt, said, said[int(rng.random() * len(said))])
 
@@ -208,25 +207,27 @@ def _about(kind: str, world: World, rng: np.random.Generator) -> tuple[str, list
     if kind == "who":
         thing = one(list(world.holders))
         return thing, [[world.holders[thing]]]
-    if kind == "what":
-        holders = list(world.holders.values())
-        name = one([name for name in world.names if holders.count(name) == 1] or [holders[0]])
-        return name, [[thing for thing, holder in world.holders.items() if holder == name]]
+    if kind == "kind":
+        number = int(rng.random() * len(world.names))
+        return world.names[number], [[world.animals[number]]]
     if world.hidden is not None and rng.random() < 0.5:
         return f"the {world.hidden[0]}", [[place] for place in world.hidden[1]]
     name = one(world.names)
     return name, [[world.places[name]]]
 
 
-def _said(kind: str, words: list[str], as_json: bool) -> str:
+def _said(kind: str, about: str, value: str, *, as_json: bool) -> str:
+    """A fact as a sentence, or as JSON."""
     if as_json:
-        value = words if kind in ("animals", "what") else words[0]
-        return json.dumps({kind: value})
-    if kind == "animals":
-        words = [f"a {word}" for word in words]
-    elif kind == "what":
-        words = [f"the {word}" for word in words]
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        return json.dumps({about.removeprefix("the "): f"a {value}" if kind == "kind" else value})
+    about = about.replace("the ", "The ")
+    return {"who": f"The {about} is with {value}.", "kind": f"{about} is a {value}."}.get(kind, f"{about} is {value}.")
+
+
+def _list(words: list[str], as_json: bool) -> str:
+    if as_json:
+        return json.dumps({"animals": words})
+    return " and ".join([", ".join(f"a {word}" for word in words[:-1]), f"a {words[-1]}"])
 
 
 def write_questions(seed: int, split: Split, count: int, *, new_phrasing: bool = False) -> list[Question]:

@@ -26,31 +26,41 @@ QUESTIONS = write_questions(7, "train", COUNT)
 
 
 def facts(story: str) -> tuple[dict[str, str], dict[str, list[str]], dict[str, str]]:
-    """Who is what, where each name or thing may be, and who has each thing: read from the sentences alone."""
-    animals, places, holders = {}, {}, {}
-    for name, animal, place, thing in re.findall(r"(\w+) the (\w+) is ([^.]+?) and has the (\w+)\.", story):
-        animals[name], places[name], holders[thing] = animal, [place], name
-    pattern = r"(\w+) is a (\w+)\. \w+ has the (\w+) and is ([^.]+)\."
-    for name, animal, thing, place in re.findall(pattern, story):
-        animals[name], places[name], holders[thing] = animal, [place], name
-    for _, thing, other in re.findall(r"Then (\w+) gave the (\w+) to (\w+)\.", story):
-        holders[thing] = other
-    for name, place in re.findall(r"Then (\w+) went away and is ([^.]+)\.", story):
-        places[name] = [place]
-    for _, thing, one, two in re.findall(r"Then (\w+) hid the (\w+) (.+) or ([^.]+)\.", story):
-        places[f"the {thing}"] = [one, two]
-        del holders[thing]
-    order = sorted(animals, key=story.index)
-    things = sorted(holders, key=story.index)
-    return {name: animals[name] for name in order}, places, {thing: holders[thing] for thing in things}
+    """Who is what, where each name or thing may be, and who has each thing: read sentence by sentence."""
+    animals: dict[str, str] = {}
+    places: dict[str, list[str]] = {}
+    holders: dict[str, str] = {}
+    for sentence in story.removesuffix(".").split(". "):
+        if match := re.fullmatch(r"(\w+) is a (\w+)", sentence):
+            animals[match[1]] = match[2]
+        elif match := re.fullmatch(r"The (\w+) is with (\w+)", sentence):
+            holders[match[1]] = match[2]
+        elif match := re.fullmatch(r"Then (\w+) gave the (\w+) to (\w+)", sentence):
+            assert holders[match[2]] == match[1] != match[3]
+            holders[match[2]] = match[3]
+        elif match := re.fullmatch(r"Then (\w+) hid the (\w+)", sentence):
+            assert holders.pop(match[2]) == match[1]
+        elif match := re.fullmatch(r"The (\w+) is (.+) or (.+)", sentence):
+            places[f"the {match[1]}"] = [match[2], match[3]]
+        elif match := re.fullmatch(r"(\w+) is (.+)", sentence):
+            assert [match[2]] not in places.values()
+            places[match[1]] = [match[2]]
+        else:
+            assert re.fullmatch(r"Then (\w+) went away", sentence)
+    return animals, places, holders
 
 
 def plain(answer: str, kind: str) -> list[str]:
-    """The words of an answer, whether it is text or JSON."""
+    """What an answer says, whether it is text or JSON."""
     if answer.startswith("{"):
-        value = json.loads(answer)[kind]
-        return value if isinstance(value, list) else [value]
-    return [re.sub("^(a|the) ", "", word) for word in re.split(", | and ", answer)] if kind != "where" else [answer]
+        (value,) = json.loads(answer).values()
+        return value if isinstance(value, list) else [value.removeprefix("a ") if kind == "kind" else value]
+    if kind == "animals":
+        return [word.removeprefix("a ") for word in re.split(", | and ", answer)]
+    pattern = {"who": r"The \w+ is with (\w+)\.", "kind": r"\w+ is a (\w+)\.", "where": r"[\w ]+? is (.+)\."}[kind]
+    found = re.fullmatch(pattern, answer)
+    assert found
+    return [found[1]]
 
 
 @pytest.mark.parametrize("kind", PHRASINGS)
@@ -66,7 +76,7 @@ def test_answers_are_true(kind: str) -> None:
         right = {
             "who": [[holders.get(about, "")]],
             "where": [[place] for place in places.get(about, [])],
-            "what": [[thing for thing, holder in holders.items() if holder == about]],
+            "kind": [[animals.get(about, "")]],
             "animals": [list(animals.values())],
         }[kind]
         assert [plain(answer, kind) for answer in question.answers] == right
@@ -111,7 +121,7 @@ def test_what_is_told_costs_what_its_choices_are() -> None:
     rng = np.random.default_rng(0)
     for world in write_worlds(3, "val", 60):
         text, log_probability = told(world, rng)
-        story, closing = text[: len(world.told)], text[len(world.told) :]
+        story, closing = text.split("\n")
         n = len(world.names)
         ways = 2 * 4 * 2**n * math.prod(math.perm(of, n) for of in (names, animals, things, spots))
         if "gave" in story:
@@ -120,6 +130,6 @@ def test_what_is_told_costs_what_its_choices_are() -> None:
             ways *= n * (spots - n)
         elif "hid" in story:
             ways *= n * (spots - n) * (spots - n - 1)
-        facts_told = n + (n - 1 if "hid" in story else n)
-        assert closing.count("Now ") == facts_told
-        assert log_probability == pytest.approx(-math.log(ways * math.factorial(facts_told)))
+        facts_told = 2 * n + (n - 1 if "hid" in story else n)
+        assert closing.count("}") + closing.count(".") == facts_told
+        assert log_probability == pytest.approx(-math.log(2 * ways * math.factorial(facts_told)))
