@@ -45,14 +45,10 @@ def _tanh_gelu() -> Iterator[None]:
 def _weights(wrong: Callable[[mx.array], mx.array]) -> Change:
     """Change what counts where examples share rows."""
 
-    def make(right: Any) -> Any:
-        def loss(network: Any, batch: Any, key: Any = None) -> Any:
-            weights = batch.weights if batch.starts is None else wrong(batch.weights)
-            return right(network, dataclasses.replace(batch, weights=weights), key)
+    def counted(batch: Any) -> Any:
+        return batch if batch.starts is None else dataclasses.replace(batch, weights=wrong(batch.weights))
 
-        return loss
-
-    return wrap(model, "loss", make)
+    return wrap(model, "loss", lambda right: lambda network, batch, key=None: right(network, counted(batch), key))
 
 
 def _micro_gradients(wrong: Callable[[Any], Any]) -> Change:
