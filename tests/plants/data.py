@@ -11,11 +11,7 @@ PLANTS = (
     Plant(
         "validation batches are drawn from the training split",
         4,
-        (
-            Edit(
-                RUN, "Run.evaluate", "self.health.loss_on(self.health.val)", "self.health.loss_on(self.health.train)"
-            ),
-        ),
+        (Edit(RUN, "Run.evaluate", "self.health.loss_on(self.health.val)", "self.health.loss_on(self.health.train)"),),
         says="split",
         told=True,
     ),
