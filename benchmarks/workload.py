@@ -14,7 +14,14 @@ from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
 from gpt_common.network.width import scaled
 
-VOCABULARIES = {"stories": 54, "shakespeare_char": 65, "shakespeare": 50257, "tinystories": 10000}
+VOCABULARIES = {
+    "stories": 54,
+    "stories-worlds": 504,
+    "stories-qa": 504,
+    "shakespeare_char": 65,
+    "shakespeare": 50257,
+    "tinystories": 10000,
+}
 """Entries of the tokenizers of named corpora, so that nothing must be downloaded to measure speed."""
 SWEEPABLE = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "grad_accum_steps", "vocab_size")
 

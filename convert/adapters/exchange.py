@@ -51,7 +51,11 @@ def held(source: Path, latest: bool = False) -> tuple[Path, Manifest] | None:
     if not source.is_dir() or not ((source / "state.json").is_file() or (source / "checkpoints").is_dir()):
         return None
     checkpoint = find_checkpoint(source, prefer="latest" if latest else "best")
-    if not (checkpoint / MODEL_FILE).is_file() or Manifest.read(checkpoint / "state.json").base is None:
+    try:
+        ours = (checkpoint / MODEL_FILE).is_file() and Manifest.read(checkpoint / "state.json").base is not None
+    except (OSError, ValueError, UserError):
+        return None  # who reads runs names what is wrong with this one
+    if not ours:
         return None
     return checkpoint, validate(checkpoint)
 

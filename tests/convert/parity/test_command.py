@@ -44,7 +44,7 @@ def test_a_climb_prints_a_line_per_rung_and_writes_every_measurement(
     assert report["configuration"]["model"]["feed_forward"] == "gelu_tanh"
     gradients = report["rungs"][2]["measurements"]
     assert all(m["passed"] and m["error"] <= m["gate"] for m in gradients)
-    assert {"fresh", "widened"} == {m["state"] for m in gradients}
+    assert {"fresh", "widened", "examples in rows"} == {m["state"] for m in gradients}
     assert {"cpu ~ float64", "mlx-cpu ~ float64", "mlx-cpu ~ cpu", "mlx-cpu : cpu"} == {m["between"] for m in gradients}
     assert (os.environ["MLX_ENABLE_TF32"], os.environ["OMP_NUM_THREADS"]) == ("0", "1")
 
