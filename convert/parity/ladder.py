@@ -37,8 +37,8 @@ RUNGS = (
     Rung("L6b", "one step", rung_step),
     Rung("L7", "trajectory", rung_trajectory),
     Rung("L8", "change of framework", rung_switch),
-    Rung("A", "adapters", rung_adapters),
     Rung("G", "generation", rung_generation),
+    Rung("A", "adapters", rung_adapters),
     Rung("S", "real size", rung_real_size),
 )
 NAMES = [rung.name for rung in RUNGS]

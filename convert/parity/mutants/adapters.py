@@ -44,10 +44,17 @@ def _shrinking(right: Any) -> Any:
     def update(self: Any, gradients: Any) -> Any:
         norm = right(self, gradients)
         for block in self.model.blocks:
-            block.attention.out_proj.weight = block.attention.out_proj.weight * (1 - 1e-3)
+            if isinstance(block.attention.out_proj, LoRALinear):
+                block.attention.out_proj.weight = block.attention.out_proj.weight * (1 - 1e-3)
         return norm
 
     return update
+
+
+def _differentiated(self: Any) -> mx.array:
+    """As it is, with a gradient through the length that is divided by."""
+    adapted_OI = self.weight + self.scale * (self.lora_b @ self.lora_a)
+    return self.magnitude / adapted_OI.square().sum(axis=-1).sqrt()
 
 
 def _without_lengths(right: Any) -> Any:
@@ -67,7 +74,7 @@ GPT: Changes = {
     ("A", "adapter's scale forgotten"): lambda: _scaled(lambda _: 1.0),
     ("A", "rank over alpha"): lambda: _scaled(lambda self: 1 / self.scale),
     ("A", "A and B swapped on a square matrix"): lambda: wrap(LoRALinear, "adapted", _swapped),
-    ("A", "DoRA's length differentiated"): lambda: replaced(mx, "stop_gradient", lambda x: x),
+    ("A", "DoRA's length differentiated"): lambda: replaced(DoRALinear, "stretch", _differentiated),
     ("A", "DoRA's length that of the base"): lambda: replaced(
         DoRALinear, "stretch", lambda self: self.magnitude / mx.linalg.norm(self.weight, axis=1)
     ),
