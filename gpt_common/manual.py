@@ -26,8 +26,7 @@ INDENT = 27
 """Column at which the sentences begin."""
 
 PRESETS = {
-    "stories": ("stories", "stories-cpu"),
-    "small worlds, told and asked about": ("stories-worlds", "stories-qa"),
+    "stories": ("stories", "stories-cpu", "stories-worlds", "stories-qa"),
     "Shakespeare": ("shakespeare-char", "shakespeare-char-cpu", "shakespeare-bpe"),
     "TinyStories": ("tinystories",),
     "fast": ("shakespeare-char-cpu-fast", "shakespeare-char-fast", "stories-fast"),
@@ -42,7 +41,7 @@ SHORT = {
     "size": ("n_layer", "n_head", "n_embd", "block_size"),
     "steps": ("max_steps", "max_minutes", "patience", "batch_size", "grad_accum_steps", "seed", "device", "dtype"),
     "rate": ("learning_rate", "min_lr", "warmup_steps", "schedule"),
-    "adapter": ("adapter", "adapter_rank"),
+    "adapter": ("adapter",),
     "log": ("eval_interval", "checkpoint_interval", "prompts", "trackers"),
 }
 """Fields of a configuration that `--help` shows, by section."""

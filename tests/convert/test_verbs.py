@@ -61,7 +61,10 @@ def test_a_latest_checkpoint_may_be_asked_for(checkpoint: Path, tmp_path: Path) 
         (["import"], "missing argument: SRC"),
         (["export"], "missing arguments: SRC, --to"),
         (["export", "run"], "missing argument: --to"),
-        (["export", "run", "--to", "pytorch"], "is not a choice: choose from: mlx-lm, nanogpt, native, transformers"),
+        (
+            ["export", "run", "--to", "pytorch"],
+            "is not a choice: choose from: mlx-lm, nanogpt, native, peft, transformers",
+        ),
         (["imprt", "x"], "did you mean 'import'?"),
         (["exprot", "x"], "did you mean 'export'?"),
         (["import", "x", "--to", "mlx-lm"], "unknown argument '--to'"),
@@ -98,7 +101,7 @@ def test_help_lists_what_people_look_for_first() -> None:
     ("files", "words"),
     [
         ({"m.gguf": b"GGUF\x03"}, ("m.gguf is a GGUF file",)),
-        ({"a/adapter_config.json": b"{}", "a/adapters.safetensors": b""}, ("is an adapter", "mlx_lm.fuse")),
+        ({"a/adapter_config.json": b"{}", "a/adapters.safetensors": b""}, ("is an adapter", "--base RUN")),
         ({"d/train.bin": b"", "d/meta.json": b"{}"}, ("is a dataset",)),
     ],
 )

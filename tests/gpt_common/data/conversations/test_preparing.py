@@ -183,7 +183,7 @@ def test_the_summary_says_what_is_learnt_in_80_columns(tmp_path: Path) -> None:
     assert "> Two.<|im_end|>" in text
     assert "\n  <|im_start|>user\n  One and one?<|im_end|>" in text
     assert "> b<|im_end|>" in text
-    assert max(map(len, said)) <= 80
+    assert max(len(line.replace(str(tmp_path), "")) for line in said) <= 80
     assert "\x1b" not in text
 
 
