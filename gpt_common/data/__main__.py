@@ -33,7 +33,7 @@ class Prepare:
         "shakespeare_char",
         "--text FILE... --name NAME --tokenizer bpe",
         "--text FILE --name NAME --tokenizer runs/X",
-        "--conversations FILE --name N --tokenizer runs/X",
+        "--conversations FILE --name NAME",
     )
     corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
     """shakespeare_char, shakespeare or tinystories; downloaded and checked. Tiny Shakespeare by characters, the same
