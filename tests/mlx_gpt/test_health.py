@@ -103,8 +103,9 @@ def shifts_labels_again(patch: Patch) -> None:
 def leaves_dropout_on(patch: Patch) -> None:
     forward, counter = GPT.__call__, itertools.count()
 
-    def noisy(self: GPT, tokens_BT: mx.array, key: Any = None, caches: Any = None) -> mx.array:
-        return forward(self, tokens_BT, mx.array([0, next(counter)], dtype=mx.uint32) if key is None else key, caches)
+    def noisy(self: GPT, tokens_BT: mx.array, key: Any = None, *rest: Any, **more: Any) -> mx.array:
+        drawn = mx.array([0, next(counter)], dtype=mx.uint32)
+        return forward(self, tokens_BT, drawn if key is None else key, *rest, **more)
 
     patch.setattr(GPT, FORWARD, noisy)
 

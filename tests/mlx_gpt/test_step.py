@@ -40,7 +40,7 @@ def operations(*outputs: Any) -> int:
 
 
 def arrays(of: Batch[Any]) -> tuple[Any, ...]:
-    return mx.array(of.tokens), mx.array(of.labels), None, None
+    return mx.array(of.tokens), mx.array(of.labels), None, None, None
 
 
 def test_a_single_micro_step_is_not_gone_over_once_more() -> None:

@@ -34,7 +34,7 @@ PLANTS = (
     Plant(
         "tokens per second leave out accumulation",
         7,
-        (Edit(RUN, "Run.record", "train.batch_size * train.grad_accum_steps / dt", "train.batch_size / dt"),),
+        (Edit(RUN, "Run.record", "batch_size * self.config.train.grad_accum_steps / dt", "batch_size / dt"),),
         asks="",
         tests=BY_HAND,
     ),
@@ -73,8 +73,8 @@ PLANTS = (
             Edit(
                 "gpt_common/network/flops.py",
                 "flops_per_token_palm",
-                "return 6 * N + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T",
-                "return 6 * N + 0 * T",
+                "+ 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T",
+                "+ 0 * T",
             ),
         ),
         asks="",

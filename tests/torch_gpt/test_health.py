@@ -105,8 +105,8 @@ def shifts_labels_again(patch: Patch) -> None:
 def leaves_dropout_on(patch: Patch) -> None:
     forward, counter = GPT.forward, itertools.count()
 
-    def noisy(self: GPT, tokens_BT: Tensor, key: Any = None, caches: Any = None) -> Tensor:
-        return forward(self, tokens_BT, torch.tensor([0, next(counter)]) if key is None else key, caches)
+    def noisy(self: GPT, tokens_BT: Tensor, key: Any = None, *rest: Any, **more: Any) -> Tensor:
+        return forward(self, tokens_BT, torch.tensor([0, next(counter)]) if key is None else key, *rest, **more)
 
     patch.setattr(GPT, FORWARD, noisy)
 

@@ -6,7 +6,6 @@ import ast
 from collections import Counter
 from importlib import import_module
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -119,7 +118,7 @@ def test_nobody_reads_a_weight_past_its_layer(twin: str) -> None:
     found = {
         f"{path.name}:{node.lineno}"
         for path in sorted((ROOT / twin).glob("*.py"))
-        if path != Path(ROOT / twin / "layers.py")
+        if path.name not in ("layers.py", "adapters.py")  # the doors themselves
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "weight"
     }
