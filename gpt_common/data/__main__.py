@@ -40,7 +40,7 @@ class Prepare:
         "--conversations FILE --name NAME --tokenizer runs/X",
         "--shards 'fineweb10B/*.bin' --name NAME",
         "--mix ONE:0.7 OTHER:0.3 --name NAME",
-        "--hub OWNER/NAME --name NAME --max-tokens 100000000",
+        "--hub OWNER/NAME --name NAME",
     )
     corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
     """shakespeare_char, shakespeare or tinystories; downloaded and checked. Tiny Shakespeare by characters, the same
