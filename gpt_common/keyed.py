@@ -7,6 +7,7 @@
 | dropout masks                  | seed, "dropout", step, micro-step, rank; then the site|
 | sampled tokens                 | seed, "sample", number of the sample                  |
 | the built-in corpus            | "stories", its seed, split                            |
+| a mixture of corpora           | seed, "mix", split, and name of the corpus            |
 """
 
 from __future__ import annotations

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
 from gpt_common.cli import parse
 from gpt_common.errors import Stopped, UserError, nearest, run_main
+
+if TYPE_CHECKING:
+    from gpt_common.data.dataset import Dataset
+    from gpt_common.data.download import Progress
 
 PROG = "python -m gpt_common.data"
 
@@ -34,6 +38,9 @@ class Prepare:
         "--text FILE... --name NAME --tokenizer bpe",
         "--text FILE --name NAME --tokenizer runs/X",
         "--conversations FILE --name NAME",
+        "--shards 'fineweb10B/*.bin' --name NAME",
+        "--mix ONE:0.7 OTHER:0.3 --name NAME",
+        "--hub OWNER/NAME --name NAME",
     )
     corpus: Annotated[tyro.conf.Positional[str | None], _plain("[CORPUS]")] = None
     """shakespeare_char, shakespeare or tinystories; downloaded and checked. Tiny Shakespeare by characters, the same
@@ -42,6 +49,23 @@ class Prepare:
     """UTF-8 files of your own, taken as one text in this order."""
     conversations: Annotated[tuple[Path, ...], _plain("FILE...")] = ()
     """Files of JSON lines with messages, prompt and completion, or text: what is learnt is the answers."""
+    shards: Annotated[tuple[str, ...], _plain("GLOB...")] = ()
+    """Ready token shards of llm.c or modded-nanogpt; those with val in their names are for validation. --tokenizer is
+    gpt2 if not given."""
+    mix: Annotated[tuple[str, ...], _plain("NAME:SHARE...")] = ()
+    """Prepared corpora of one tokenizer and their shares of the tokens, 1 taken together. Documents stay whole, no
+    token is taken twice."""
+    hub: Annotated[str | None, _plain("OWNER/NAME")] = None
+    """A data set of the Hugging Face hub, in parquet or JSON lines; each row is a document. Repeat the command to go on
+    where it was stopped. --tokenizer is gpt2 if not given."""
+    config: Annotated[str | None, _plain("NAME")] = None
+    """Which configuration of --hub, if it has several."""
+    split: Annotated[str | None, _plain("NAME")] = None
+    """Which split of --hub, if not train; its end is for validation."""
+    column: Annotated[str | None, _plain("NAME")] = None
+    """Which column of --hub holds the text, if not text."""
+    revision: Annotated[str | None, _plain("REVISION")] = None
+    """Branch, tag or commit of --hub, if not main. The commit is recorded, and going on with another is refused."""
     name: Annotated[str | None, _plain("NAME")] = None
     """What --dataset shall call the text."""
     tokenizer: Annotated[str | None, _plain("char|gpt2|bpe|PATH")] = None
@@ -63,6 +87,10 @@ class Prepare:
     """Of conversations, learn every token, all answers (so if not given), or the last."""
     block_size: Annotated[int | None, _plain("N")] = None
     """Cut conversations to what a block of N tokens holds."""
+    seed: Annotated[int | None, _plain("N")] = None
+    """Decides which documents --mix takes, and in which order; 1 if not given."""
+    max_tokens: Annotated[int | None, _plain("N")] = None
+    """Take no more: of --mix for training, of --hub for both splits."""
     from_file: Annotated[Path | None, _plain("FILE")] = None
     """Take CORPUS from this file instead of downloading it; TinyStories with its validation text beside it."""
     data_dir: Path = Path("data")
@@ -103,76 +131,162 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")
 
 
+_OF_TEXTS = ("name", "tokenizer", "bpe_vocab_size", "val_fraction")
+FLAGS: Mapping[str, Sequence[str]] = {
+    "corpus": ("from_file",),
+    "text": (*_OF_TEXTS, "separator", "unknown"),
+    "conversations": (*_OF_TEXTS, "template", "train_on", "block_size"),
+    "shards": ("name", "tokenizer", "val_fraction"),
+    "mix": ("name", "seed", "max_tokens"),
+    "hub": ("name", "tokenizer", "val_fraction", "config", "split", "column", "revision", "max_tokens"),
+}
+"""What may be given with each source of a corpus; what stands nowhere here goes with all."""
+
+
 def prepare(command: Prepare) -> None:
     """Run `prepare` and say what came of it."""
-    from gpt_common.data.dataset import PREPARABLE, SHAKESPEARE
     from gpt_common.data.listing import summary
-    from gpt_common.data.prepare import prepare_named, prepare_texts
     from gpt_common.progress import Progress
 
-    if bool(command.corpus) + bool(command.text) + bool(command.conversations) != 1:
-        raise UserError(
-            f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text or --conversations"
-        )
-    if not command.conversations:
-        for flag in ("template", "train_on", "block_size"):
-            if getattr(command, flag) is not None:
-                raise UserError(f"--{flag.replace('_', '-')} is for --conversations: leave it out")
+    source = _source(command)
     with Progress() as on_progress:
-        if command.corpus:
-            for flag in ("name", "tokenizer", "bpe_vocab_size", "separator", "unknown", "val_fraction"):
-                if getattr(command, flag) is not None:
-                    raise UserError(f"--{flag.replace('_', '-')} is settled for '{command.corpus}': it is for --text")
-            dataset = prepare_named(
-                command.corpus,
-                command.data_dir,
-                from_file=command.from_file,
-                overwrite=command.overwrite,
-                workers=command.workers,
-                on_progress=on_progress,
-            )
-        elif command.conversations:
-            for flag in ("separator", "unknown", "from_file"):
-                if getattr(command, flag) is not None:
-                    raise UserError(f"--{flag.replace('_', '-')} is not for --conversations: leave it out")
-            if not command.name or not command.tokenizer:
-                raise UserError("--conversations needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
-            from gpt_common.data.conversations.preparing import prepare_conversations
-
-            dataset = prepare_conversations(
-                command.conversations,
-                command.name,
-                command.data_dir,
-                command.tokenizer,
-                template=command.template,
-                train_on=command.train_on or "answers",
-                block_size=command.block_size,
-                bpe_vocab_size=command.bpe_vocab_size,
-                val_fraction=0.1 if command.val_fraction is None else command.val_fraction,
-                overwrite=command.overwrite,
-                on_progress=on_progress,
-            )
-        else:
-            if command.from_file:
-                raise UserError("--from-file is for corpora that have a name: leave it out, --text names the files")
-            if not command.name or not command.tokenizer:
-                raise UserError("--text needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
-            if command.name in SHAKESPEARE:
-                raise UserError(f"the name '{command.name}' belongs to Tiny Shakespeare: take another --name")
-            dataset = prepare_texts(
-                command.text,
-                command.name,
-                command.data_dir,
-                command.tokenizer,
-                bpe_vocab_size=command.bpe_vocab_size,
-                separator=command.separator,
-                unknown=command.unknown,
-                val_fraction=0.1 if command.val_fraction is None else command.val_fraction,
-                overwrite=command.overwrite,
-                workers=command.workers,
-                on_progress=on_progress,
-            )
+        dataset = _prepared(command, source, on_progress)
     print(summary(dataset, command.data_dir))
+    if source == "mix":
+        from gpt_common.data.corpora.mixing import described
+        from gpt_common.data.dataset import read_meta
+
+        print("\n".join(described(read_meta(command.data_dir / dataset.name)["sources"])))
+
+
+def _source(command: Prepare) -> str:
+    """Which of the sources was given.
+
+    Raises:
+        UserError: none or several; a flag that is for another one; a flag that is missing.
+    """
+    from gpt_common.data.dataset import PREPARABLE
+
+    given = [source for source in FLAGS if getattr(command, source)]
+    if len(given) != 1:
+        others = ", ".join(_flag(source) for source in list(FLAGS)[2:-1])
+        raise UserError(
+            f"say which corpus ({', '.join(PREPARABLE)}), or give files of your own with --text, "
+            f"{others} or {_flag(list(FLAGS)[-1])}"
+        )
+    source = given[0]
+    for flag in dict.fromkeys(flag for flags in FLAGS.values() for flag in flags):
+        if flag in FLAGS[source] or getattr(command, flag) is None:
+            continue
+        if flag == "from_file":
+            raise UserError(
+                f"--from-file is for corpora that have a name: leave it out, {_flag(source)} names the files"
+            )
+        if source == "corpus" and flag in FLAGS["text"]:
+            raise UserError(f"{_flag(flag)} is settled for '{command.corpus}': it is for --text")
+        users = " and ".join(_flag(other) for other, flags in FLAGS.items() if flag in flags)
+        raise UserError(f"{_flag(flag)} is for {users}: leave it out")
+    if source != "corpus" and not command.name:
+        more = " and --tokenizer char|gpt2|bpe|PATH" if source in ("text", "conversations") else ""
+        raise UserError(f"{_flag(source)} needs --name NAME{more} as well")
+    if source in ("text", "conversations") and not command.tokenizer:
+        raise UserError(f"{_flag(source)} needs --name NAME and --tokenizer char|gpt2|bpe|PATH as well")
+    return source
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _prepared(command: Prepare, source: str, on_progress: Progress) -> Dataset:
+    """The dataset that was asked for, once it is on the disk."""
+    from gpt_common.data.dataset import SHAKESPEARE
+    from gpt_common.data.prepare import prepare_named, prepare_texts
+
+    name, folder, overwrite = command.name or "", command.data_dir, command.overwrite
+    share = 0.1 if command.val_fraction is None else command.val_fraction
+    if source == "corpus":
+        return prepare_named(
+            command.corpus or "",
+            folder,
+            from_file=command.from_file,
+            overwrite=overwrite,
+            workers=command.workers,
+            on_progress=on_progress,
+        )
+    if source == "conversations":
+        from gpt_common.data.conversations.preparing import prepare_conversations
+
+        return prepare_conversations(
+            command.conversations,
+            name,
+            folder,
+            command.tokenizer or "",
+            template=command.template,
+            train_on=command.train_on or "answers",
+            block_size=command.block_size,
+            bpe_vocab_size=command.bpe_vocab_size,
+            val_fraction=share,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if name in SHAKESPEARE:
+        raise UserError(f"the name '{name}' belongs to Tiny Shakespeare: take another --name")
+    if source == "shards":
+        from gpt_common.data.corpora.shards import prepare_shards
+
+        return prepare_shards(
+            command.shards,
+            name,
+            folder,
+            command.tokenizer or "gpt2",
+            val_fraction=command.val_fraction,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if source == "mix":
+        from gpt_common.data.corpora.mixing import prepare_mixture
+
+        return prepare_mixture(
+            command.mix,
+            name,
+            folder,
+            seed=1 if command.seed is None else command.seed,
+            max_tokens=command.max_tokens,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    if source == "hub":
+        from gpt_common.data.corpora.hub import prepare_hub
+
+        return prepare_hub(
+            command.hub or "",
+            name,
+            folder,
+            command.tokenizer or "gpt2",
+            config=command.config,
+            split=command.split or "train",
+            column=command.column or "text",
+            revision=command.revision,
+            max_tokens=command.max_tokens,
+            val_fraction=command.val_fraction,
+            overwrite=overwrite,
+            workers=command.workers,
+            on_progress=on_progress,
+        )
+    return prepare_texts(
+        command.text,
+        name,
+        folder,
+        command.tokenizer or "",
+        bpe_vocab_size=command.bpe_vocab_size,
+        separator=command.separator,
+        unknown=command.unknown,
+        val_fraction=share,
+        overwrite=overwrite,
+        workers=command.workers,
+        on_progress=on_progress,
+    )
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -23,13 +23,12 @@ from gpt_common.data.encode import PIECE_CHARACTERS, Ids, Span, encoder, jobs
 from gpt_common.data.reading import Reading, Source, read_files, refuse_changed
 from gpt_common.data.tokenizers import (
     CharTokenizer,
-    Gpt2Tokenizer,
     Tokenizer,
     cut_pieces,
     default_bpe_vocab_size,
     default_prompt,
+    known_tokenizer,
     last_cut_before_whitespace,
-    load_tokenizer,
     train_bpe_on,
 )
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
@@ -148,7 +147,7 @@ def prepare_texts(
     if separator == "":
         raise UserError("--separator is empty: give the text between two documents, or none")
     refuse_existing(data_dir / name, overwrite=overwrite)
-    known = None if tokenizer in ("char", "bpe") else _known_tokenizer(tokenizer)
+    known = None if tokenizer in ("char", "bpe") else known_tokenizer(tokenizer, ("char", "bpe"))
     vocabulary = known.characters if isinstance(known, CharTokenizer) else None
     if unknown is not None and (vocabulary is None or (unknown != "drop" and unknown not in set(vocabulary))):
         raise UserError(
@@ -257,16 +256,6 @@ def _spans(sources: Sequence[Source], start: int, stop: int) -> list[Span]:
             spans.append(Span(source.path, first, last))
         offset += source.characters
     return spans
-
-
-def _known_tokenizer(choice: str) -> Tokenizer:
-    """GPT-2's tokenizer, or the one at a path."""
-    if choice == "gpt2":
-        return Gpt2Tokenizer()
-    if not Path(choice).exists():
-        hint = nearest(choice, ("char", "gpt2", "bpe"))
-        raise UserError(f"--tokenizer '{choice}' is neither a kind ({hint}) nor the path of a tokenizer.json")
-    return load_tokenizer(Path(choice))
 
 
 def _trained_bpe(training: Sequence[Span], separator: str | None, vocab_size: int, on_progress: Progress) -> Tokenizer:

@@ -131,13 +131,15 @@ def _write_tokens(
 ) -> tuple[dict[str, Any], npt.NDArray[np.int64]]:
     """Write one split; returns its entry in the sidecar and how often each id occurs, (V,)."""
     digest, counts, last = hashlib.sha256(), np.zeros(tokenizer.vocab_size, np.int64), -1
+    opens, end = False, tokenizer.end_of_text
     with path.open("wb") as file:
         for ids in arrays:
+            opens = opens or (last == -1 and len(ids) > 0 and ids[0] == end)
             data = ids.astype(dtype).tobytes()
             file.write(data)
             digest.update(data)
             counts += np.bincount(ids, minlength=tokenizer.vocab_size)
             last = int(ids[-1]) if len(ids) else last
-    end = tokenizer.end_of_text
-    documents = None if end is None else int(counts[end]) + (last != end)
+    # Ready tokens may have the end of text before each document instead.
+    documents = None if end is None else int(counts[end]) + (last != end and not opens)
     return {"tokens": int(counts.sum()), "documents": documents, "sha256": digest.hexdigest()}, counts

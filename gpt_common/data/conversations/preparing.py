@@ -19,11 +19,11 @@ from gpt_common.data.conversations.summary import summary_lines
 from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
 from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
 from gpt_common.data.download import Progress
-from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer, load_tokenizer, train_bpe_on
+from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, known_tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.bpe import default_bpe_vocab_size
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.data.writer import refuse_existing, write_dataset
-from gpt_common.errors import UserError, nearest
+from gpt_common.errors import UserError
 from gpt_common.files import read_bytes, read_json
 
 SETTINGS = "tokenizer_config.json"
@@ -131,12 +131,7 @@ def _tokenizer(choice: str, conversations: Sequence[Conversation], bpe_vocab_siz
     if choice == "bpe":
         size = bpe_vocab_size or default_bpe_vocab_size(sum(map(len, texts())))
         return train_bpe_on(texts(), size)
-    if choice == "gpt2":
-        return Gpt2Tokenizer()
-    if not Path(choice).exists():
-        hint = nearest(choice, ("char", "gpt2", "bpe"))
-        raise UserError(f"--tokenizer '{choice}' is neither a kind ({hint}) nor the path of a tokenizer.json")
-    return load_tokenizer(Path(choice))
+    return known_tokenizer(choice, ("char", "bpe"))
 
 
 def _template(choice: str | None, tokenizer: str) -> Template:

@@ -8,7 +8,7 @@ from gpt_common.data.tokenizers.characters import CharTokenizer
 from gpt_common.data.tokenizers.cutting import cut_pieces, last_cut_before_whitespace
 from gpt_common.data.tokenizers.extended import ExtendedTokenizer
 from gpt_common.data.tokenizers.gpt2 import Gpt2Tokenizer
-from gpt_common.data.tokenizers.saved import load_tokenizer
+from gpt_common.data.tokenizers.saved import known_tokenizer, load_tokenizer
 from gpt_common.data.tokenizers.tokenizer import (
     BYTE_LETTERS,
     END_OF_TEXT,
@@ -31,6 +31,7 @@ __all__ = [
     "default_bpe_vocab_size",
     "default_prompt",
     "identity",
+    "known_tokenizer",
     "last_cut_before_whitespace",
     "load_tokenizer",
     "train_bpe",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"tokenizer {path}: {error}") from None
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise UserError(f"tokenizer {path}: not what it says it is ({type(error).__name__}: {error})") from None
+
+
+def known_tokenizer(choice: str, made: Sequence[str]) -> Tokenizer:
+    """What `--tokenizer` names and is there before the text is: GPT-2's vocabulary, or what a path leads to.
+
+    Args:
+        made: the other kinds, which are made of the text.
+
+    Raises:
+        UserError: neither.
+    """
+    if choice == "gpt2":
+        return Gpt2Tokenizer()
+    if not Path(choice).exists():
+        hint = nearest(choice, ("gpt2", *made))
+        raise UserError(f"--tokenizer '{choice}' is neither a kind ({hint}) nor the path of a tokenizer.json")
+    return load_tokenizer(Path(choice))
 
 
 def _made_of(document: Any) -> Tokenizer:

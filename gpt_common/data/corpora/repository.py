@@ -1,0 +1,236 @@
+"""Data sets on a hub: which commit a name means now, which files hold a split, and the files, through huggingface_hub.
+
+The library decides where from and where to: HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt_common.data.download import Progress
+from gpt_common.errors import UserError, nearest
+
+READABLE = ((".parquet",), (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".json.gz", ".json.zst"))
+"""Endings of files of rows; where there are files of the first kind, those of the second are the same once more."""
+SPLIT_WORDS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""How files are called that hold a split, where the data set does not list them."""
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A data set on the hub."""
+
+    name: str
+    """OWNER/NAME."""
+    revision: str
+    """Branch, tag or commit."""
+
+    def __str__(self) -> str:
+        return self.name if self.revision == "main" else f"{self.name} at {self.revision}"
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the hub says of a data set."""
+
+    commit: str
+    files: Sequence[str]
+    configs: Sequence[Mapping[str, Any]]
+    """What its card lists: name and files of each configuration."""
+
+
+def repository(name: str, revision: str | None) -> Repository:
+    """A data set by its name.
+
+    Raises:
+        UserError: it is no name, or no revision.
+    """
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise UserError(f"--hub {name!r} is no name of a data set: write OWNER/NAME")
+    if revision is not None and not re.fullmatch(r"[\w./-]+", revision):
+        raise UserError(f"--revision {revision!r} is no name of a branch, tag or commit")
+    return Repository(name, revision or "main")
+
+
+def describe(data: Repository) -> Described:
+    """Commit, files and configurations of a data set.
+
+    Raises:
+        UserError: no such data set or revision; gated; offline; no answer that makes sense.
+    """
+    from huggingface_hub import HfApi
+
+    with one_line_errors(data):
+        found = HfApi().dataset_info(data.name, revision=data.revision)
+    card = found.card_data.to_dict() if found.card_data is not None else {}
+    configs = card.get("configs")
+    files = sorted(each.rfilename for each in found.siblings or ())
+    if not isinstance(found.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", found.sha):
+        raise UserError(f"the hub does not say which commit of {data} it has: try again")
+    return Described(
+        found.sha,
+        [file for file in files if ".." not in file.split("/") and not file.startswith("/")],
+        [each for each in configs if isinstance(each, dict)] if isinstance(configs, list) else [],
+    )
+
+
+def files_of(data: Repository, described: Described, config: str | None, split: str) -> list[str]:
+    """The files that hold a split, by name: as its card lists them, else those that are called by the split's name.
+
+    Raises:
+        UserError: no such configuration or split, several to choose from, or no file that can be read here.
+    """
+    readable = [file for file in described.files if file.endswith(tuple(e for kind in READABLE for e in kind))]
+    if not readable:
+        raise UserError(
+            f"{data} has no file of parquet or JSON lines; many data sets have a copy in parquet: "
+            "--revision refs/convert/parquet"
+        )
+    listed = _listed(data, described, config)
+    if listed is not None:
+        if split not in listed:
+            raise UserError(f"{data} has no split '{split}': {nearest(split, listed)}")
+        patterns = [_pattern(glob) for glob in listed[split]]
+        found = [file for file in readable if any(pattern.fullmatch(file) for pattern in patterns)]
+    else:
+        if config is not None:
+            folders = {folder for file in readable for folder in file.split("/")[:-1]}
+            if config not in folders:
+                raise UserError(f"{data} has no configuration '{config}': {nearest(config, folders or {'none'})}")
+            readable = [file for file in readable if config in file.split("/")[:-1]]
+        words = SPLIT_WORDS | ({} if split in SPLIT_WORDS else {split: (split,)})
+        by_split = {name: [file for file in readable if _called(file, words[name])] for name in words}
+        present = [name for name, files in by_split.items() if files]
+        if not present:
+            by_split, present = {"train": readable}, ["train"]
+        if split not in present:
+            raise UserError(f"{data} has no split '{split}': {nearest(split, present)}")
+        found = by_split[split]
+    for kind in READABLE:
+        if chosen := sorted(file for file in found if file.endswith(kind)):
+            return chosen
+    raise UserError(f"{data}: no file of split '{split}' is parquet or JSON lines")
+
+
+def fetch(data: Repository, name: str, commit: str, on_progress: Progress) -> tuple[Path, str]:
+    """A file in the library's cache, downloaded if it is not there, and the hash that the hub gives of its content.
+
+    Raises:
+        UserError: it cannot be had, or is not what its hash says.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils.tqdm import tqdm
+
+    with one_line_errors(data):
+
+        class Bar(tqdm):
+            """What the library tells of its downloads, shown as every command shows how far it is."""
+
+            def __init__(self, *args: Any, **settings: Any) -> None:
+                super().__init__(*args, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
+
+            def update(self, n: float | None = 1) -> None:
+                self.n += n or 0
+                on_progress(f"fetching {name} of {data.name}", int(self.n), int(self.total or self.n))
+
+        path = Path(hf_hub_download(data.name, name, repo_type="dataset", revision=commit, tqdm_class=Bar))
+    return path, _checked(data, path)
+
+
+def _checked(data: Repository, path: Path) -> str:
+    """The library compares sizes only; the name of a file in its cache is the hub's hash of its content."""
+    stored = path.resolve()
+    if re.fullmatch(r"[0-9a-f]{64}", stored.name):
+        digest = hashlib.sha256()
+    elif re.fullmatch(r"[0-9a-f]{40}", stored.name):
+        digest = hashlib.sha1(f"blob {stored.stat().st_size}\0".encode())  # as git names it
+    else:
+        raise UserError(f"the hub does not say which hash {path.name} of {data} has")
+    with stored.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != stored.name:
+        stored.unlink()
+        path.unlink(missing_ok=True)
+        raise UserError(f"{path.name} of {data} is not what the hub says it is (its hash differs): try again")
+    return f"{digest.name}:{stored.name}"
+
+
+@contextmanager
+def one_line_errors(data: Repository) -> Iterator[None]:
+    """What the library says in paragraphs, in a line that says what to do."""
+    from huggingface_hub import constants, errors
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise UserError(
+            f"{data} is gated: accept its terms on its page, then log in with `hf auth login` (or set HF_TOKEN)"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise UserError(
+            f"no data set {data.name} on the hub: check the name; a private one needs `hf auth login` or HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise UserError(f"{data.name} has no revision {data.revision!r}: check it, or leave it out") from None
+    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
+        why = "HF_HUB_OFFLINE forbids it: unset it" if constants.HF_HUB_OFFLINE else "check the network and HF_ENDPOINT"
+        raise UserError(f"{data} cannot be asked for: {why}") from None
+    except errors.EntryNotFoundError as error:
+        raise UserError(f"{data} lacks a file that it lists ({_short(error)}): try again") from None
+    except (errors.HfHubHTTPError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{data} could not be fetched ({_short(error)}): try again") from None
+    except Exception as error:
+        # Errors of the transport have no base class of the library's own.
+        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
+            raise UserError(f"{data} could not be fetched ({_short(error)}): check the network, try again") from None
+        raise
+
+
+def _listed(data: Repository, described: Described, config: str | None) -> dict[str, list[str]] | None:
+    """Patterns of files by split, as the card lists them for a configuration; None where it lists none."""
+    by_name = {str(each.get("config_name", "default")): each for each in described.configs if each.get("data_files")}
+    if not by_name:
+        return None
+    if config is None:
+        default = [name for name, each in by_name.items() if each.get("default") is True or name == "default"]
+        if not default and len(by_name) > 1:
+            raise UserError(f"{data} has several configurations: --config, and {nearest('', by_name)}")
+        config = (default or list(by_name))[0]
+    if config not in by_name:
+        raise UserError(f"{data} has no configuration '{config}': {nearest(config, by_name)}")
+    files = by_name[config]["data_files"]
+    splits: dict[str, list[str]] = {}
+    for entry in files if isinstance(files, list) else [files]:
+        split, paths = (entry.get("split", "train"), entry.get("path")) if isinstance(entry, dict) else ("train", entry)
+        splits.setdefault(str(split), []).extend(map(str, paths if isinstance(paths, list) else [paths]))
+    return splits
+
+
+def _called(file: str, words: Sequence[str]) -> bool:
+    """Whether a path has one of these words."""
+    return re.search(rf"(?:^|[^a-z0-9])(?:{'|'.join(map(re.escape, words))})(?:[^a-z0-9]|$)", file.lower()) is not None
+
+
+def _pattern(glob: str) -> re.Pattern[str]:
+    """A pattern of paths as cards have them: `*` stays in a folder, `**` does not."""
+    parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    said = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(said.get(part, re.escape(part)) for part in parts))
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__

@@ -1,0 +1,191 @@
+"""What a preparation has done so far: a folder of finished shards, in which a killed one is gone on with.
+
+    data/NAME.tmp-hub/
+      plan.json             what is prepared, and how; whoever goes on must want the same
+      shard-00000.bin       token ids, as in a dataset
+      shard-00000.json      written last: tokens, SHA-256, rows they are of, and the row where the next shard begins
+
+What is not vouched for by its json was not finished, and is made again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt_common.errors import UserError
+from gpt_common.files import cannot_write, remove, sync, write_atomically
+
+CHUNK_TOKENS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A shard that is on the disk."""
+
+    tokens: int
+    sha256: str
+    """Of its ids."""
+    rows: list[dict[str, Any]]
+    """Which it is of: `file`, `hash`, `first` and `last` row."""
+    next_file: int
+    next_row: int
+    """Where the next one begins."""
+    last: bool
+    """None comes behind it."""
+
+
+class Work:
+    """The folder, held by one process.
+
+    Args:
+        dtype: of the ids.
+    """
+
+    def __init__(self, folder: Path, dtype: np.dtype[Any]) -> None:
+        self.folder, self.dtype = folder, dtype
+        self.finished: list[Finished] = []
+
+    def shard(self, number: int) -> Path:
+        """The ids of a shard."""
+        return self.folder / f"shard-{number:05}.bin"
+
+    def load(self) -> None:
+        """Take up the shards that are whole; what else lies there goes."""
+        wanted = {"plan.json"}
+        while (record := self._record(len(self.finished))) is not None:
+            wanted |= {self.shard(len(self.finished)).name, self._beside(len(self.finished)).name}
+            self.finished.append(record)
+        for path in self.folder.iterdir():
+            if path.name not in wanted:
+                remove(path)
+
+    def keep(self, record: Finished) -> None:
+        """A shard whose ids are written is finished."""
+        sync(self.shard(len(self.finished)))
+        sync(self.folder)
+        write_atomically(self._beside(len(self.finished)), json.dumps(asdict(record)) + "\n")
+        self.finished.append(record)
+
+    def chunks(self, start: int, stop: int) -> Iterator[npt.NDArray[np.integer]]:
+        """Tokens `start` to `stop` of all shards taken together."""
+        offset = 0
+        for number, record in enumerate(self.finished):
+            first, last = max(start - offset, 0), min(stop - offset, record.tokens)
+            if first < last:
+                with self.shard(number).open("rb") as file:
+                    file.seek(first * self.dtype.itemsize)
+                    while first < last:
+                        data = file.read(min(CHUNK_TOKENS, last - first) * self.dtype.itemsize)
+                        if not data or len(data) % self.dtype.itemsize:
+                            raise UserError(f"{self.shard(number)} changed while it was read: repeat the command")
+                        ids = np.frombuffer(data, self.dtype)
+                        yield ids
+                        first += len(ids)
+            offset += record.tokens
+
+    def _beside(self, number: int) -> Path:
+        return self.shard(number).with_suffix(".json")
+
+    def _record(self, number: int) -> Finished | None:
+        try:
+            record = Finished(**json.loads(self._beside(number).read_text(encoding="utf-8")))
+            with self.shard(number).open("rb") as file:
+                whole = hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+        except (OSError, ValueError, TypeError):
+            return None
+        return record if whole and self.shard(number).stat().st_size == record.tokens * self.dtype.itemsize else None
+
+
+@contextmanager
+def working(folder: Path, plan: dict[str, Any], dtype: np.dtype[Any], *, overwrite: bool) -> Iterator[Work]:
+    """Work on `plan`, begun or gone on with; the folder stays if shards are finished when the block fails.
+
+    Args:
+        overwrite: work on another plan gives way.
+
+    Raises:
+        UserError: another process works there, or work on another plan lies there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    work = Work(folder, dtype)
+    try:
+        _hold(descriptor, folder)
+        before = _plan(folder)
+        if before is not None and before != plan and not overwrite:
+            raise UserError(_other(folder, before, plan))
+        if before != plan:
+            for path in folder.iterdir():
+                remove(path)
+            write_atomically(folder / "plan.json", json.dumps(plan) + "\n")
+        work.load()
+        try:
+            yield work
+        except UserError as error:
+            if not work.finished:
+                raise
+            raise UserError(f"{error}; what is finished is kept: the same command goes on with it") from None
+        finally:
+            if not work.finished:
+                remove(folder)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def write_ids(path: Path, arrays: Iterable[npt.NDArray[np.integer]], dtype: np.dtype[Any]) -> tuple[int, str]:
+    """Write ids; returns how many there are, and the SHA-256 of the file."""
+    digest, tokens = hashlib.sha256(), 0
+    with path.open("wb") as file:
+        for ids in arrays:
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            digest.update(data)
+            tokens += len(ids)
+    return tokens, digest.hexdigest()
+
+
+def _hold(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"another process prepares {folder.name.partition('.tmp-')[0]}: wait for it") from None
+    except OSError:  # not every network file system has locks
+        return
+
+
+def _plan(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _other(folder: Path, before: dict[str, Any], plan: dict[str, Any]) -> str:
+    """What to say where the work that lies there is other work."""
+    if before.get("repository") == plan["repository"] and before.get("commit") != plan["commit"]:
+        return (
+            f"{plan['repository']} is at commit {plan['commit'][:12]} now, and {folder} was begun at another: "
+            f"--revision {before.get('commit')} goes on with it, --overwrite begins anew"
+        )
+    key = next(key for key in plan if before.get(key) != plan[key])
+    return (
+        f"{folder} was begun with {key.replace('_', ' ')} {str(before.get(key))[:80]}, not {str(plan[key])[:80]}: "
+        "repeat the command as it was, or begin anew with --overwrite"
+    )

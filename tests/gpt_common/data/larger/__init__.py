@@ -1,0 +1,1 @@
+"""Corpora beyond one file: shards, mixtures, data sets of a hub."""

@@ -1,0 +1,321 @@
+"""Data sets of a hub, from a server on this machine: what becomes of them, going on after a kill, what is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("pyarrow", reason="extra hub")
+
+# isort: split
+import huggingface_hub.constants
+import pyarrow
+
+from gpt_common.data import Dataset
+from gpt_common.data.__main__ import main
+from gpt_common.data.corpora import hub as preparing
+from gpt_common.data.corpora.hub import prepare_hub
+from gpt_common.data.tokenizers import CharTokenizer
+from gpt_common.errors import UserError
+from tests.gpt_common.data.corpora import fails, silent
+from tests.gpt_common.data.larger.hub import FIRST, LETTERS, SECOND, Hub, json_lines, parquet, serving, texts
+from tests.twins import ROOT
+
+END = len(LETTERS)
+ONE, TWO, THREE = texts(1, 40), texts(2, 30), texts(3, 20)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The server, asked by this process, whose cache is empty; three files of parquet, and others."""
+    with serving() as hub:
+        hub.files = {
+            "data/train-00000-of-00003.parquet": parquet(ONE),
+            "data/train-00001-of-00003.parquet": parquet(TWO),
+            "data/train-00002-of-00003.parquet": parquet(THREE),
+            "data/test-00000-of-00001.parquet": parquet(texts(4, 20)),
+            "README.md": b"#",
+        }
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        CharTokenizer(LETTERS, end_of_text=True).save(tmp_path / "tokenizer.json")
+        monkeypatch.chdir(tmp_path)
+        yield hub
+
+
+def prepared(name: str = "mine", **options: Any) -> Dataset:
+    given: dict[str, Any] = {"workers": 1, "shard_characters": 600, "on_progress": silent, **options}
+    repository = given.pop("repository", "someone/texts")
+    return prepare_hub(repository, name, Path("data"), "tokenizer.json", **given)
+
+
+def documents(found: Dataset) -> list[str]:
+    """The texts of both splits."""
+    ids = np.concatenate([found.train, found.val])
+    assert ids[-1] == END
+    parts = np.split(ids, np.flatnonzero(ids == END) + 1)[:-1]
+    return [found.tokenizer.decode(part[:-1].tolist()) for part in parts]
+
+
+def contents(name: str) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (Path("data") / name).iterdir()}
+
+
+def test_each_row_becomes_a_document(hub: Hub) -> None:
+    found = prepared()
+    assert documents(found) == ONE + TWO + THREE
+    assert found.train[-1] == END
+    assert len(found.val) / (len(found.train) + len(found.val)) == pytest.approx(0.1, abs=81 / 3000)
+    meta = json.loads(Path("data/mine/meta.json").read_text())
+    assert meta["recipe"]["commit"] == FIRST
+    assert meta["recipe"]["repository"] == "someone/texts"
+    assert len(meta["sources"]) > 4
+    assert sum(shard["tokens"] for shard in meta["sources"]) == len(found.train) + len(found.val)
+    rows = [row for shard in meta["sources"] for row in shard["rows"]]
+    read = [(row["file"][11:16], number) for row in rows for number in range(row["first"], row["last"] + 1)]
+    assert read == [(f"0000{i}", row) for i, part in enumerate((ONE, TWO, THREE)) for row in range(len(part))]
+    assert all(row["hash"].startswith("sha256:") for row in rows)
+    assert [path.name for path in Path("data").iterdir()] == ["mine"]
+    assert not any("test" in name for name in hub.asked)
+
+
+def test_the_sizes_of_shards_pieces_and_row_groups_change_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = np.concatenate([(found := prepared("a")).train, found.val])
+    monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 50)
+    hub.files["data/train-00000-of-00003.parquet"] = parquet(ONE, group=1000)
+    hub.commit = SECOND
+    found = prepared("b", shard_characters=10**6)
+    np.testing.assert_array_equal(np.concatenate([found.train, found.val]), before)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "ndjson"])
+def test_json_lines(hub: Hub, kind: str) -> None:
+    data = json_lines([*ONE, None, "", *TWO])
+    if kind == "jsonl.gz":
+        data = gzip.compress(data)
+    if kind == "jsonl.zst":
+        data = pyarrow.compress(data, "zstd", asbytes=True)
+    hub.files = {f"train.{kind}": data}
+    assert documents(prepared()) == ONE + TWO
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("most", [300, 777, 1500])
+def test_max_tokens_takes_the_documents_that_fit(most: int) -> None:
+    found = prepared(max_tokens=most)
+    taken = documents(found)
+    assert taken == (ONE + TWO + THREE)[: len(taken)]
+    size = len(found.train) + len(found.val)
+    assert size <= most < size + len((ONE + TWO + THREE)[len(taken)]) + 1
+    rows = json.loads(Path("data/mine/meta.json").read_text())["sources"][-1]["rows"]
+    assert (ONE, TWO, THREE)[int(rows[-1]["file"][15])][rows[-1]["last"]] == taken[-1]
+
+
+class Killed(BaseException):
+    """What ends a preparation as a kill does: nothing is tidied up that a killed process would leave."""
+
+
+def test_stopped_after_every_shard_it_ends_in_the_same_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("whole")
+    whole = contents("whole")
+    asked = len(hub.asked)
+    keep, stops = preparing.Work.keep, 0
+
+    def stop(work: Any, record: Any) -> None:
+        keep(work, record)
+        raise Killed
+
+    monkeypatch.setattr(preparing.Work, "keep", stop)
+    for _ in range(50):
+        # What was half written then is not taken for a shard.
+        for folder in Path("data").glob("*.tmp-hub"):
+            (folder / f"shard-{stops:05}.bin").write_bytes(b"ab" * 100)
+        try:
+            prepared("again")
+            break
+        except Killed:
+            stops += 1
+    assert stops == len(json.loads(whole["meta.json"])["sources"])
+    assert contents("again") == whole
+    assert len(hub.asked) == asked  # all is in the cache
+    assert sorted(path.name for path in Path("data").iterdir()) == ["again", "whole"]
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_damaged_shard_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_assemble", stopped)
+        with pytest.raises(Killed):
+            prepared("again")
+    path = Path("data/again.tmp-hub/shard-00001.bin")
+    data = bytearray(path.read_bytes())
+    data[7] ^= 1
+    path.write_bytes(data)
+    prepared("again")
+    assert contents("again") == contents("whole")
+
+
+def stopped(*_: Any, **__: Any) -> None:
+    raise Killed
+
+
+def test_a_changed_upstream_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(preparing, "_assemble", stopped)
+        with pytest.raises(Killed):
+            prepared()
+    hub.commit = SECOND
+    with fails(rf"is at commit {SECOND[:12]} now.*begun at another: --revision {FIRST} goes on.*--overwrite"):
+        prepared()
+    assert Path("data/mine.tmp-hub").is_dir()
+    with fails("was begun with column text, not other"):
+        prepared(revision=FIRST, column="other")
+    prepared(revision=FIRST)
+    assert contents("mine")["train.bin"] == contents("whole")["train.bin"]
+    hub.files["data/train-00000-of-00003.parquet"] = parquet(TWO)
+    assert documents(prepared(overwrite=True)) == TWO + TWO + THREE
+    assert json.loads(contents("mine")["meta.json"])["recipe"]["commit"] == SECOND
+
+
+SECOND_FILE = "data/train-00001-of-00003.parquet"
+FAULTS: dict[str, tuple[Callable[[Hub], Any], dict[str, Any], str]] = {
+    "unknown name": (lambda _: None, {"repository": "someone/nothing"}, "no data set someone/nothing on the hub"),
+    "no name": (lambda _: None, {"repository": "texts"}, "write OWNER/NAME"),
+    "a path": (lambda _: None, {"repository": "../texts"}, "write OWNER/NAME"),
+    "unknown revision": (lambda _: None, {"revision": "v9"}, "someone/texts has no revision 'v9'"),
+    "unknown split": (lambda _: None, {"split": "tset"}, "no split 'tset': did you mean 'test'"),
+    "unknown configuration": (lambda _: None, {"config": "dat"}, "no configuration 'dat': did you mean 'data'"),
+    "unknown column": (lambda _: None, {"column": "txet"}, "has no column 'txet': did you mean 'text'"),
+    "not a text": (lambda _: None, {"column": "id"}, "column 'id' of .* holds int64, and no text"),
+    "gated": (lambda hub: setattr(hub, "fault", "gated"), {}, "is gated: accept its terms"),
+    "no commit": (lambda hub: setattr(hub, "fault", "silly"), {}, "does not say which commit"),
+    "no file": (lambda hub: hub.files.clear(), {}, "refs/convert/parquet"),
+    "no parquet": (lambda hub: hub.files.update(dict.fromkeys(hub.files, b"PAR1" * 9)), {}, "cannot be read"),
+    "no text": (lambda hub: hub.files.update({n: parquet([None]) for n in hub.files}), {}, "it has no text"),
+    "too few": (lambda _: None, {"max_tokens": 3}, "its first document has more tokens than --max-tokens"),
+    "share": (lambda _: None, {"val_fraction": 1.0}, "above 0 and below 1"),
+    "processes": (lambda _: None, {"workers": -1}, "--workers is -1"),
+    "reserved": (lambda _: None, {"name": "stories"}, "belongs to a built-in corpus"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_one_line_and_leaves_nothing(hub: Hub, fault: str) -> None:
+    change, options, words = FAULTS[fault]
+    change(hub)
+    with fails(words) as caught:
+        prepared(**options)
+    assert "\n" not in str(caught.value)
+    assert not Path("data").exists() or not list(Path("data").iterdir())
+
+
+@pytest.mark.parametrize("fault", ["cut", "forged"])
+def test_a_file_that_breaks_off_or_is_forged_is_fetched_again(hub: Hub, fault: str) -> None:
+    hub.fault, hub.faulty = fault, SECOND_FILE
+    with fails("(could not be fetched|is not what the hub says)") as caught:
+        prepared()
+    assert "what is finished is kept" in str(caught.value)
+    hub.fault = ""
+    assert documents(prepared()) == ONE + TWO + THREE
+
+
+def test_without_pyarrow_the_extra_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with fails(r"--hub needs pyarrow: pip install -e '.\[hub\]'"):
+        prepared()
+    assert not hub.asked
+
+
+def test_the_command(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.files["data/test-00000-of-00001.parquet"] = parquet(ONE, column="story")
+    given = "--hub someone/texts --name web --tokenizer tokenizer.json --split test --column story --workers 1"
+    main(["prepare", *given.split(), "--revision", SECOND, "--max-tokens", "500"])
+    assert "--dataset web" in capsys.readouterr().out
+    assert json.loads(contents("web")["meta.json"])["recipe"]["commit"] == SECOND
+    for words, message in (
+        ("--hub someone/texts", "--hub needs --name NAME as well"),
+        ("--text a --name x --tokenizer char --column y", "--column is for --hub: leave it out"),
+        ("--hub someone/texts --name x --seed 2", "--seed is for --mix: leave it out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            main(["prepare", *words.split()])
+
+
+KILLS = 30
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+import pyarrow.parquet, huggingface_hub, huggingface_hub.hf_api, huggingface_hub.file_download, httpx2
+from gpt_common.data.corpora.hub import prepare_hub
+
+FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py"}
+count, at = 0, -1
+
+def watch(frame, event, argument):
+    global count
+    if os.path.basename(frame.f_code.co_filename) in FILES:
+        count += 1
+        if count == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def run(name):
+    sys.setprofile(watch)
+    prepare_hub("someone/texts", name, Path("data"), "tokenizer.json", workers=1, shard_characters=600,
+                on_progress=lambda *_: None)
+    sys.setprofile(None)
+
+run("whole")
+# Up to a third of all calls: a kill now and then comes when much is done, and some come in the assembling.
+places = np.random.default_rng(5).integers(1, count // 3, KILLS)
+killed = 0
+while not Path("data/again").exists():
+    child = os.fork()
+    if child == 0:
+        count, at = 0, int(places[killed]) if killed < KILLS else -1
+        run("again")
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        killed += 1
+    elif status:
+        sys.exit(status)
+print("killed", killed)
+"""
+
+
+@pytest.mark.usefixtures("hub")
+def test_killed_at_any_call_it_ends_in_the_same_bytes(hub: Hub, tmp_path: Path) -> None:
+    """By SIGKILL; whatever function of ours begins or ends then."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "NO_PROXY": "127.0.0.1",
+    }
+    script = f"KILLS = {KILLS}\n{KILLED}"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    print(ended.stdout.strip())
+    assert int(ended.stdout.split()[-1]) >= KILLS // 2
+    assert contents("again") == contents("whole")
+    assert sorted(path.name for path in Path("data").iterdir()) == ["again", "whole"]
