@@ -102,7 +102,7 @@ def prepare_hub(
             shards = _Shards(work, rows, maker, shard_characters, max_tokens)
             while not (work.finished and work.finished[-1].last):
                 shards.make(encode, on_progress)
-        recipe = {"command": "python -m gpt_common.data prepare --hub", **plan, "tokenizer": maker.kind}
+        recipe: dict[str, Any] = {"command": "python -m gpt_common.data prepare --hub", **plan, "tokenizer": maker.kind}
         recipe["versions"] = {package: version(package) for package in ("tiktoken", "tokenizers", "numpy", "pyarrow")}
         _assemble(work, data_dir / name, maker, share, recipe, overwrite=overwrite, on_progress=on_progress)
         remove(work.folder)

@@ -87,10 +87,10 @@ def prepare_mixture(
         raise UserError(f"'{name}' is one of the corpora that are mixed: take another --name")
     refuse_existing(data_dir / name, overwrite=overwrite)
     known = {*BUILT_INS, *prepared_names(data_dir)}
-    for part in wanted:
-        if part not in known:
-            raise UserError(f"--mix: no dataset '{part}' in {data_dir} ({nearest(part, known)})")
-    parts = [open_dataset(part, data_dir) for part in wanted]
+    for one in wanted:
+        if one not in known:
+            raise UserError(f"--mix: no dataset '{one}' in {data_dir} ({nearest(one, known)})")
+    parts = [open_dataset(one, data_dir) for one in wanted]
     maker = parts[0].tokenizer
     for part in parts:
         if part.tokenizer.fingerprint != maker.fingerprint:
@@ -102,7 +102,7 @@ def prepare_mixture(
         if part.examples is not None:
             raise UserError(f"'{part.name}' holds conversations: --mix is for corpora of text")
     fractions = list(wanted.values())
-    taken = {
+    taken: dict[str, list[Taken]] = {
         split: _taken(
             [getattr(part, split) for part in parts],
             fractions,

@@ -72,7 +72,8 @@ def describe(data: Repository) -> Described:
 
     with one_line_errors(data):
         found = HfApi().dataset_info(data.name, revision=data.revision)
-    card = found.card_data.to_dict() if found.card_data is not None else {}
+    written: Any = found.card_data
+    card = written.to_dict() if written is not None else {}
     configs = card.get("configs")
     files = sorted(each.rfilename for each in found.siblings or ())
     if not isinstance(found.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", found.sha):

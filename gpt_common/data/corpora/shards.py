@@ -83,8 +83,11 @@ class Shard:
 
     def sha256(self) -> str:
         """Of the whole file, header included: what its publisher lists."""
+        digest = hashlib.sha256()
         with open_file(self.path) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while read := file.read(1 << 20):
+                digest.update(read)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def prepare_shards(
     if not named["train"]:
         raise UserError(f"all {len(shards)} files have 'val' in their names: none is left for training")
     maker = known_tokenizer(tokenizer, ())
-    parts = {split: [Part(shard, 0, shard.tokens) for shard in named[split]] for split in SPLITS}
+    parts: dict[str, list[Part]] = {split: [Part(shard, 0, shard.tokens) for shard in named[split]] for split in SPLITS}
     if not parts["val"]:
         parts = _divided(shards, share, maker)
     sources: list[dict[str, Any]] = []

@@ -24,6 +24,7 @@ from gpt_common.data import Dataset
 from gpt_common.data.__main__ import main
 from gpt_common.data.corpora import hub as preparing
 from gpt_common.data.corpora.hub import prepare_hub
+from gpt_common.data.corpora.work import Work
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.errors import UserError
 from tests.gpt_common.data.corpora import fails, silent
@@ -132,13 +133,13 @@ def test_stopped_after_every_shard_it_ends_in_the_same_bytes(hub: Hub, monkeypat
     prepared("whole")
     whole = contents("whole")
     asked = len(hub.asked)
-    keep, stops = preparing.Work.keep, 0
+    keep, stops = Work.keep, 0
 
     def stop(work: Any, record: Any) -> None:
         keep(work, record)
         raise Killed
 
-    monkeypatch.setattr(preparing.Work, "keep", stop)
+    monkeypatch.setattr(Work, "keep", stop)
     for _ in range(50):
         # What was half written then is not taken for a shard.
         for folder in Path("data").glob("*.tmp-hub"):

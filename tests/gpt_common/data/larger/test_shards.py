@@ -128,6 +128,11 @@ def broken(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     return lambda path: (path.write_bytes(change(path.read_bytes())), None)[1]
 
 
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no header": (lambda path: path.write_bytes(b"ab" * 900), "is no token shard of llm.c or modded-nanogpt"),
     "empty": (lambda path: path.write_bytes(b""), "is no token shard"),
@@ -140,7 +145,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "not finished": (lambda path: write_shard(path, np.zeros(0)), "says that it holds 0 tokens"),
     "negative": (broken(lambda data: data[:8] + b"\xff\xff\xff\xff" + data[12:]), "says that it holds -1 tokens"),
     "outside": (lambda path: write_shard(path, np.array([1, 2, 1000])), "token id 1000 at position 2, outside"),
-    "a folder": (lambda path: (path.unlink(), path.mkdir()), "cannot read"),
+    "a folder": (a_folder, "cannot read"),
 }
 
 
