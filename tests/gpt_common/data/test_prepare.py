@@ -156,7 +156,7 @@ def test_what_cannot_be_prepared_is_refused(tmp_path: Path, tokenizers: dict[str
         (lambda: attempt("empty"), "empty is empty"),
         (lambda: attempt("empty", tokenizers["bpe"]), "empty is empty"),
         (lambda: attempt("ascii", workers=-1), "--workers is -1"),
-        (lambda: attempt("ascii", name="stories"), "belongs to the built-in corpus"),
+        (lambda: attempt("ascii", name="stories"), "belongs to a built-in corpus"),
     ):
         (tmp_path / "data").mkdir(exist_ok=True)
         with fails(message):
