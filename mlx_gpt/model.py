@@ -118,18 +118,17 @@ class GPT(nn.Module):
         self.adapters.new_pass(key)
         past = caches[0].length if caches else 0  # how many tokens came before these
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
+        T, rotary = tokens_BT.shape[1], self.rotary
+        if starts_BT is None:
+            positions, sees_B1TT = mx.arange(past, past + T), None
+            angles = rotary.angles(past, past + T) if rotary is not None else None
+        else:
+            # Examples that share a row are to each other as if they stood in rows of their own.
+            positions, sees_B1TT = restarted(starts_BT), within_examples(starts_BT)
+            angles = rotary.angles_at(positions) if rotary is not None else None
         # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.
         if self.config.positions != "rope":
-            positions_T = mx.arange(past, past + tokens_BT.shape[1])
-            if starts_BT is not None:
-                positions_T = restarted(starts_BT)
-            x_BTD = x_BTD + self.position_embedding(positions_T, self.compute_dtype)
-        angles = self.rotary.angles(past, past + tokens_BT.shape[1]) if self.rotary is not None else None
-        sees_B1TT = None
-        if starts_BT is not None:
-            # Examples that share a row are to each other as if they stood in rows of their own.
-            sees_B1TT = within_examples(starts_BT)
-            angles = self.rotary.angles_at(restarted(starts_BT)) if self.rotary is not None else None
+            x_BTD = x_BTD + self.position_embedding(positions, self.compute_dtype)
         x_BTD = dropout(x_BTD, self.config.dropout, key, 0, self.config.dropout_rng)
         for layer, block in enumerate(self.blocks):
             # Either every block's activations are kept for the backward pass, or only its input.
