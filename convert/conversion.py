@@ -23,14 +23,7 @@ from convert.hub import HubModel
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
-from gpt_common.files import (
-    cannot_write,
-    discard_on_error,
-    is_system_file,
-    move_into_place,
-    sweep_leftovers,
-    temporary_beside,
-)
+from gpt_common.files import is_system_file, temporary_beside, written_whole
 from gpt_common.progress import Progress
 from gpt_common.training.folder import RUNS
 from gpt_common.training.pretrained import HUB_RUNS, PREFIX
@@ -191,17 +184,11 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     temporary = temporary_beside(destination)
     if destination.suffix == target.single_file:  # which tells the writer to make a file and not a folder
         temporary = temporary.with_name(temporary.name + destination.suffix)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(destination.parent, destination.name)
-        with discard_on_error(temporary), Progress(of_bytes=True) as progress:
-            advance = progress.counting(f"writing {destination}", total)
-            options = WriteOptions(other_gelu=command.other_gelu, tokenizer=tokenizer, progress=advance)
-            remarks = target.write(contents, temporary, options)
-            contents.verify()
-            move_into_place(temporary, destination)
-    except OSError as error:
-        raise cannot_write(destination, error) from None
+    with written_whole(destination, temporary), Progress(of_bytes=True) as progress:
+        advance = progress.counting(f"writing {destination}", total)
+        options = WriteOptions(other_gelu=command.other_gelu, tokenizer=tokenizer, progress=advance)
+        remarks = target.write(contents, temporary, options)
+        contents.verify()
     for remark in remarks:
         say(f"note: {remark}")
     if command.dtype is not None:

@@ -186,6 +186,27 @@ def move_into_place(temporary: Path, path: Path, *, may_replace: Callable[[], No
     sync(path.parent)
 
 
+@contextmanager
+def written_whole(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Where the block writes what will be the file or folder `path`: whole, or not at all.
+
+    Args:
+        temporary: that place; of this process, beside `path`.
+
+    Raises:
+        UserError: it cannot be written; what was there before is untouched.
+    """
+    temporary = temporary or temporary_beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_leftovers(path.parent, path.name)
+        with discard_on_error(temporary):
+            yield temporary
+            move_into_place(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
 def sweep_leftovers(folder: Path, name: str = "") -> None:
     """Remove what killed processes left in `folder` of `name`, or of anything; processes that live are left alone."""
     for leftover in folder.glob(f"{glob.escape(name) or '*'}.tmp-*"):

@@ -13,7 +13,7 @@ from convert.adapters.adapter import Adapter, Arrays
 from convert.adapters.peft_adapter import CONFIG, write_tensors
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, discard_on_error, move_into_place, sweep_leftovers, temporary_beside
+from gpt_common.files import written_whole
 from gpt_common.training.checkpoint import find_checkpoint, place_of, validate, write_checkpoint
 from gpt_common.training.folder import RUNS
 from gpt_common.training.manifest import MODEL_FILE, TOKENIZER_FILE, Manifest, base_entry, base_of
@@ -34,6 +34,7 @@ LIBRARIES = {
     "peft": Library("peft", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
     "mlx-lm": Library("mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
 }
+KINDS = {"lora": "LoRA", "dora": "DoRA"}
 HOW = "name it with --to peft or mlx-lm, or merge it first (python -m convert fuse {})"
 
 
@@ -107,7 +108,7 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
 
     committed(destination, overwrite, write_run)
-    kind = adapter.config.adapter.replace("l", "L").replace("d", "D").replace("ora", "oRA")
+    kind = KINDS[adapter.config.adapter]
     say(f"{destination}: {kind} of {library.name} beside {checkpoint}, {len(adapter.tensors)} tensors")
     say(f"sample it with `python -m mlx_gpt.sample {destination}`, or train it further with --init-from {destination}")
     return destination
@@ -141,12 +142,5 @@ def committed(destination: Path, overwrite: bool, write: Callable[[Path], object
         raise UserError(f"{destination} exists: choose another -o, or add --overwrite to replace it")
     if destination.exists() and not ((destination / CONFIG).is_file() or (destination / "checkpoints").is_dir()):
         raise UserError(f"{destination} holds no adapter, so nothing in it is replaced: choose another -o")
-    temporary = temporary_beside(destination)
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        sweep_leftovers(destination.parent, destination.name)
-        with discard_on_error(temporary):
-            write(temporary)
-            move_into_place(temporary, destination)
-    except OSError as error:
-        raise cannot_write(destination, error) from None
+    with written_whole(destination) as temporary:
+        write(temporary)

@@ -114,8 +114,9 @@ def write(adapter: Adapter, folder: Path, base: str) -> tuple[str, ...]:
     """
     model, config = adapter.model, adapter.config
     names, shapes = layers_of(model), parameter_shapes(model)
+    found = placed(shapes, config)
     tensors: dict[str, Any] = {}
-    for one in placed(shapes, config):
+    for one in found:
         if one.name not in names or len(one.shape) == 3:
             raise UserError(f"the adapter stands beside {one.name}, where peft has none: merge it (convert fuse)")
         for part, ours in PARTS.items():
@@ -125,8 +126,6 @@ def write(adapter: Adapter, folder: Path, base: str) -> tuple[str, ...]:
     for name in whole:
         stem, _, kind = name.rpartition(".")
         tensors[f"{PREFIX}{names[stem]}.{kind}"] = adapter.tensors[name]
-    found = placed(shapes, config)
-    alphas = {one.name: one.alpha for one in found}
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -143,9 +142,7 @@ def write(adapter: Adapter, folder: Path, base: str) -> tuple[str, ...]:
         "target_modules": [names[one.name] for one in found],
         "modules_to_save": sorted({names[name.rpartition(".")[0]].rpartition(".")[2] for name in whole}) or None,
         "rank_pattern": {names[one.name]: one.rank for one in found if one.rank != config.adapter_rank},
-        "alpha_pattern": {
-            names[name]: _plain(alpha) for name, alpha in alphas.items() if alpha != config.adapter_alpha
-        },
+        "alpha_pattern": {names[one.name]: _plain(one.alpha) for one in found if one.alpha != config.adapter_alpha},
     }
     folder.mkdir()
     (folder / CONFIG).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

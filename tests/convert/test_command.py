@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import convert.conversion
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
@@ -71,7 +70,7 @@ class TestDestination:
         def fail(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(convert.conversion, "move_into_place", fail)
+        monkeypatch.setattr("gpt_common.files.move_into_place", fail)
         assert run_convert("torch2mlx", checkpoint, "-o", tmp_path / "run", "--overwrite").code == 130
         assert run_convert("torch2mlx", checkpoint, "-o", tmp_path / "new").code == 130
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
@@ -90,8 +89,8 @@ class TestDestination:
     def test_a_termination_signal_leaves_nothing(self, checkpoint: Path, tmp_path: Path) -> None:
         # Everything is written and only the last step is missing.
         program = (
-            "import os, signal, runpy, convert.conversion as c\n"
-            "c.move_into_place = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+            "import os, signal, runpy, gpt_common.files as files\n"
+            "files.move_into_place = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
             "runpy.run_module('convert', run_name='__main__')\n"
         )
         command = [sys.executable, "-c", program, "torch2mlx", str(checkpoint), "-o", str(tmp_path / "run")]

@@ -220,7 +220,7 @@ class TestOfTheTest:
         ("target", "careless", "name", "complaint"),
         [
             ("convert.storage.torch_file.read_pickle", pickle.loads, "a pickle that reads a pickle", "code was run"),
-            ("convert.conversion.discard_on_error", contextlib.nullcontext, "a bit in a tensor", "left at the dest"),
+            ("gpt_common.files.discard_on_error", contextlib.nullcontext, "a bit in a tensor", "left at the dest"),
             ("gpt_common.training.manifest.unique_keys", dict, "safetensors: one name twice", "does not"),
             ("convert.storage.torch_file.TorchFile._read", unchecked, "a bit in a tensor", "left at the dest"),
             (
