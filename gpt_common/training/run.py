@@ -208,9 +208,12 @@ class Run:
 
     def check_start(self) -> None:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
-        # Of the whole length: what short windows at the beginning hold is part of it.
-        first = max(self.first_step, self.config.train.short_context_steps)
-        self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from)
+        first = self.first_step
+        # Model and step are asked at the whole length: what short windows at the beginning hold is part of it.
+        whole = max(first, self.config.train.short_context_steps)
+        self.health.check_start(
+            self.batches(first), self.batches(first + 1), self.resume_from, self.batches(whole) if whole > first else ()
+        )
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""

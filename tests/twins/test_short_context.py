@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
+from gpt_common.data.batches import Batch, NumpyBatch, training_batch
 from gpt_common.errors import UserError
 from tests.twins import TWINS, fails, losses, tensors, tiny, train
 
@@ -122,3 +123,24 @@ def test_utilisation_counts_the_attention_that_is_done(
     train(twin, *tiny(stories_dir, *FLAGS), "--out", tmp_path / "run")
     assert asked[:6] == [8] * 6
     assert set(asked[6:]) == {asked[-1]} != {8}
+
+
+@both
+def test_short_windows_that_no_text_holds_are_caught(
+    twin: str,
+    stories_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The gates on data look at what the first steps are given, and not at the longer windows of a later one."""
+
+    def wrong(*split: Any, block_size: int, **more: Any) -> NumpyBatch:
+        batch = training_batch(*split, block_size=block_size, **more)
+        if block_size > 8:
+            return batch
+        return Batch(batch.tokens[:, ::-1].copy(), batch.labels)
+
+    monkeypatch.setattr("gpt_common.training.run.training_batch", wrong)
+    flags = ("--health-gates", "quick", "--out", tmp_path / "run")
+    assert "nowhere in the data" in fails(capsys, twin, *tiny(stories_dir, *FLAGS), *flags, code=1)

@@ -103,7 +103,11 @@ class Health:
         self._warn(text)
 
     def check_start(
-        self, batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch] = (), resumed: Path | None = None
+        self,
+        batches: Sequence[NumpyBatch],
+        following: Sequence[NumpyBatch] = (),
+        resumed: Path | None = None,
+        longer: Sequence[NumpyBatch] = (),
     ) -> None:
         """Gates before the first step: can this model learn at all, and does the step do what it should?
 
@@ -111,6 +115,7 @@ class Health:
             batches: the micro-batches of the first step.
             following: those of the next one.
             resumed: the checkpoint that is taken up.
+            longer: micro-batches of a later step, of the whole length, where those of the first are shorter.
 
         Raises:
             GateFailed: names the gate, what it found and what that usually means.
@@ -119,7 +124,7 @@ class Health:
             return
         self._frozen = self.probe.frozen_checksums() if self.adapts else {}
         with stirred(self.probe, self.config.train.seed) if self.adapts else nullcontext():
-            self._ask(batches, following, resumed)
+            self._ask(batches, following, longer or batches, resumed)
         if self._shares_text():
             self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
         self._checksums = self.probe.checksums()
@@ -129,18 +134,24 @@ class Health:
         waits = [name for name in self._checksums if name.endswith(".lora_a") and self.first_step == 0]
         self._first_to_move = {name: value for name, value in self._checksums.items() if name not in waits}
 
-    def _ask(self, batches: Sequence[NumpyBatch], following: Sequence[NumpyBatch], resumed: Path | None) -> None:
-        """The gates of `check_start` on model and step."""
-        lines = check_start(self.probe, batches[0], fresh=self.fresh)
+    def _ask(
+        self,
+        batches: Sequence[NumpyBatch],
+        following: Sequence[NumpyBatch],
+        longer: Sequence[NumpyBatch],
+        resumed: Path | None,
+    ) -> None:
+        """The gates of `check_start`: of the data on what the first steps are given, of model and step on `longer`."""
+        lines = check_start(self.probe, longer[0], fresh=self.fresh)
         if self.adapts:
-            lines.append("health: " + check_used(self.probe, batches[0], exact=self.dtype == "float32"))
+            lines.append("health: " + check_used(self.probe, longer[0], exact=self.dtype == "float32"))
         lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
         check_drawn_anew(batches, following, places(self.train, self.config.model.block_size))
         if isinstance(self.train, Rows):
-            lines.append("health: " + check_examples(self.probe, batches, self.first_step))
+            lines.append("health: " + check_examples(self.probe, longer, self.first_step))
         if resumed is not None:
             lines.append("health: " + check_taken_up(resumed, self.probe, self.first_step))
-        self.asked_step = asked_of(self.probe, self.config, batches, self.first_step, self.dtype)
+        self.asked_step = asked_of(self.probe, self.config, longer, self.first_step, self.dtype)
         for line in lines + check_step(self.asked_step, self.config.train.health_gates):
             self.note(line)
 
