@@ -108,7 +108,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         asked = dataclasses.replace(asked, model=wider)
     config = asked.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
-    _base(config, source, manifest, resumed=resume_from is not None)
+    base = _base(config, source, manifest, resumed=resume_from is not None)
     train, val = dataset.splits(config.model.block_size, packing=config.data.packing)
     if isinstance(train, Rows) and config.train.short_context_steps:
         raise UserError(f"short_context is for running text, and '{data.dataset}' has examples: leave it out")
@@ -150,7 +150,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         planned_for=planned_for,
         resume_from=resume_from,
         init_from=init_from,
-        base=_base(config, source, manifest, resumed=resume_from is not None),
+        base=base,
         growth=growth,
         first_step=first_step,
         stop_at=stop_at,
@@ -176,13 +176,9 @@ def _base(config: RunConfig, source: Path | None, manifest: Manifest | None, *, 
         raise UserError("an adapter stands beside a trained model: add --init-from RUN")
     if config.optim.ema_decay:
         raise UserError("ema_decay is a mean of a whole model's weights: leave it out beside an adapter")
-    trained_shapes(config.model, config.adapter)  # whatever is wrong with its names is said now
-    if (
-        theirs is not None
-        and not resumed
-        and trained_shapes(config.model, config.adapter)
-        != trained_shapes(manifest.run_config.model, manifest.run_config.adapter)
-    ):
+    trained = trained_shapes(config.model, config.adapter)  # whatever is wrong with its names is said now
+    before = manifest.run_config
+    if theirs is not None and not resumed and trained != trained_shapes(before.model, before.adapter):
         raise UserError(f"{source} is another adapter: leave out --adapter-..., or start from its base, {theirs}")
     return theirs or source
 
