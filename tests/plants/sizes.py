@@ -72,8 +72,8 @@ PLANTS = (
         both(
             "GPT.forward",
             "model.py",
-            ("self.position_embedding(positions_T, ", "self.position_embedding(positions_T.clamp(max=31), "),
-            ("self.position_embedding(positions_T, ", "self.position_embedding(mx.minimum(positions_T, 31), "),
+            ("self.position_embedding(positions, ", "self.position_embedding(positions.clamp(max=31), "),
+            ("self.position_embedding(positions, ", "self.position_embedding(mx.minimum(positions, 31), "),
         ),
         says="position",
     ),
