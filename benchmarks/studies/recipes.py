@@ -270,18 +270,24 @@ def changed(text: str) -> Recipe:
     return Recipe(**values)
 
 
+def splits(data_dir: Path) -> tuple[Tensor, Tensor, int]:
+    """Tiny Shakespeare by characters, for training and validation, and the size of its vocabulary."""
+    dataset = open_dataset("shakespeare_char", data_dir)
+    text, val = (torch.from_numpy(np.asarray(split, np.int64)) for split in (dataset.train, dataset.val))
+    return text, val, dataset.tokenizer.vocab_size
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
     command = parse(Recipes, argv, prog="python benchmarks/studies/recipes.py")
     recipes = [changed(text) for text in command.changes]
-    dataset = open_dataset("shakespeare_char", Path(command.data_dir))
-    text, val = (torch.from_numpy(np.asarray(split, np.int64)) for split in (dataset.train, dataset.val))
+    text, val, vocab_size = splits(Path(command.data_dir))
     torch.set_num_threads(1)
     half = len(val) // 2
     print("first half  second half  CPU s  change")
     for words, recipe in zip(command.changes, recipes, strict=True):
         for seed in command.seeds:
-            model, seconds = train(recipe, text, dataset.tokenizer.vocab_size, seed)
+            model, seconds = train(recipe, text, vocab_size, seed)
             print(
                 f"{loss(model, val[:half]):10.4f}  {loss(model, val[half:]):11.4f}  {seconds:5.1f}  {words}", flush=True
             )
