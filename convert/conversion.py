@@ -141,7 +141,7 @@ def convert(command: Command) -> Path:
 
     folder, commit = hub.fetch(named, check)
     with _called(named, folder):
-        published = {"repository": named.repository, "revision": commit}
+        published = {"repository": named.name, "revision": commit}
         return _convert(dataclasses.replace(command, src=folder), destination, published)
 
 

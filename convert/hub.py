@@ -1,42 +1,45 @@
 """Pretrained models by name, `hf:OWNER/NAME[@REVISION]`: only the files that are needed, through huggingface_hub.
 
-The library decides where from and where to: HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are its own. What a model
-is, config.json and the tokenizer tell, so what cannot be converted is refused before its weights are fetched.
+What a model is, config.json and the tokenizer tell, so what cannot be converted is refused before its weights are
+fetched.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from convert.storage.weights import WEIGHTS
+from gpt_common.data.hub_files import Hosted, fetch_file, is_offline, one_line_errors
 from gpt_common.errors import UserError
+from gpt_common.files import read_json
 from gpt_common.progress import Progress
 from gpt_common.training.pretrained import PREFIX
 
 TOKENIZER = "tokenizer.json"
 OLD_TOKENIZER = ("vocab.json", "merges.txt")
 """What GPT-2's tokenizer was before there was tokenizer.json."""
-LARGEST_CONFIG = 1 << 22
+LARGEST_INDEX = 1 << 22
 
 
-@dataclass(frozen=True)
-class HubModel:
+class HubModel(Hosted):
     """A model on the hub."""
 
-    repository: str
-    """OWNER/NAME."""
-    revision: str
-    """Branch, tag or commit."""
+    kind = "model"
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.repository}" + ("" if self.revision == "main" else f"@{self.revision}")
+        return f"{PREFIX}{self.name}" + ("" if self.revision == "main" else f"@{self.revision}")
+
+    @property
+    def unknown(self) -> str:
+        return f"no model {self}"
+
+    def out_of_reach(self, *, offline: bool) -> str:
+        return _not_cached(str(self), offline=offline)
+
+    def incomplete(self, reason: str) -> str:
+        return f"{self} has no config.json: it is no model of transformers ({reason})"
 
 
 def named(source: str | Path) -> HubModel | None:
@@ -65,45 +68,29 @@ def fetch(model: HubModel, check: Callable[[Path], None]) -> tuple[Path, str]:
         UserError: no such model, revision or file; gated; offline; an answer that broke off or is not what it claims
             to be; what `check` refuses.
     """
-    with _one_line_errors(model):
+    with one_line_errors(model):
         config = _file(model, "config.json", model.revision)
         # All files of one commit, whatever happens to the branch meanwhile.
         commit = config.parent.name
         if _optional(model, TOKENIZER, commit) is None:
             for name in OLD_TOKENIZER:
                 _optional(model, name, commit)
-        check(config.parent)
+    check(config.parent)
+    with one_line_errors(model):
         weights = next((found for name in WEIGHTS if (found := _optional(model, name, commit))), None)
-        if weights is None and _offline():
-            raise _not_cached(f"the whole of {model}", offline=True)
-        if weights is None:
-            raise UserError(f"{model} has no weights that can be read here: {WEIGHTS[0]} or {WEIGHTS[2]}")
-        if weights.name.endswith(".index.json"):
-            for shard in _shards(model, weights):
-                _file(model, shard, commit)
+    if weights is None:
+        raise _missing(model, f"has no weights that can be read here: {WEIGHTS[0]} or {WEIGHTS[2]}")
+    for shard in _shards(model, weights) if weights.name.endswith(".index.json") else ():
+        with one_line_errors(model):
+            found = _optional(model, shard, commit)
+        if found is None:
+            raise _missing(model, f"has no {shard}, which its {weights.name} lists")
     return config.parent, commit
 
 
 def _file(model: HubModel, name: str, revision: str) -> Path:
-    """One file, downloaded if it is not in the cache, and checked against the hash that the hub gives of it."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
     with Progress(of_bytes=True) as progress:
-
-        class Bar(tqdm):
-            """What the library tells of its downloads, shown as every command shows how far it is."""
-
-            def __init__(self, *args: Any, **settings: Any) -> None:
-                super().__init__(*args, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
-
-            def update(self, n: float | None = 1) -> None:
-                self.n += n or 0
-                progress(f"fetching {name} of {model}", int(self.n), int(self.total or self.n))
-
-        path = Path(hf_hub_download(model.repository, name, revision=revision, tqdm_class=Bar))
-    _check_hash(model, path)
-    return path
+        return fetch_file(model, name, revision, progress)[0]
 
 
 def _optional(model: HubModel, name: str, commit: str) -> Path | None:
@@ -113,98 +100,30 @@ def _optional(model: HubModel, name: str, commit: str) -> Path | None:
         return _file(model, name, commit)
     except LocalEntryNotFoundError:
         # Offline, what is not in the cache may be there or not.
-        if _offline():
+        if is_offline():
             return None
         raise
     except EntryNotFoundError:
         return None
 
 
-def _offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _check_hash(model: HubModel, path: Path) -> None:
-    """The library compares sizes only; the name of a file in its cache is the hub's hash of its content."""
-    stored = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", stored.name):
-        digest = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", stored.name):
-        digest = hashlib.sha1(f"blob {stored.stat().st_size}\0".encode())  # as git names it
-    else:
-        return
-    with stored.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != stored.name:
-        stored.unlink()
-        path.unlink(missing_ok=True)
-        raise UserError(f"{path.name} of {model} is not what the hub says it is (its hash differs): try again")
-
-
 def _shards(model: HubModel, index: Path) -> list[str]:
-    files = _read_json(model, index).get("weight_map")
-    names = sorted(set(files.values())) if isinstance(files, dict) else []
+    try:
+        written = read_json(index, LARGEST_INDEX)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index.name} of {model} cannot be read: {error}") from None
+    files = written.get("weight_map") if isinstance(written, dict) else None
+    names = list(files.values()) if isinstance(files, dict) else []
     if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise UserError(f"{index.name} of {model} does not say which files hold the weights")
-    return names
+    return sorted(set(names))
 
 
-def _read_json(model: HubModel, path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ValueError("it is too large")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path.name} of {model} cannot be read: {error}") from None
-    return found
+def _missing(model: HubModel, what: str) -> UserError:
+    return UserError(_not_cached(f"the whole of {model}", offline=True) if is_offline() else f"{model} {what}")
 
 
-@contextmanager
-def _one_line_errors(model: HubModel) -> Iterator[None]:
-    """What the library says in paragraphs, in a line that says what to do."""
-    from huggingface_hub import errors
-    from huggingface_hub.utils import logging
-
-    # Its retries are not the person's business.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{model} is gated: accept its terms on its page, then log in with `hf auth login` (or set HF_TOKEN)"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"no model {model}: check the name; a private one needs `hf auth login` or HF_TOKEN") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{model.repository} has no revision {model.revision!r}: check it, or leave it out") from None
-    except errors.OfflineModeIsEnabled:
-        raise _not_cached(model, offline=True) from None
-    except errors.LocalEntryNotFoundError:
-        raise _not_cached(model, offline=_offline()) from None
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"{model} has no config.json: it is no model of transformers ({_short(error)})") from None
-    except (errors.HfHubHTTPError, OSError) as error:
-        raise UserError(f"{model} could not be fetched ({_short(error)}): try again") from None
-    except Exception as error:
-        # Errors of the transport have no base class of the library's own.
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-            raise UserError(f"{model} could not be fetched ({_short(error)}): try again") from None
-        raise
-
-
-def _not_cached(what: HubModel | str, *, offline: bool) -> UserError:
+def _not_cached(what: str, *, offline: bool) -> str:
     if offline:
-        return UserError(
-            f"{what} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset it, or set HF_HOME"
-        )
-    return UserError(f"{what} is not in the cache, and the hub cannot be reached: check the network and HF_ENDPOINT")
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
+        return f"{what} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it: unset it, or set HF_HOME"
+    return f"{what} is not in the cache, and the hub cannot be reached: check the network and HF_ENDPOINT"

@@ -16,8 +16,9 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from gpt_common.errors import UserError
 from gpt_common.words import in_bytes
@@ -40,7 +41,7 @@ def _require_regular(status: os.stat_result, path: Path) -> None:
         raise OSError(errno.EINVAL, "not a regular file", str(path))
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """A regular file, opened for reading; nothing is waited for.
 
     Raises:

@@ -1,19 +1,15 @@
-"""Data sets on a hub: which commit a name means now, which files hold a split, and the files, through huggingface_hub.
-
-The library decides where from and where to: HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are its own.
-"""
+"""Data sets on a hub: which commit a name means now, which files hold a split, and the files."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt_common.data.download import Progress
+from gpt_common.data.hub_files import Hosted, fetch_file, one_line_errors
 from gpt_common.errors import UserError, nearest
 
 READABLE = ((".parquet",), (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".ndjson.gz", ".json.gz", ".json.zst"))
@@ -26,17 +22,24 @@ SPLIT_WORDS = {
 """How files are called that hold a split, where the data set does not list them."""
 
 
-@dataclass(frozen=True)
-class Repository:
+class Repository(Hosted):
     """A data set on the hub."""
 
-    name: str
-    """OWNER/NAME."""
-    revision: str
-    """Branch, tag or commit."""
+    kind = "dataset"
 
     def __str__(self) -> str:
         return self.name if self.revision == "main" else f"{self.name} at {self.revision}"
+
+    @property
+    def unknown(self) -> str:
+        return f"no data set {self.name} on the hub"
+
+    def out_of_reach(self, *, offline: bool) -> str:
+        why = "HF_HUB_OFFLINE forbids it: unset it" if offline else "check the network and HF_ENDPOINT"
+        return f"{self} cannot be asked for: {why}"
+
+    def incomplete(self, reason: str) -> str:
+        return f"{self} lacks a file that it lists ({reason}): try again"
 
 
 @dataclass(frozen=True)
@@ -129,75 +132,11 @@ def fetch(data: Repository, name: str, commit: str, on_progress: Progress) -> tu
     Raises:
         UserError: it cannot be had, or is not what its hash says.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils.tqdm import tqdm
-
     with one_line_errors(data):
-
-        class Bar(tqdm):
-            """What the library tells of its downloads, shown as every command shows how far it is."""
-
-            def __init__(self, *args: Any, **settings: Any) -> None:
-                super().__init__(*args, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
-
-            def update(self, n: float | None = 1) -> None:
-                self.n += n or 0
-                on_progress(f"fetching {name} of {data.name}", int(self.n), int(self.total or self.n))
-
-        path = Path(hf_hub_download(data.name, name, repo_type="dataset", revision=commit, tqdm_class=Bar))
-    return path, _checked(data, path)
-
-
-def _checked(data: Repository, path: Path) -> str:
-    """The library compares sizes only; the name of a file in its cache is the hub's hash of its content."""
-    stored = path.resolve()
-    if re.fullmatch(r"[0-9a-f]{64}", stored.name):
-        digest = hashlib.sha256()
-    elif re.fullmatch(r"[0-9a-f]{40}", stored.name):
-        digest = hashlib.sha1(f"blob {stored.stat().st_size}\0".encode())  # as git names it
-    else:
+        path, found = fetch_file(data, name, commit, on_progress)
+    if found is None:
         raise UserError(f"the hub does not say which hash {path.name} of {data} has")
-    with stored.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != stored.name:
-        stored.unlink()
-        path.unlink(missing_ok=True)
-        raise UserError(f"{path.name} of {data} is not what the hub says it is (its hash differs): try again")
-    return f"{digest.name}:{stored.name}"
-
-
-@contextmanager
-def one_line_errors(data: Repository) -> Iterator[None]:
-    """What the library says in paragraphs, in a line that says what to do."""
-    from huggingface_hub import constants, errors
-    from huggingface_hub.utils import logging
-
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    except errors.GatedRepoError:
-        raise UserError(
-            f"{data} is gated: accept its terms on its page, then log in with `hf auth login` (or set HF_TOKEN)"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise UserError(
-            f"no data set {data.name} on the hub: check the name; a private one needs `hf auth login` or HF_TOKEN"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{data.name} has no revision {data.revision!r}: check it, or leave it out") from None
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError):
-        why = "HF_HUB_OFFLINE forbids it: unset it" if constants.HF_HUB_OFFLINE else "check the network and HF_ENDPOINT"
-        raise UserError(f"{data} cannot be asked for: {why}") from None
-    except errors.EntryNotFoundError as error:
-        raise UserError(f"{data} lacks a file that it lists ({_short(error)}): try again") from None
-    except (errors.HfHubHTTPError, OSError, ValueError, KeyError) as error:
-        raise UserError(f"{data} could not be fetched ({_short(error)}): try again") from None
-    except Exception as error:
-        # Errors of the transport have no base class of the library's own.
-        if type(error).__module__.partition(".")[0] in ("httpx", "httpx2", "httpcore", "httpcore2", "requests"):
-            raise UserError(f"{data} could not be fetched ({_short(error)}): check the network, try again") from None
-        raise
+    return path, found
 
 
 def _listed(data: Repository, described: Described, config: str | None) -> dict[str, list[str]] | None:
@@ -230,8 +169,3 @@ def _pattern(glob: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
     said = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return re.compile("".join(said.get(part, re.escape(part)) for part in parts))
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:120]}" if text else type(error).__name__
