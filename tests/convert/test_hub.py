@@ -22,7 +22,8 @@ import transformers
 
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.log.runlog import read_metrics
-from tests.convert.hub import COMMIT, Hub, serving
+from tests.convert.hub import COMMIT, Models
+from tests.hub_server import ask, ask_with_empty_cache, serving
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 5e-6
@@ -51,24 +52,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, families.Publi
 
 
 @pytest.fixture
-def hub(models: dict[str, families.Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(models: dict[str, families.Published], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Models]:
     """The server, asked by this process, whose cache and folder are empty."""
-    with serving() as hub:
+    with serving(Models()) as hub:
         hub.models = {f"someone/{kind}": model.folder for kind, model in models.items()}
-        _ask(hub.url, monkeypatch)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        ask_with_empty_cache(hub.url, tmp_path / "cache", monkeypatch)
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
         yield hub
-
-
-def _ask(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT does in a process that has not imported the library yet."""
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
-    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
 
 def nothing_left(place: Path) -> bool:
@@ -79,7 +70,7 @@ def nothing_left(place: Path) -> bool:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "deepseek"])
-def test_a_model_comes_in_by_name(kind: str, hub: Hub, models: dict[str, families.Published]) -> None:
+def test_a_model_comes_in_by_name(kind: str, hub: Models, models: dict[str, families.Published]) -> None:
     done("import", f"hf:someone/{kind}")
     run = Path("runs") / "hub" / f"someone--{kind}"
     tokens = np.random.default_rng(0).integers(0, 280, (2, 90))
@@ -99,7 +90,7 @@ def test_a_model_comes_in_by_name(kind: str, hub: Hub, models: dict[str, familie
     assert sorted(hub.asked) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_only_what_is_not_there_is_fetched(hub: Hub, tmp_path: Path) -> None:
+def test_only_what_is_not_there_is_fetched(hub: Models, tmp_path: Path) -> None:
     done("import", "hf:someone/llama@v1", "-o", tmp_path / "here" / "one")
     asked = list(hub.asked)
     done("import", f"hf:someone/llama@{COMMIT}", "-o", tmp_path / "here" / "two")
@@ -108,7 +99,7 @@ def test_only_what_is_not_there_is_fetched(hub: Hub, tmp_path: Path) -> None:
     assert (tmp_path / "here" / "someone--llama-mlx-lm" / "model.safetensors").is_file()
 
 
-def test_shards_and_an_old_tokenizer(hub: Hub, models: dict[str, families.Published], tmp_path: Path) -> None:
+def test_shards_and_an_old_tokenizer(hub: Models, models: dict[str, families.Published], tmp_path: Path) -> None:
     folder = tmp_path / "sharded"
     models["gpt2"].model.save_pretrained(folder, max_shard_size="60KB")
     definition = json.loads((models["gpt2"].folder / "tokenizer.json").read_text())["model"]
@@ -122,7 +113,7 @@ def test_shards_and_an_old_tokenizer(hub: Hub, models: dict[str, families.Publis
     assert (find_checkpoint(Path("old"), prefer="best") / "tokenizer.json").exists()
 
 
-def _described(hub: Hub, folder: Path, settings: dict[str, Any]) -> None:
+def _described(hub: Models, folder: Path, settings: dict[str, Any]) -> None:
     """A model of which there is config.json and, should anyone ask, a large file of weights."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings))
@@ -143,7 +134,7 @@ def _described(hub: Hub, folder: Path, settings: dict[str, Any]) -> None:
     ids=lambda value: None if isinstance(value, dict) else value[-1],
 )
 def test_refused_before_the_weights_are_fetched(
-    settings: dict[str, Any], words: tuple[str, ...], hub: Hub, tmp_path: Path
+    settings: dict[str, Any], words: tuple[str, ...], hub: Models, tmp_path: Path
 ) -> None:
     _described(hub, tmp_path / "else", settings)
     said = refused("import", "hf:someone/else")
@@ -155,7 +146,7 @@ def test_refused_before_the_weights_are_fetched(
 
 
 def test_a_tokenizer_that_cannot_be_read_is_refused_before_the_weights(
-    hub: Hub, models: dict[str, families.Published], tmp_path: Path
+    hub: Models, models: dict[str, families.Published], tmp_path: Path
 ) -> None:
     _described(hub, tmp_path / "else", json.loads((models["llama"].folder / "config.json").read_text()))
     (tmp_path / "else" / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": []}}))
@@ -174,13 +165,14 @@ FAULTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "no weights": ("hf:someone/empty", ("hf:someone/empty has no weights that can be read",)),
     "no config": ("hf:someone/bare", ("hf:someone/bare has no config.json",)),
     "no name": ("hf:someone", ("'hf:someone' is no name of a model", "hf:OWNER/NAME")),
+    "a name that no hub has": ("hf:someone/a--b", ("no model hf:someone/a--b: no hub has such a name",)),
     "too many parts": ("hf:a/b/c", ("is no name of a model",)),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_is_one_line_and_leaves_nothing(
-    fault: str, hub: Hub, models: dict[str, families.Published], tmp_path: Path
+    fault: str, hub: Models, models: dict[str, families.Published], tmp_path: Path
 ) -> None:
     source, words = FAULTS[fault]
     for name, files in {"empty": ["config.json"], "bare": ["model.safetensors"]}.items():
@@ -205,7 +197,33 @@ def test_a_fault_is_one_line_and_leaves_nothing(
         done("import", source)
 
 
-def test_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        ('{"a": "model-1.safetensors"}', f"has no model-1.safetensors, which its {INDEX} lists"),
+        ('{"a": ["model-1.safetensors"]}', f"{INDEX} of hf:someone/else does not say which files hold the weights"),
+        ('{"a": "../model-1.safetensors"}', f"{INDEX} of hf:someone/else does not say which files hold the weights"),
+        ("{}", f"{INDEX} of hf:someone/else does not say which files hold the weights"),
+        ('{"a": "b", "a": "c"}', f"{INDEX} of hf:someone/else cannot be read: 'a' stands in it twice"),
+        ('{"a": ', f"{INDEX} of hf:someone/else cannot be read"),
+    ],
+)
+def test_an_index_that_does_not_lead_to_weights(
+    listed: str, words: str, hub: Models, models: dict[str, families.Published], tmp_path: Path
+) -> None:
+    _described(hub, tmp_path / "else", json.loads((models["gpt2"].folder / "config.json").read_text()))
+    (tmp_path / "else" / "model.safetensors").rename(tmp_path / "else" / "other")
+    (tmp_path / "else" / INDEX).write_text(f'{{"weight_map": {listed}}}')
+    said = refused("import", "hf:someone/else", "--tokenizer", "none")
+    assert words in said
+    assert len(said.splitlines()) == 1
+    assert nothing_left(tmp_path)
+
+
+def test_offline(hub: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done("import", "hf:someone/llama", "-o", "before")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     asked = list(hub.asked)
@@ -217,7 +235,7 @@ def test_offline(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == ["after", "before"]
 
 
-def test_only_a_part_is_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_part_is_in_the_cache(hub: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.cut.add("model.safetensors")
     refused("import", "hf:someone/llama")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
@@ -228,21 +246,21 @@ def test_only_a_part_is_in_the_cache(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.usefixtures("hub")
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _ask("http://127.0.0.1:9", monkeypatch)
+    ask("http://127.0.0.1:9", monkeypatch)
     said = refused("import", "hf:someone/llama")
     assert "hf:someone/llama is not in the cache, and the hub cannot be reached" in said
     assert len(said.splitlines()) == 1
     assert nothing_left(tmp_path)
 
 
-def test_a_destination_that_is_taken_is_said_before_anything_is_fetched(hub: Hub) -> None:
+def test_a_destination_that_is_taken_is_said_before_anything_is_fetched(hub: Models) -> None:
     done("import", "hf:someone/llama")
     asked = list(hub.asked)
     assert "--overwrite" in refused("import", "hf:someone/llama")
     assert hub.asked == asked
 
 
-def test_a_name_may_stand_wherever_a_run_may(hub: Hub, tmp_path: Path) -> None:
+def test_a_name_may_stand_wherever_a_run_may(hub: Models, tmp_path: Path) -> None:
     """`sample` and `--init-from`, in processes that know the hub by its environment variables alone."""
     environment = os.environ | {
         "HF_ENDPOINT": hub.url,

@@ -17,7 +17,6 @@ import pytest
 pytest.importorskip("pyarrow", reason="extra hub")
 
 # isort: split
-import huggingface_hub.constants
 import pyarrow
 
 from gpt_common.data import Dataset
@@ -28,7 +27,8 @@ from gpt_common.data.corpora.work import Work
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.errors import UserError
 from tests.gpt_common.data.corpora import fails, silent
-from tests.gpt_common.data.larger.hub import FIRST, LETTERS, SECOND, Hub, json_lines, parquet, serving, texts
+from tests.gpt_common.data.larger.hub import FIRST, LETTERS, NAME, SECOND, Texts, json_lines, parquet, texts
+from tests.hub_server import ask_with_empty_cache, serving
 from tests.twins import ROOT
 
 END = len(LETTERS)
@@ -36,9 +36,9 @@ ONE, TWO, THREE = texts(1, 40), texts(2, 30), texts(3, 20)
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Texts]:
     """The server, asked by this process, whose cache is empty; three files of parquet, and others."""
-    with serving() as hub:
+    with serving(Texts()) as hub:
         hub.files = {
             "data/train-00000-of-00003.parquet": parquet(ONE),
             "data/train-00001-of-00003.parquet": parquet(TWO),
@@ -46,12 +46,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             "data/test-00000-of-00001.parquet": parquet(texts(4, 20)),
             "README.md": b"#",
         }
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+        ask_with_empty_cache(hub.url, tmp_path / "cache", monkeypatch)
         CharTokenizer(LETTERS, end_of_text=True).save(tmp_path / "tokenizer.json")
         monkeypatch.chdir(tmp_path)
         yield hub
@@ -75,7 +70,7 @@ def contents(name: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (Path("data") / name).iterdir()}
 
 
-def test_each_row_becomes_a_document(hub: Hub) -> None:
+def test_each_row_becomes_a_document(hub: Texts) -> None:
     found = prepared()
     assert documents(found) == ONE + TWO + THREE
     assert found.train[-1] == END
@@ -93,7 +88,7 @@ def test_each_row_becomes_a_document(hub: Hub) -> None:
     assert not any("test" in name for name in hub.asked)
 
 
-def test_the_sizes_of_shards_pieces_and_row_groups_change_no_token(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sizes_of_shards_pieces_and_row_groups_change_no_token(hub: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     before = np.concatenate([(found := prepared("a")).train, found.val])
     monkeypatch.setattr(preparing, "PIECE_CHARACTERS", 50)
     hub.files["data/train-00000-of-00003.parquet"] = parquet(ONE, group=1000)
@@ -103,7 +98,7 @@ def test_the_sizes_of_shards_pieces_and_row_groups_change_no_token(hub: Hub, mon
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "ndjson"])
-def test_json_lines(hub: Hub, kind: str) -> None:
+def test_json_lines(hub: Texts, kind: str) -> None:
     data = json_lines([*ONE, None, "", *TWO])
     if kind == "jsonl.gz":
         data = gzip.compress(data)
@@ -129,7 +124,7 @@ class Killed(BaseException):
     """What ends a preparation as a kill does: nothing is tidied up that a killed process would leave."""
 
 
-def test_stopped_after_every_shard_it_ends_in_the_same_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_after_every_shard_it_ends_in_the_same_bytes(hub: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("whole")
     whole = contents("whole")
     asked = len(hub.asked)
@@ -174,7 +169,7 @@ def stopped(*_: Any, **__: Any) -> None:
     raise Killed
 
 
-def test_a_changed_upstream_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_upstream_is_refused(hub: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared("whole")
     with monkeypatch.context() as patch:
         patch.setattr(preparing, "_assemble", stopped)
@@ -194,17 +189,22 @@ def test_a_changed_upstream_is_refused(hub: Hub, monkeypatch: pytest.MonkeyPatch
 
 
 SECOND_FILE = "data/train-00001-of-00003.parquet"
-FAULTS: dict[str, tuple[Callable[[Hub], Any], dict[str, Any], str]] = {
+FAULTS: dict[str, tuple[Callable[[Texts], Any], dict[str, Any], str]] = {
     "unknown name": (lambda _: None, {"repository": "someone/nothing"}, "no data set someone/nothing on the hub"),
     "no name": (lambda _: None, {"repository": "texts"}, "write OWNER/NAME"),
     "a path": (lambda _: None, {"repository": "../texts"}, "write OWNER/NAME"),
+    "a name that no hub has": (
+        lambda _: None,
+        {"repository": "someone/a--b"},
+        "no data set someone/a--b on the hub: no hub has such a name",
+    ),
     "unknown revision": (lambda _: None, {"revision": "v9"}, "someone/texts has no revision 'v9'"),
     "unknown split": (lambda _: None, {"split": "tset"}, "no split 'tset': did you mean 'test'"),
     "unknown configuration": (lambda _: None, {"config": "dat"}, "no configuration 'dat': did you mean 'data'"),
     "unknown column": (lambda _: None, {"column": "txet"}, "has no column 'txet': did you mean 'text'"),
     "not a text": (lambda _: None, {"column": "id"}, "column 'id' of .* holds int64, and no text"),
-    "gated": (lambda hub: setattr(hub, "fault", "gated"), {}, "is gated: accept its terms"),
-    "no commit": (lambda hub: setattr(hub, "fault", "silly"), {}, "does not say which commit"),
+    "gated": (lambda hub: hub.gated.add(NAME), {}, "is gated: accept its terms"),
+    "no commit": (lambda hub: setattr(hub, "commit", None), {}, "does not say which commit"),
     "no file": (lambda hub: hub.files.clear(), {}, "refs/convert/parquet"),
     "no parquet": (lambda hub: hub.files.update(dict.fromkeys(hub.files, b"PAR1" * 9)), {}, "cannot be read"),
     "no text": (lambda hub: hub.files.update({n: parquet([None]) for n in hub.files}), {}, "it has no text"),
@@ -216,7 +216,7 @@ FAULTS: dict[str, tuple[Callable[[Hub], Any], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_line_and_leaves_nothing(hub: Hub, fault: str) -> None:
+def test_a_fault_is_one_line_and_leaves_nothing(hub: Texts, fault: str) -> None:
     change, options, words = FAULTS[fault]
     change(hub)
     with fails(words) as caught:
@@ -226,23 +226,24 @@ def test_a_fault_is_one_line_and_leaves_nothing(hub: Hub, fault: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["cut", "forged"])
-def test_a_file_that_breaks_off_or_is_forged_is_fetched_again(hub: Hub, fault: str) -> None:
-    hub.fault, hub.faulty = fault, SECOND_FILE
+def test_a_file_that_breaks_off_or_is_forged_is_fetched_again(hub: Texts, fault: str) -> None:
+    faulty = hub.cut if fault == "cut" else hub.forged
+    faulty.add(SECOND_FILE)
     with fails("(could not be fetched|is not what the hub says)") as caught:
         prepared()
     assert "what is finished is kept" in str(caught.value)
-    hub.fault = ""
+    faulty.clear()
     assert documents(prepared()) == ONE + TWO + THREE
 
 
-def test_without_pyarrow_the_extra_is_named(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyarrow_the_extra_is_named(hub: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with fails(r"--hub needs pyarrow: pip install -e '.\[hub\]'"):
         prepared()
     assert not hub.asked
 
 
-def test_the_command(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(hub: Texts, capsys: pytest.CaptureFixture[str]) -> None:
     hub.files["data/test-00000-of-00001.parquet"] = parquet(ONE, column="story")
     given = "--hub someone/texts --name web --tokenizer tokenizer.json --split test --column story --workers 1"
     main(["prepare", *given.split(), "--revision", SECOND, "--max-tokens", "500"])
@@ -265,7 +266,7 @@ import numpy as np
 import pyarrow.parquet, huggingface_hub, huggingface_hub.hf_api, huggingface_hub.file_download, httpx2
 from gpt_common.data.corpora.hub import prepare_hub
 
-FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py"}
+FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py", "hub_files.py"}
 count, at = 0, -1
 
 def watch(frame, event, argument):
@@ -301,7 +302,7 @@ print("killed", killed)
 
 
 @pytest.mark.usefixtures("hub")
-def test_killed_at_any_call_it_ends_in_the_same_bytes(hub: Hub, tmp_path: Path) -> None:
+def test_killed_at_any_call_it_ends_in_the_same_bytes(hub: Texts, tmp_path: Path) -> None:
     """By SIGKILL; whatever function of ours begins or ends then."""
     environment = {
         **os.environ,
