@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import hashlib
 import json
 import math
 import os
@@ -56,6 +57,16 @@ def open_file(path: Path) -> BufferedReader:
         file.close()
         raise
     return file
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a regular file.
+
+    Raises:
+        OSError: it is no regular file, or cannot be read.
+    """
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(path: Path, largest: int) -> bytes:

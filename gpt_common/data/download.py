@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, discard_on_error
+from gpt_common.files import cannot_write, discard_on_error, sha256_of
 
 TIMEOUT_SECONDS = 30.0
 BLOCK_BYTES = 1 << 16
@@ -94,12 +94,6 @@ def check_local(text: Text, path: Path) -> None:
             f"{path} is not {text.title} (its SHA-256 is {found[:8]}..., not {text.sha256[:8]}...): "
             "to prepare a text of your own, use --text FILE --name NAME --tokenizer char"
         )
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _download(text: Text, part: Path, on_progress: Progress, timeout: float) -> None:

@@ -24,7 +24,7 @@ from gpt_common.data.tokenizers.bpe import default_bpe_vocab_size
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.data.writer import refuse_existing, write_dataset
 from gpt_common.errors import UserError
-from gpt_common.files import read_bytes, read_json
+from gpt_common.files import read_bytes, read_json, sha256_of
 
 SETTINGS = "tokenizer_config.json"
 JINJA = "chat_template.jinja"
@@ -185,6 +185,4 @@ def _token(value: Any) -> str:
 
 
 def _source(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -8,7 +8,6 @@ copied: a dataset has one file per split, with nothing in it but ids, which ever
 from __future__ import annotations
 
 import glob
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from gpt_common.data.download import Progress
 from gpt_common.data.tokenizers import Tokenizer, default_prompt, known_tokenizer
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError
-from gpt_common.files import open_file
+from gpt_common.files import open_file, sha256_of
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
@@ -80,14 +79,6 @@ class Shard:
             status = None
         if status is None or (status.st_size, status.st_mtime_ns) != (HEADER_BYTES + 2 * self.tokens, self.mtime_ns):
             raise UserError(f"{self.path} changed while it was read: repeat when nothing writes it")
-
-    def sha256(self) -> str:
-        """Of the whole file, header included: what its publisher lists."""
-        digest = hashlib.sha256()
-        with open_file(self.path) as file:
-            while read := file.read(1 << 20):
-                digest.update(read)
-        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -150,7 +141,9 @@ def prepare_shards(
             length = part.stop - part.start
             place = {"split": split, "tokens": [written, written + length], "from": part.start}
             size = HEADER_BYTES + 2 * part.shard.tokens
-            sources.append({"file": part.shard.path.name, "bytes": size, "sha256": part.shard.sha256(), **place})
+            # Of the whole file, header included: what its publisher lists.
+            sha256 = sha256_of(part.shard.path)
+            sources.append({"file": part.shard.path.name, "bytes": size, "sha256": sha256, **place})
             part.shard.refuse_changed()
             written += length
 

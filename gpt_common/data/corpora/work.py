@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, remove, sync, write_atomically
+from gpt_common.files import cannot_write, remove, sha256_of, sync, write_atomically
 
 CHUNK_TOKENS = 1 << 20
 
@@ -100,8 +100,7 @@ class Work:
     def _record(self, number: int) -> Finished | None:
         try:
             record = Finished(**json.loads(self._beside(number).read_text(encoding="utf-8")))
-            with self.shard(number).open("rb") as file:
-                whole = hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+            whole = sha256_of(self.shard(number)) == record.sha256
         except (OSError, ValueError, TypeError):
             return None
         return record if whole and self.shard(number).stat().st_size == record.tokens * self.dtype.itemsize else None
