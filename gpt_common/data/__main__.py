@@ -204,7 +204,6 @@ def _prepared(command: Prepare, source: str, on_progress: Progress) -> Dataset:
     from gpt_common.data.prepare import prepare_named, prepare_texts
 
     name, folder, overwrite = command.name or "", command.data_dir, command.overwrite
-    share = 0.1 if command.val_fraction is None else command.val_fraction
     if source == "corpus":
         return prepare_named(
             command.corpus or "",
@@ -214,6 +213,8 @@ def _prepared(command: Prepare, source: str, on_progress: Progress) -> Dataset:
             workers=command.workers,
             on_progress=on_progress,
         )
+    if name in SHAKESPEARE:
+        raise UserError(f"the name '{name}' belongs to Tiny Shakespeare: take another --name")
     if source == "conversations":
         from gpt_common.data.conversations.preparing import prepare_conversations
 
@@ -226,12 +227,10 @@ def _prepared(command: Prepare, source: str, on_progress: Progress) -> Dataset:
             train_on=command.train_on or "answers",
             block_size=command.block_size,
             bpe_vocab_size=command.bpe_vocab_size,
-            val_fraction=share,
+            val_fraction=command.val_fraction,
             overwrite=overwrite,
             on_progress=on_progress,
         )
-    if name in SHAKESPEARE:
-        raise UserError(f"the name '{name}' belongs to Tiny Shakespeare: take another --name")
     if source == "shards":
         from gpt_common.data.corpora.shards import prepare_shards
 
@@ -282,7 +281,7 @@ def _prepared(command: Prepare, source: str, on_progress: Progress) -> Dataset:
         bpe_vocab_size=command.bpe_vocab_size,
         separator=command.separator,
         unknown=command.unknown,
-        val_fraction=share,
+        val_fraction=command.val_fraction,
         overwrite=overwrite,
         workers=command.workers,
         on_progress=on_progress,

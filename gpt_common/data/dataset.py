@@ -129,6 +129,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_new_name(name: str) -> None:
+    """Refuse a name that a corpus of one's own cannot have.
+
+    Raises:
+        UserError: it is none for a folder of a dataset, or that of a built-in corpus.
+    """
+    if check_name(name) in BUILT_INS:
+        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
+
+
 def check_block(dataset: Dataset, block_size: int) -> None:
     """Refuse a dataset with a split too short for one block and its labels, block_size + 1 tokens.
 

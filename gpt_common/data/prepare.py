@@ -8,7 +8,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from gpt_common.data.catalogue import open_dataset
-from gpt_common.data.dataset import BUILT_INS, PREPARABLE, SHAKESPEARE, Dataset, check_name
+from gpt_common.data.corpora.cutting import check_share
+from gpt_common.data.dataset import PREPARABLE, SHAKESPEARE, Dataset, check_new_name
 from gpt_common.data.documents import cut_at_document, separator_of, split_documents
 from gpt_common.data.download import (
     TINY_SHAKESPEARE,
@@ -108,7 +109,7 @@ def prepare_texts(
     bpe_vocab_size: int | None = None,
     separator: str | None = None,
     unknown: str | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     training_files: int | None = None,
     overwrite: bool = False,
     workers: int = 0,
@@ -134,10 +135,8 @@ def prepare_texts(
     Raises:
         UserError: impossible arguments, existing dataset, unreadable file, character outside the vocabulary.
     """
-    if check_name(name) in BUILT_INS:
-        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"--val-fraction is {val_fraction:g}: it must be above 0 and below 1")
+    check_new_name(name)
+    share = check_share(val_fraction)
     if tokenizer != "bpe" and bpe_vocab_size is not None:
         raise UserError(
             "--bpe-vocab-size is the size of a vocabulary that --tokenizer bpe trains: leave one of them out"
@@ -161,7 +160,7 @@ def prepare_texts(
     if reading.outside and unknown is None:
         raise UserError(_outside(reading, len(vocabulary or ""), tokenizer))
     sources, total = reading.sources, sum(source.characters for source in reading.sources)
-    cut = int(total * (1 - val_fraction))  # to the character, as nanoGPT
+    cut = int(total * (1 - share))  # to the character, as nanoGPT
     if training_files is not None:
         cut = sum(source.characters for source in sources[:training_files])
     elif between is not None:
@@ -204,7 +203,7 @@ def prepare_texts(
                 "command": "python -m gpt_common.data prepare",
                 "tokenizer": tokenizer if known is None else known.kind,
                 "bpe_vocab_size": size if tokenizer == "bpe" else None,
-                "val_fraction": val_fraction,
+                "val_fraction": share,
                 "unknown": unknown,
                 "versions": {package: version(package) for package in ("tiktoken", "tokenizers", "numpy")},
             },

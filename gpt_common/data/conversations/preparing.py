@@ -17,7 +17,8 @@ from gpt_common.data.conversations.marking import Marked, Marker, TrainOn, joine
 from gpt_common.data.conversations.reading import Conversation, read_conversations
 from gpt_common.data.conversations.summary import summary_lines
 from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
-from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
+from gpt_common.data.corpora.cutting import check_share
+from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, known_tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.bpe import default_bpe_vocab_size
@@ -41,7 +42,7 @@ def prepare_conversations(
     train_on: TrainOn = "answers",
     block_size: int | None = None,
     bpe_vocab_size: int | None = None,
-    val_fraction: float = 0.1,
+    val_fraction: float | None = None,
     overwrite: bool = False,
     on_progress: Progress,
     say: Callable[[str], None] = print,
@@ -58,10 +59,8 @@ def prepare_conversations(
     Raises:
         UserError: impossible arguments, existing dataset, a line that is no example or has no answer; names it.
     """
-    if check_name(name) in BUILT_INS:
-        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
-    if not 0 < val_fraction < 1:
-        raise UserError(f"--val-fraction is {val_fraction:g}: it must be above 0 and below 1")
+    check_new_name(name)
+    share = check_share(val_fraction)
     if block_size is not None and block_size < 1:
         raise UserError(f"--block-size is {block_size}: it must be at least 1")
     refuse_existing(data_dir / name, overwrite=overwrite)
@@ -76,12 +75,12 @@ def prepare_conversations(
         made = with_tokens(made, (TURN, END))
     longest = 0 if block_size is None else block_size + 1
     marked = _marked(conversations, form, Marker(made, train_on, longest), on_progress)
-    cut = len(marked) - max(1, round(len(marked) * val_fraction))
+    cut = len(marked) - min(len(marked) - 1, max(1, round(len(marked) * share)))
     parts: dict[Literal["train", "val"], Examples] = {"train": joined(marked[:cut]), "val": joined(marked[cut:])}
-    block = block_size or max(len(example.ids) for example in marked) - 1
+    block = block_size or max(1, max(len(example.ids) for example in marked) - 1)
     say(f"{data_dir / name}")
-    rows = [Rows(part, max(1, block), packing=True) for part in parts.values()]
-    for line in summary_lines(rows, marked, made, max(1, block)):
+    rows = [Rows(part, block, packing=True) for part in parts.values()]
+    for line in summary_lines(rows, marked, made, block):
         say(line)
     write_dataset(
         data_dir / name,
@@ -94,7 +93,7 @@ def prepare_conversations(
             "template_sha256": None if form.source is None else hashlib.sha256(form.source.encode()).hexdigest(),
             "train_on": train_on,
             "block_size": block_size,
-            "val_fraction": val_fraction,
+            "val_fraction": share,
             "versions": {package: version(package) for package in ("jinja2", "tokenizers", "numpy")},
         },
         sources=[_source(path) for path in files],

@@ -21,7 +21,7 @@ from gpt_common.data.corpora.cutting import check_share, cut_at_end_of_text
 from gpt_common.data.corpora.repository import Repository, describe, fetch, files_of, repository
 from gpt_common.data.corpora.rows import require_pyarrow, rows_of
 from gpt_common.data.corpora.work import Finished, Work, working, write_ids
-from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
+from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.encode import PIECE_CHARACTERS, Encoded, Job, encoder
 from gpt_common.data.tokenizers import Tokenizer, cut_pieces, default_prompt, known_tokenizer
@@ -67,8 +67,7 @@ def prepare_hub(
         UserError: impossible arguments, pyarrow missing, nothing there of that name, files that cannot be read, or a
             preparation that was begun of another commit or with other arguments.
     """
-    if check_name(name) in BUILT_INS:
-        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
+    check_new_name(name)
     share = check_share(val_fraction)
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"--max-tokens is {max_tokens}: it must be at least 2")

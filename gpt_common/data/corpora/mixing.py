@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.data.catalogue import open_dataset, prepared_names
-from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
+from gpt_common.data.dataset import BUILT_INS, Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.writer import SPLITS, TokenIds, refuse_existing, write_dataset
 from gpt_common.errors import UserError, nearest
@@ -78,8 +78,7 @@ def prepare_mixture(
     Raises:
         UserError: impossible arguments, unknown names, different tokenizers, corpora of conversations.
     """
-    if check_name(name) in BUILT_INS:
-        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
+    check_new_name(name)
     if max_tokens is not None and max_tokens < 1:
         raise UserError(f"--max-tokens is {max_tokens}: it must be at least 1")
     wanted = parse_shares(shares)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.corpora.cutting import check_share, cut_at_end_of_text
-from gpt_common.data.dataset import BUILT_INS, Dataset, check_name
+from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.tokenizers import Tokenizer, default_prompt, known_tokenizer
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
@@ -111,8 +111,7 @@ def prepare_shards(
     Raises:
         UserError: impossible arguments, existing dataset, no such file, no shard, or ids outside the vocabulary.
     """
-    if check_name(name) in BUILT_INS:
-        raise UserError(f"the name '{name}' belongs to a built-in corpus: take another --name")
+    check_new_name(name)
     share = check_share(val_fraction)
     refuse_existing(data_dir / name, overwrite=overwrite)
     shards = [read_header(path) for path in _files(patterns)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_common.data import Dataset, check_block, open_dataset
+from gpt_common.data.__main__ import main
 from gpt_common.data.conversations.marking import Marker, TrainOn
 from gpt_common.data.conversations.preparing import prepare_conversations
 from gpt_common.data.conversations.reading import Conversation, Message
@@ -106,6 +107,22 @@ def test_what_the_block_cuts_off_is_counted_and_said(tmp_path: Path) -> None:
         check_block(cut, 20)
     with pytest.raises(UserError, match=r"talk.jsonl:1: no answer is left: .*the block holds 31"):
         prepared(tmp_path, TALK, PAIR, block_size=30)
+
+
+@pytest.mark.parametrize(("share", "train"), [(0.01, 2), (0.5, 1), (0.99, 1)])
+def test_each_split_has_an_example_whatever_the_share(tmp_path: Path, share: float, train: int) -> None:
+    dataset, _ = prepared(tmp_path, PAIR, PAIR, PAIR, val_fraction=share)
+    assert dataset.examples is not None
+    assert [len(part.ends) for part in dataset.examples] == [train, 3 - train]
+
+
+@pytest.mark.parametrize("name", ["stories", "stories-qa", "shakespeare"])
+def test_a_name_that_is_another_corpus_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines(Path("talk.jsonl"), PAIR, PAIR)
+    with pytest.raises(UserError, match=f"the name '{name}' belongs to"):
+        main(["prepare", "--conversations", "talk.jsonl", "--name", name, "--tokenizer", "char"])
+    assert not Path("data").exists()
 
 
 def test_the_same_files_make_the_same_bytes_and_another_mark_another_fingerprint(tmp_path: Path) -> None:
