@@ -94,14 +94,19 @@ def read_json(path: Path, largest: int) -> Any:
     if content.count(b"[") + content.count(b"{") > MOST_CONTAINERS:
         raise ValueError("it holds millions of lists")
     try:
-        return json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=unique_keys,
-            parse_constant=_finite_number,
-            parse_float=_finite_number,
-        )
+        return parse_json(content.decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def parse_json(text: str) -> Any:
+    """The document in a text of JSON; every number is finite, every key stands there once.
+
+    Raises:
+        ValueError: it is no such JSON; says what is wrong.
+        RecursionError: it is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=unique_keys, parse_constant=_finite_number, parse_float=_finite_number)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt_common.errors import UserError, nearest
-from gpt_common.files import open_file, unique_keys
+from gpt_common.files import open_file, parse_json
 from gpt_common.words import in_bytes
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -67,9 +66,7 @@ def _example(line: bytes, where: str) -> Conversation:
     if len(line) > LONGEST_LINE:
         raise UserError(f"{where}: the line is longer than {in_bytes(LONGEST_LINE)}: one example to a line")
     try:
-        document = json.loads(
-            line.decode("utf-8"), object_pairs_hook=unique_keys, parse_constant=_finite, parse_float=_finite
-        )
+        document = parse_json(line.decode("utf-8"))
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
     except UnicodeDecodeError:
@@ -145,9 +142,9 @@ def _call(value: Any, what: str) -> str:
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # OpenAI's are JSON within JSON
         try:
-            arguments = json.loads(arguments, parse_constant=_finite)
-        except ValueError:
-            raise _Wrong(f"the arguments of a call of {what} are no JSON") from None
+            arguments = parse_json(arguments)
+        except ValueError as error:
+            raise _Wrong(f"the arguments of a call of {what} are no JSON ({error})") from None
     call = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
     return f"<tool_call>\n{call}\n</tool_call>"
 
@@ -171,12 +168,6 @@ def _text(value: Any, what: str) -> str:
         raise _Wrong(f"the {what} has half a surrogate pair, which is no character") from None
     if any(mark in value for mark in MARKS):
         raise _Wrong(f"the {what} has U+E000 or U+E001, which are for private use and mark answers here")
-    return value
-
-
-def _finite(written: str) -> float:
-    if not math.isfinite(value := float(written)):
-        raise ValueError(f"it holds the number {written[:20]}")
     return value
 
 

@@ -204,6 +204,12 @@ def test_the_summary_says_what_is_learnt_in_80_columns(tmp_path: Path) -> None:
     assert "\x1b" not in text
 
 
+def called(arguments: str) -> Any:
+    """An answer that is a call of a tool."""
+    call = {"function": {"name": "add", "arguments": arguments}}
+    return {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+
+
 DEEP = '{"messages": ' + "[" * 200_000
 HOSTILE: dict[str, tuple[Any, str]] = {
     "no JSON": ("hello", "not a JSON object"),
@@ -233,6 +239,9 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "a turn within a turn": ({"prompt": f"a{END}", "completion": "b"}, "says '<|im_end|>'"),
     "tools of another type": ({**PAIR, "tools": 3}, "`tools` is a number"),
     "a call without a name": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "function with a name"),
+    "arguments that are no JSON": (called("{"), "arguments of a call of message 1 are no JSON"),
+    "arguments without end": (called('{"a": 1e999}'), "are no JSON .*1e999"),
+    "an argument twice": (called('{"a": 1, "a": 2}'), "are no JSON .*twice"),
     "an empty text": ({"text": ""}, "`text` is empty"),
     "an endless line": ('{"text": "' + "a" * (1 << 24), "longer than"),
 }
