@@ -65,7 +65,7 @@ def write_dataset(
     """
     refuse_existing(folder, overwrite=overwrite)
     temporary = temporary_beside(folder)
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+    dtype = dtype_of_ids(tokenizer.vocab_size)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         sweep_leftovers(folder.parent, folder.name)
@@ -77,17 +77,16 @@ def write_dataset(
                 written[split], counts[split] = _write_tokens(path, splits[split], dtype, tokenizer)
                 if not counts[split].any():
                     raise UserError(f"the {split} split of {folder} would be empty: there is too little text")
-            said = entropy(counts["train"])
+            learnt = counts["train"]
             if examples is not None:
-                counted = examples["train"].tokens[examples["train"].counted == 1]
-                said = entropy(np.bincount(counted, minlength=tokenizer.vocab_size))
+                learnt = np.bincount(examples["train"].tokens[examples["train"].counted == 1])
             tokenizer.save(temporary / "tokenizer.json")
             meta = {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": identity(tokenizer),
                 "dtype": dtype.name,
                 "splits": written,
-                "unigram_entropy": said,
+                "unigram_entropy": entropy(learnt),
                 "floor": floor,
                 "floor_error": floor_error,
                 "prompt": prompt,
@@ -95,17 +94,21 @@ def write_dataset(
                 "end_of_text": tokenizer.end_of_text,
                 "recipe": dict(recipe),
                 "sources": sources,
-                "examples": None,
+                "examples": None
+                if examples is None
+                else {split: write_examples(temporary / f"{split}.examples", examples[split]) for split in SPLITS},
             }
-            if examples is not None:
-                entries = {split: write_examples(temporary / f"{split}.examples", examples[split]) for split in SPLITS}
-                meta["examples"] = entries
             (temporary / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
             move_into_place(
                 temporary, folder, may_replace=functools.partial(refuse_existing, folder, overwrite=overwrite)
             )
     except OSError as error:
         raise cannot_write(folder, error) from None
+
+
+def dtype_of_ids(vocab_size: int) -> np.dtype[Any]:
+    """The smallest that holds every id; little-endian."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
 
 
 def refuse_existing(folder: Path, *, overwrite: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -46,15 +46,3 @@ def cut_at_end_of_text(
         if position > last:
             break
     return start
-
-
-def between(
-    chunks: Iterable[npt.NDArray[np.integer]], start: int, stop: int
-) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
-    """Of tokens that come in `chunks`, those from `start` to `stop`, each part with its place."""
-    position = 0
-    for chunk in chunks:
-        part = chunk[max(0, start - position) : max(0, stop - position)]
-        if len(part):
-            yield max(start, position), part
-        position += len(chunk)

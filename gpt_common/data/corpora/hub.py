@@ -18,14 +18,15 @@ import numpy.typing as npt
 
 from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.corpora.cutting import check_share, cut_at_end_of_text
+from gpt_common.data.corpora.ids import write_ids
 from gpt_common.data.corpora.repository import Repository, describe, fetch, files_of, repository
 from gpt_common.data.corpora.rows import require_pyarrow, rows_of
-from gpt_common.data.corpora.work import Finished, Work, working, write_ids
+from gpt_common.data.corpora.work import Finished, Work, working
 from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.encode import PIECE_CHARACTERS, Encoded, Job, encoder
 from gpt_common.data.tokenizers import Tokenizer, cut_pieces, default_prompt, known_tokenizer
-from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
+from gpt_common.data.writer import SPLITS, dtype_of_ids, refuse_existing, write_dataset
 from gpt_common.errors import UserError
 from gpt_common.files import remove
 
@@ -94,8 +95,7 @@ def prepare_hub(
     }
     if workers == 0:
         workers = (os.cpu_count() or 1) if max_tokens is None or max_tokens > WORTH_PROCESSES else 1
-    dtype = np.dtype("<u2" if maker.vocab_size <= 1 << 16 else "<u4")
-    with working(data_dir / f"{name}.tmp-hub", plan, dtype, overwrite=overwrite) as work:
+    with working(data_dir / f"{name}.tmp-hub", plan, dtype_of_ids(maker.vocab_size), overwrite=overwrite) as work:
         with encoder(maker, workers) as encode:
             rows = Rows(data, described.commit, files, column, on_progress)
             shards = _Shards(work, rows, maker, shard_characters, max_tokens)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.corpora.cutting import check_share, cut_at_end_of_text
+from gpt_common.data.corpora.ids import changed, parts_of, read_ids
 from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.tokenizers import Tokenizer, default_prompt, known_tokenizer
@@ -27,9 +28,8 @@ from gpt_common.files import open_file, sha256_of
 
 MAGIC, VERSION = 20240520, 1
 HEADER_BYTES = 256 * 4
-CHUNK_TOKENS = 1 << 20
 
-Ids = npt.NDArray[np.uint16]
+Ids = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,15 @@ class Shard:
             UserError: unreadable, not what it was when its header was read, or an id outside the vocabulary.
         """
         position = start
-        try:
-            with open_file(self.path) as file:
-                file.seek(HEADER_BYTES + 2 * start)
-                while position < stop:
-                    data = file.read(2 * min(CHUNK_TOKENS, stop - position))
-                    if len(data) % 2 or not data:
-                        raise UserError(f"{self.path} changed while it was read: repeat when nothing writes it")
-                    ids = np.frombuffer(data, "<u2")
-                    if ids.max() >= vocab_size:
-                        where = int((ids >= vocab_size).argmax())
-                        raise UserError(
-                            f"{self.path} holds token id {ids[where]} at position {position + where:,}, outside the "
-                            f"vocabulary of {vocab_size:,}: name the tokenizer that made it with --tokenizer"
-                        )
-                    yield ids
-                    position += len(ids)
-        except OSError as error:
-            raise UserError(f"cannot read {self.path}: {error.strerror}") from None
+        for ids in read_ids(self.path, np.dtype("<u2"), start, stop, header=HEADER_BYTES):
+            if ids.max() >= vocab_size:
+                where = int((ids >= vocab_size).argmax())
+                raise UserError(
+                    f"{self.path} holds token id {ids[where]} at position {position + where:,}, outside the "
+                    f"vocabulary of {vocab_size:,}: name the tokenizer that made it with --tokenizer"
+                )
+            yield ids
+            position += len(ids)
 
     def refuse_changed(self) -> None:
         """Raise a UserError if it is not the file whose header was read."""
@@ -78,7 +69,7 @@ class Shard:
         except OSError:
             status = None
         if status is None or (status.st_size, status.st_mtime_ns) != (HEADER_BYTES + 2 * self.tokens, self.mtime_ns):
-            raise UserError(f"{self.path} changed while it was read: repeat when nothing writes it")
+            raise UserError(changed(self.path))
 
 
 @dataclass(frozen=True)
@@ -220,10 +211,5 @@ def _divided(shards: Sequence[Shard], share: float, maker: Tokenizer) -> dict[st
 
 def _parts(shards: Sequence[Shard], start: int, stop: int) -> list[Part]:
     """Tokens `start` to `stop` of all shards taken together."""
-    parts, offset = [], 0
-    for shard in shards:
-        first, last = max(start - offset, 0), min(stop - offset, shard.tokens)
-        if first < last:
-            parts.append(Part(shard, first, last))
-        offset += shard.tokens
-    return parts
+    lengths = [shard.tokens for shard in shards]
+    return [Part(shards[number], first, last) for number, first, last in parts_of(lengths, start, stop)]

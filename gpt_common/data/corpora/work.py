@@ -11,10 +11,9 @@ What is not vouched for by its json was not finished, and is made again.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,10 +22,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gpt_common.data.corpora.ids import parts_of, read_ids
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, remove, sha256_of, sync, write_atomically
-
-CHUNK_TOKENS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,20 +77,8 @@ class Work:
 
     def chunks(self, start: int, stop: int) -> Iterator[npt.NDArray[np.integer]]:
         """Tokens `start` to `stop` of all shards taken together."""
-        offset = 0
-        for number, record in enumerate(self.finished):
-            first, last = max(start - offset, 0), min(stop - offset, record.tokens)
-            if first < last:
-                with self.shard(number).open("rb") as file:
-                    file.seek(first * self.dtype.itemsize)
-                    while first < last:
-                        data = file.read(min(CHUNK_TOKENS, last - first) * self.dtype.itemsize)
-                        if not data or len(data) % self.dtype.itemsize:
-                            raise UserError(f"{self.shard(number)} changed while it was read: repeat the command")
-                        ids = np.frombuffer(data, self.dtype)
-                        yield ids
-                        first += len(ids)
-            offset += record.tokens
+        for number, first, last in parts_of([record.tokens for record in self.finished], start, stop):
+            yield from read_ids(self.shard(number), self.dtype, first, last)
 
     def _beside(self, number: int) -> Path:
         return self.shard(number).with_suffix(".json")
@@ -145,18 +131,6 @@ def working(folder: Path, plan: dict[str, Any], dtype: np.dtype[Any], *, overwri
         raise cannot_write(folder, error) from None
     finally:
         os.close(descriptor)
-
-
-def write_ids(path: Path, arrays: Iterable[npt.NDArray[np.integer]], dtype: np.dtype[Any]) -> tuple[int, str]:
-    """Write ids; returns how many there are, and the SHA-256 of the file."""
-    digest, tokens = hashlib.sha256(), 0
-    with path.open("wb") as file:
-        for ids in arrays:
-            data = ids.astype(dtype).tobytes()
-            file.write(data)
-            digest.update(data)
-            tokens += len(ids)
-    return tokens, digest.hexdigest()
 
 
 def _hold(descriptor: int, folder: Path) -> None:

@@ -266,7 +266,7 @@ import numpy as np
 import pyarrow.parquet, huggingface_hub, huggingface_hub.hf_api, huggingface_hub.file_download, httpx2
 from gpt_common.data.corpora.hub import prepare_hub
 
-FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py", "hub_files.py"}
+FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py", "hub_files.py", "ids.py"}
 count, at = 0, -1
 
 def watch(frame, event, argument):

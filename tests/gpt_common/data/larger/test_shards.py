@@ -14,7 +14,8 @@ import pytest
 
 from gpt_common.data import Dataset
 from gpt_common.data.__main__ import main
-from gpt_common.data.corpora.shards import CHUNK_TOKENS, prepare_shards
+from gpt_common.data.corpora.ids import CHUNK_TOKENS, read_ids
+from gpt_common.data.corpora.shards import prepare_shards
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.errors import UserError
 from gpt_common.training.log.runlog import read_metrics
@@ -171,6 +172,15 @@ def test_what_changes_meanwhile_is_refused(tmp_path: Path) -> None:
     with fails("a.bin changed while it was read"):
         prepare_shards([f"{tmp_path}/*.bin"], "mine", tmp_path / "data", vocabulary(tmp_path), on_progress=meanwhile)
     assert not list((tmp_path / "data").glob("*"))
+
+
+@pytest.mark.parametrize("held", [0, 4, 5])
+def test_a_file_with_fewer_ids_than_it_had_is_refused(tmp_path: Path, held: int) -> None:
+    (tmp_path / "ids.bin").write_bytes(bytes(range(6))[:held])
+    with fails("ids.bin changed while it was read"):
+        list(read_ids(tmp_path / "ids.bin", np.dtype("<u2"), 0, 3))
+    (tmp_path / "ids.bin").write_bytes(bytes(range(6)))
+    assert [ids.tolist() for ids in read_ids(tmp_path / "ids.bin", np.dtype("<u2"), 1, 3)] == [[0x0302, 0x0504]]
 
 
 @pytest.mark.parametrize(
