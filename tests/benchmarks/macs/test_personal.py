@@ -22,7 +22,7 @@ CLEANED = {
     "a path with spaces in quotes": ('File "/Users/jane/My Documents/x.py", line 3', "File <path>, line 3"),
     "somebody else's path": ("cannot open /Volumes/Disk/a.txt: busy", "cannot open <path>: busy"),
     "behind a colon": ("error:/opt/x/y", "error:<path>"),
-    "an address of a file": ("torch @ file:///opt/wheels/torch.whl", "torch @ <path>"),
+    "an address of a file": ("torch @ file:///no-such-disk/torch.whl", "torch @ <path>"),
     "the user": ("run by jane (Jane Doe) or JANE_1", "run by <user> (<user>) or <user>_1"),
     "the host": ("lost Janes-MacBook-Pro.local, janes-macbook-pro", "lost <host>, <host>"),
     "a mail address": ("ask jd@example.org", "ask <address>"),
