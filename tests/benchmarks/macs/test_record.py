@@ -222,6 +222,17 @@ def test_a_record_of_which_everything_failed_has_its_lines_too() -> None:
     assert "not shown" in text
 
 
+def test_if_nobody_could_say_who_is_here_the_figures_have_their_rows_all_the_same() -> None:
+    found = record(backends=[], parts=[failed("backends", "no")], passed=False)
+    rows = [line for line in markdown(found).splitlines() if line.startswith("| ")]
+    known = [line for line in markdown(record()).splitlines() if line.startswith("| ")]
+    # The CPU, beside which each of the others climbs, has a speed.
+    assert [row.split(" | ")[0] for row in rows[:4]] == ["| backend", "| mlx", "| mps", "| cpu"]
+    assert [row.split(" | ")[1:] for row in rows[:4]] == [row.split(" | ")[1:] for row in known]
+    only = record(backends=[], benchmark=None, climbs=[], parts=[failed("backends", "no")], passed=False)
+    assert [line.split(" | ")[0] for line in markdown(only).splitlines() if line.startswith("| ")][1:] == ["| mlx"]
+
+
 def test_texts_of_strangers_are_no_markdown() -> None:
     said = "a | b [x](https://example.org) <img src=x> `c` @maintainer #1\n## heading"
     text = markdown(record(parts=[failed("x", said)], passed=False))
