@@ -107,13 +107,9 @@ def make_table(results: Path, page_path: Path) -> None:
         UserError: a result is not one, or the page cannot be written.
     """
     from benchmarks.macs.markdown import page
-    from gpt_common.files import cannot_write, write_atomically
+    from benchmarks.macs.record import write_text
 
-    text = page(results)
-    try:
-        write_atomically(page_path, text)
-    except OSError as error:
-        raise cannot_write(page_path, error) from None
+    write_text(page_path, page(results))
     print(page_path)
 
 
@@ -219,11 +215,13 @@ def finish(record: SelfTest, share: Path | None, person: Personal) -> None:
         UserError, WorkFailed, Stopped: as `main`.
     """
     from benchmarks.macs.markdown import markdown
-    from benchmarks.macs.record import SelfTest, look_through, to_json, write_record
+    from benchmarks.macs.record import SelfTest, look_through, sha256, to_json, write_text
 
-    clean = SelfTest.model_validate_json(to_json(record, person))
-    text = markdown(clean, write_record(share, record, person) if share else None)
+    document = to_json(record, person)
+    text = markdown(SelfTest.model_validate_json(document), sha256(document) if share else None)
     look_through(text.splitlines(), person)
+    if share is not None:
+        write_text(share, document)
     print(f"\n{text}\n")
     if share is not None:
         print(f'{share} and these lines are what the issue form "My Mac\'s numbers" asks for.')

@@ -240,10 +240,24 @@ def write_record(path: Path, record: SelfTest, person: Personal) -> str:
         WorkFailed: as `to_json`.
     """
     text = to_json(record, person)
+    write_text(path, text)
+    return sha256(text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         write_atomically(path, text)
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def sha256(text: str) -> str:
+    """Of a file with this text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks.macs.parts import Findings, benchmark_job, difference, first_jobs, halves, jobs
+from benchmarks.macs.personal import Personal
 from benchmarks.macs.record import Here, Training, read_record
 from benchmarks.macs.running import Job
 from benchmarks.selftest import BACKENDS, SelfTestCommand, SelfTester, backend_names, finish, main, make_table
@@ -77,6 +78,14 @@ def test_all_passed_is_no_failure(tmp_path: Path) -> None:
     found = made_up([job("pass")], tmp_path).run()
     assert found.passed
     finish(found, None, JANE)
+
+
+def test_nothing_is_written_if_the_lines_to_paste_hold_something_personal(tmp_path: Path) -> None:
+    """The file is clean, and in the lines stands a word of ours that is somebody's name."""
+    share = tmp_path / "mac.json"
+    with pytest.raises(WorkFailed, match="nothing was written: the user's name"):
+        finish(record(), share, Personal(users=frozenset({"nearest"})))
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_interruption_keeps_what_was_found_and_names_what_was_not_run(tmp_path: Path) -> None:
