@@ -5,12 +5,16 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.macs.markdown import markdown
 from benchmarks.macs.personal import Personal, holds_path, texts, this_person
-from tests.benchmarks.macs.recipes import JANE
+from benchmarks.macs.record import Here, SelfTest, look_through, to_json
+from tests.benchmarks.macs.recipes import JANE, failed, record
 
 CLEANED = {
     "the checkout": ("/Users/jane/our gpt/convert/__main__.py failed", "./convert/__main__.py failed"),
@@ -91,6 +95,34 @@ def test_a_name_that_tells_nothing_is_not_hidden(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("LOGNAME", "root")
     person = Personal(users=frozenset(name for name in this_person({}).users if name.lower() in ("max", "root")))
     assert person.clean("Apple M3 Max, root mean square") == "Apple M3 Max, root mean square"
+
+
+def test_whatever_somebody_is_called_the_lines_and_the_file_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every word that stands in the lines as a login, some of them initials; ten minutes of measuring hang on it."""
+    parts = [*record().parts, failed("parity mlx", "no"), failed("a", "b").model_copy(update={"status": "timed out"})]
+    nothing: dict[str, Any] = {**dict.fromkeys(("machine", "checkout", "change", "benchmark")), "climbs": []}
+    canary = record().canaries[0].model_copy(update={"verdict": "wrong"})
+    absent = Here(backend="mlx", device=None, reason="gone")
+    known = record()
+    assert known.machine is not None
+    m5 = known.machine.model_copy(update={"matrix_units": True})
+    variants = [
+        known,
+        record(parts=parts, passed=False, interrupted=True, machine=m5, canaries=[canary], backends=[absent]),
+        record(**nothing, parts=[failed("machine", "not run")], passed=False),
+        record(backends=[], climbs=[climb.model_copy(update={"passed": False}) for climb in known.climbs]),
+    ]
+    lines = "\n".join(markdown(found, "1" * 64) for found in variants)
+    words = set(re.findall(r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9]+", lines))
+    assert len(words) > 60
+    monkeypatch.setattr(getpass, "getuser", lambda: "root")
+    for name in ("LOGNAME", "SUDO_USER"):
+        monkeypatch.delenv(name, raising=False)
+    for word in words:
+        monkeypatch.setenv("USER", word)
+        for found in variants:
+            clean = SelfTest.model_validate_json(to_json(found, this_person({})))
+            look_through(markdown(clean, "1" * 64).splitlines(), this_person({}))
 
 
 def test_a_user_without_an_account_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
