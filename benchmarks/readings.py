@@ -5,14 +5,17 @@ Times are in seconds, memory in bytes, shares between 0 and 1.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gpt_common.errors import UserError
 from gpt_common.machine.power_samples import Energy
 
 Above0 = Annotated[float, Field(gt=0)]
 AtLeast0 = Annotated[float, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Mark = Literal["asleep", "throttled", "outlier"]
 Device = Literal["cpu", "gpu", "mps", "cuda"]
 
@@ -21,6 +24,12 @@ class Record(BaseModel):
     """A part of the result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def damaged(path: Path, damage: ValidationError) -> UserError:
+    """The error for a file whose record is not as its types say: where first, and how."""
+    first = damage.errors()[0]
+    return UserError(f"{path} is damaged at {'.'.join(map(str, first['loc']))}: {first['msg'][:120]}")
 
 
 class Plan(Record):

@@ -21,6 +21,8 @@ from benchmarks.readings import (
     Plan,
     Process,
     Record,
+    Sha256,
+    damaged,
 )
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.errors import UserError
@@ -32,7 +34,6 @@ VERSION: Final = 1
 """Raised when a reader of the old version would misunderstand a file."""
 Status = Literal["measured", "absent", "unproven", "failed", "rejected", "stopped"]
 Verified = Literal["parity", "losses", "unverified"]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Sustained(Record):
@@ -309,6 +310,4 @@ def read_result(path: Path) -> Result:
     try:
         return Result.model_validate_json(text, strict=True)
     except ValidationError as damage:
-        first = damage.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} is damaged at {place}: {first['msg'][:120]}") from None
+        raise damaged(path, damage) from None

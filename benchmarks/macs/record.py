@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, ValidationError
 
 from benchmarks.macs.personal import Personal, holds_path, texts
-from benchmarks.readings import AtLeast0, Record
+from benchmarks.readings import AtLeast0, Record, Sha256, damaged
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware
@@ -28,7 +28,6 @@ UNCLEANED = 200
 Status = Literal["passed", "failed", "timed out", "interrupted", "not run"]
 Short = Annotated[str, Field(max_length=120)]
 Words = Annotated[str, Field(max_length=600)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Checkout(Record):
@@ -277,8 +276,7 @@ def read_record(path: Path) -> SelfTest:
     try:
         record = SelfTest.model_validate_json(json.dumps(document), strict=True)
     except ValidationError as damage:
-        first = damage.errors()[0]
-        raise UserError(f"{path} is damaged at {'.'.join(map(str, first['loc']))}: {first['msg'][:120]}") from None
+        raise damaged(path, damage) from None
     if any(holds_path(text) for text in texts(document)):
         raise UserError(f"{path} holds an absolute path, which may name its sender: take it out")
     return record
