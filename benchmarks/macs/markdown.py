@@ -107,8 +107,11 @@ def _provenance(record: SelfTest, sha256: str | None) -> str:
 
 def _names(record: SelfTest) -> list[str]:
     """The backends; those that have figures, where nobody could say who is here."""
-    tried = [*record.climbs, *record.canaries, *(record.benchmark.rows if record.benchmark else [])]
-    return list(dict.fromkeys(row.backend.removesuffix("-bf16") for row in record.backends or tried))
+    if record.backends:
+        return [row.backend for row in record.backends]
+    rows = record.benchmark.rows if record.benchmark else []
+    tried = [*(climb.backend for climb in record.climbs), *(canary.backend for canary in record.canaries)]
+    return list(dict.fromkeys([*tried, *(row.backend.removesuffix("-bf16") for row in rows)]))
 
 
 def _backend(record: SelfTest, name: str) -> list[str]:
