@@ -17,8 +17,8 @@ from pathlib import Path
 from benchmarks.macs.record import Checkout, Machine
 from gpt_common.errors import UserError, run_main
 from gpt_common.files import write_atomically
-from gpt_common.machine.hardware import Hardware, detect
-from gpt_common.machine.mlx_wheel import NEEDED, Version, advice, built_for
+from gpt_common.machine.hardware import detect
+from gpt_common.machine.mlx_wheel import advice, built_for, matrix_units
 from gpt_common.machine.provenance import versions
 
 ROOT = Path(__file__).parents[2]
@@ -34,22 +34,9 @@ def describe_machine() -> Machine:
         hardware=hardware,
         versions=versions(),
         python_platform=sysconfig.get_platform(),
-        matrix_units=matrix_units(hardware, built),
+        matrix_units=matrix_units(hardware.chip, built, hardware.os),
         advice=advice(hardware.chip, built, hardware.os),
     )
-
-
-def matrix_units(hardware: Hardware, built: Version | None) -> bool | None:
-    """Whether MLX uses the matrix units that an M5 has; False before it, None where it is not known."""
-    generation = re.match(r"Apple M(\d+)", hardware.chip)
-    if generation is None:
-        return None
-    if int(generation[1]) < 5:
-        return False
-    system = re.match(r"macOS (\d+)\.(\d+)", hardware.os)
-    if built is None or system is None:
-        return None
-    return built >= NEEDED and (int(system[1]), int(system[2])) >= NEEDED
 
 
 def describe_checkout(root: Path = ROOT) -> Checkout:

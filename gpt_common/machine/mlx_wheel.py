@@ -32,8 +32,7 @@ def advice(chip: str, built: Version | None, system: str) -> str | None:
         built: what `built_for` found.
         system: "macOS 26.1".
     """
-    generation = re.match(r"Apple M(\d+)", chip)
-    if generation is None or int(generation[1]) < 5 or built is None:
+    if not _has_matrix_units(chip) or built is None:
         return None
     if built < (26, 0):
         return (
@@ -41,7 +40,26 @@ def advice(chip: str, built: Version | None, system: str) -> str | None:
             "on macOS 26.2 or later, `pip install --force-reinstall mlx mlx-metal` with a Python whose "
             "platform.mac_ver() says 26"
         )
-    here = re.fullmatch(r"macOS (\d+)\.(\d+).*", system)
-    if here is not None and (int(here[1]), int(here[2])) < NEEDED:
+    here = _macos(system)
+    if here is not None and here < NEEDED:
         return f"this MLX uses matrix units that {system} does not offer yet (ml-explore/mlx#4525): update to 26.2"
     return None
+
+
+def matrix_units(chip: str, built: Version | None, system: str) -> bool | None:
+    """Whether MLX uses the matrix units that an M5 has: False before it, None where it is not known; as `advice`."""
+    here = _macos(system)
+    if (there := _has_matrix_units(chip)) is not True:
+        return there
+    return None if built is None or here is None else built >= NEEDED and here >= NEEDED
+
+
+def _has_matrix_units(chip: str) -> bool | None:
+    """Whether they are in it, as from M5 on; None for a chip that is not Apple's."""
+    generation = re.match(r"Apple M(\d+)", chip)
+    return generation and int(generation[1]) >= 5
+
+
+def _macos(system: str) -> Version | None:
+    found = re.match(r"macOS (\d+)\.(\d+)", system)
+    return found and (int(found[1]), int(found[2]))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.macs.machine import describe_checkout, describe_machine, matrix_units, source_digest
+from benchmarks.macs.machine import describe_checkout, describe_machine, source_digest
 from benchmarks.macs.markdown import EMPTY, LINES, markdown, page
 from benchmarks.macs.personal import Personal, texts
 from benchmarks.macs.record import (
@@ -169,21 +169,6 @@ def test_the_list_of_packages_is_that_of_this_environment(monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "distributions", lambda: found[1:])
     assert describe_checkout().packages_sha256 != here.packages_sha256
     assert describe_machine().versions["torch"]
-
-
-@pytest.mark.parametrize(
-    ("chip", "system", "built", "used"),
-    [
-        ("Apple M4 Max", "macOS 26.2", (26, 2), False),
-        ("Apple M5", "macOS 26.2", (26, 2), True),
-        ("Apple M5", "macOS 26.1", (26, 2), False),
-        ("Apple M5", "macOS 26.3", (15, 0), False),
-        ("Apple M5", "macOS 26.3", None, None),
-        ("AMD EPYC", "Debian", None, None),
-    ],
-)
-def test_matrix_units(chip: str, system: str, built: tuple[int, int] | None, used: bool | None) -> None:
-    assert matrix_units(Hardware(chip=chip, os=system), built) is used
 
 
 # --- the lines to paste

@@ -14,7 +14,7 @@ from gpt_common.config import Device, DType
 from gpt_common.machine import hardware, mlx_wheel, provenance
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import Hardware
-from gpt_common.machine.mlx_wheel import advice, built_for
+from gpt_common.machine.mlx_wheel import advice, built_for, matrix_units
 from gpt_common.training import opening
 from gpt_common.training.command_line import parse_training
 from gpt_common.training.report import beginning
@@ -105,3 +105,18 @@ def test_the_system_s_own_word_on_its_version_counts(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(hardware, "_output", lambda *_: "")
     monkeypatch.setattr(platform, "mac_ver", lambda: ("15.3", ("", "", ""), "arm64"))
     assert hardware.macos_version() == "15.3"
+
+
+@pytest.mark.parametrize(
+    ("chip", "system", "built", "used"),
+    [
+        ("Apple M4 Max", "macOS 26.2", (26, 2), False),
+        ("Apple M5", "macOS 26.2", (26, 2), True),
+        ("Apple M5", "macOS 26.1", (26, 2), False),
+        ("Apple M5", "macOS 26.3", (15, 0), False),
+        ("Apple M5", "macOS 26.3", None, None),
+        ("AMD EPYC", "Debian", None, None),
+    ],
+)
+def test_matrix_units(chip: str, system: str, built: tuple[int, int] | None, used: bool | None) -> None:
+    assert matrix_units(chip, built, system) is used
