@@ -22,8 +22,16 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.report.pairs import MINIMUM_ROUNDS, Ratio, paired_ratio
-from benchmarks.studies.turns import start_side, take_turns, twin_step, work_on_request
+from benchmarks.report.pairs import MINIMUM_ROUNDS
+from benchmarks.studies.turns import (
+    Note,
+    ratios_of,
+    start_side,
+    take_rounds,
+    take_turns,
+    twin_step,
+    work_on_request,
+)
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.errors import UserError, WorkFailed, run_main
@@ -92,14 +100,12 @@ def measure(command: MoeCost, twin: str) -> list[tuple[float, float]]:
     """Seconds per step with experts and without, one pair per round."""
     sizes = ("n_layer", "n_embd", "block_size", "batch_size")
     flags = [f"--{name.replace('_', '-')}={getattr(command, name)}" for name in sizes]
-    rounds = []
-    for number in range(command.rounds):
-        # The one that begins in this round ends in the next.
-        sides = ("experts", "dense") if number % 2 == 0 else ("dense", "experts")
-        turns = take_turns(sides, lambda side: start_side(__file__, side, twin, *flags), TURNS, command.seconds)
-        times = {side: statistics.geometric_mean(turn[i] for turn in turns) for i, side in enumerate(sides)}
-        rounds.append((times["experts"], times["dense"]))
-    return rounds
+
+    def turns_of(sides: Sequence[str], note: Note) -> list[tuple[float, ...]]:
+        return take_turns(sides, lambda side: start_side(__file__, side, twin, *flags), TURNS, command.seconds, note)
+
+    seconds = take_rounds(("experts", "dense"), turns_of, command.rounds)
+    return list(zip(seconds["experts"], seconds["dense"], strict=True))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -125,13 +131,8 @@ def main(argv: Sequence[str]) -> None:
 def figures(rounds: Sequence[tuple[float, float]]) -> dict[str, Any]:
     """Ratio of each round, their median, range and interval, and both sides' median seconds per step."""
     with_experts, dense = zip(*rounds, strict=True)
-    ratios = [a / b for a, b in rounds]
-    found = paired_ratio(with_experts, dense)
-    assert isinstance(found, Ratio)
     return {
-        "ratios": ratios,
-        "median": statistics.median(ratios),
-        "interval": None if found.low is None else [found.low, found.high],
+        **ratios_of(with_experts, dense),
         "seconds": {"experts": statistics.median(with_experts), "dense": statistics.median(dense)},
     }
 

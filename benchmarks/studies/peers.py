@@ -35,8 +35,8 @@ from benchmarks.measuring.processes import THREADS
 from benchmarks.measuring.work import Absent, Batcher, Refused, Work, run_steps
 from benchmarks.measuring.worker import open_work
 from benchmarks.nanogpt import check_nanogpt
-from benchmarks.report.pairs import MINIMUM_ROUNDS, Ratio, paired_ratio
-from benchmarks.studies.turns import take_turns, work_on_request
+from benchmarks.report.pairs import MINIMUM_ROUNDS
+from benchmarks.studies.turns import Note, ratios_of, take_rounds, take_turns, work_on_request
 from benchmarks.workload import resolve
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
@@ -211,7 +211,9 @@ def nanogpt(work: Work, tokens: int, sampled: bool) -> list[int]:
     return [int(token) for token in found[0]]
 
 
-def start(command: PeersStudy, proofs: dict[str, Proof], side: str) -> subprocess.Popen[str]:
+def start(
+    command: PeersStudy, proofs: dict[str, Proof], side: str, note: Note = lambda _: None
+) -> subprocess.Popen[str]:
     """One side: this program again, which first prints its proof and then does as `work_on_request`.
 
     Args:
@@ -220,6 +222,7 @@ def start(command: PeersStudy, proofs: dict[str, Proof], side: str) -> subproces
     Raises:
         WorkFailed: it ended, or does other work.
     """
+    note(f"{side} shows that its work is the same")
     flags = [f"--{name}={getattr(command, name)}" for name in ("work", "preset", "tokens", "threads")]
     flags += [f"--config={command.config.resolve()}"] if command.config else []
     flags += ["--sampled"] if command.sampled else []
@@ -271,28 +274,16 @@ def compare(proofs: Mapping[str, Proof], side: str, work: WorkKind) -> float:
 
 def measure(command: PeersStudy, sides: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Seconds per unit of work of each side in each round, and how far each side's proof is from the first one's."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
     apart: dict[str, float] = {}
-    for number in range(command.rounds):
-        # The one that begins in this round ends in the next.
-        order, proofs = (sides if number % 2 == 0 else sides[::-1]), dict[str, Proof]()
-        turns = take_turns(order, partial(start, command, proofs), TURNS, command.seconds)
-        for i, side in enumerate(order):
-            seconds[side].append(statistics.geometric_mean(turn[i] for turn in turns))
-        apart |= {side: compare({sides[0]: proofs[sides[0]], side: proofs[side]}, side, command.work) for side in sides}
-    return seconds, apart
 
+    def turns_of(order: Sequence[str], note: Note) -> list[tuple[float, ...]]:
+        proofs: dict[str, Proof] = {}
+        turns = take_turns(order, partial(start, command, proofs, note=note), TURNS, command.seconds, note)
+        for side in sides:
+            apart[side] = compare({sides[0]: proofs[sides[0]], side: proofs[side]}, side, command.work)
+        return turns
 
-def figures(seconds: Mapping[str, Sequence[float]], own: str, peer: str) -> dict[str, Any]:
-    """Ratio of our time and a peer's in each round, their median, range and interval."""
-    ratios = [a / b for a, b in zip(seconds[own], seconds[peer], strict=True)]
-    found = paired_ratio(seconds[own], seconds[peer])
-    assert isinstance(found, Ratio)
-    return {
-        "ratios": ratios,
-        "median": statistics.median(ratios),
-        "interval": None if found.low is None else [found.low, found.high],
-    }
+    return take_rounds(sides, turns_of, command.rounds), apart
 
 
 def row(own: str, peer: str, found: Mapping[str, Any], work: WorkKind) -> str:
@@ -331,7 +322,7 @@ def main(argv: Sequence[str]) -> None:
     results: dict[str, Any] = {"seconds": seconds, "apart": apart, "ratios": {}}
     for own in (side for side in sides if side in OURS):
         for peer in (side for side in sides if side in PEERS):
-            found = results["ratios"][f"{own} / {peer}"] = figures(seconds, own, peer)
+            found = results["ratios"][f"{own} / {peer}"] = ratios_of(seconds[own], seconds[peer])
             print(row(own, peer, found, command.work), flush=True)
     if command.json is not None:
         command.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

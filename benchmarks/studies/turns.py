@@ -3,20 +3,67 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from benchmarks.measuring.backends import BACKENDS
 from benchmarks.measuring.work import Batcher, Work
 from benchmarks.measuring.worker import open_work
+from benchmarks.report.pairs import Ratio, paired_ratio
 from gpt_common.config import RunConfig
 from gpt_common.errors import WorkFailed
+from gpt_common.progress import Progress
+
+Note = Callable[[str], None]
+"""Is told what is being done."""
+
+
+def take_rounds(
+    names: Sequence[str], turns_of: Callable[[Sequence[str], Note], list[tuple[float, ...]]], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds per unit of work of every side in each round: the geometric mean of its turns. Says how far it is.
+
+    Args:
+        names: the sides.
+        turns_of: takes the turns of a round, with the sides in their order in it, as `take_turns` does.
+        rounds: how many; the side that begins in one ends in the next.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    with Progress(tells_left=False) as bar:
+        for number in range(rounds):
+
+            def note(what: str, number: int = number) -> None:
+                bar(f"round {number + 1} of {rounds}, {what}", number, rounds)
+
+            order = names if number % 2 == 0 else names[::-1]
+            turns = turns_of(order, note)
+            for i, name in enumerate(order):
+                seconds[name].append(statistics.geometric_mean(turn[i] for turn in turns))
+    return seconds
+
+
+def ratios_of(times: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Ratio of two sides' times in each round, their median, and the interval of their mean (None of few rounds)."""
+    ratios = [a / b for a, b in zip(times, others, strict=True)]
+    found = paired_ratio(times, others)
+    assert isinstance(found, Ratio)
+    return {
+        "ratios": ratios,
+        "median": statistics.median(ratios),
+        "interval": None if found.low is None else [found.low, found.high],
+    }
 
 
 def take_turns(
-    names: Sequence[str], start: Callable[[str], subprocess.Popen[str]], turns: int, seconds: float
+    names: Sequence[str],
+    start: Callable[[str], subprocess.Popen[str]],
+    turns: int,
+    seconds: float,
+    note: Note = lambda _: None,
 ) -> list[tuple[float, ...]]:
     """Seconds per unit of work of every side, for each turn.
 
@@ -29,8 +76,10 @@ def take_turns(
     try:
         for name in names:
             sides[name] = start(name)
+        note("warm-up")
         for side in sides.values():
-            ask(side, seconds)  # warm
+            ask(side, seconds)
+        note("turns")
         taken = []
         for turn in range(turns):
             times = {name: ask(sides[name], seconds) for name in (names if turn % 2 == 0 else names[::-1])}

@@ -32,7 +32,9 @@ def test_a_token_meets_as_many_parameters_but_for_the_router() -> None:
 def test_rounds_begin_in_turn_and_sides_keep_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def turns(names: tuple[str, str], _start: object, turns: int, _seconds: float) -> list[tuple[float, float]]:
+    def turns(
+        names: tuple[str, str], _start: object, turns: int, _seconds: float, _note: object
+    ) -> list[tuple[float, float]]:
         asked.append(names)
         seconds_of = {"experts": 3.0, "dense": 2.0}
         return [(seconds_of[names[0]], seconds_of[names[1]])] * turns

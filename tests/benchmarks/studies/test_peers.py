@@ -17,7 +17,6 @@ from benchmarks.studies.peers import (
     chosen_sides,
     compare,
     configuration,
-    figures,
     main,
     measure,
     open_side,
@@ -26,6 +25,7 @@ from benchmarks.studies.peers import (
     start,
     text_length,
 )
+from benchmarks.studies.turns import Note, ratios_of
 from gpt_common.errors import UserError, WorkFailed
 from tests.benchmarks.nanogpt import write_nanogpt
 
@@ -68,6 +68,8 @@ def test_the_command_measures_a_step_from_sixty_equal_losses(
     said = capfd.readouterr()
     assert "torch / nanogpt" in said.out
     assert "number of parameters" not in said.out + said.err
+    doing = ["torch shows that its work is the same", "nanogpt shows that its work is the same", "warm-up", "turns"]
+    assert said.err.splitlines() == [f"round 1 of 1, {what}: 0 %" for what in doing]
 
 
 def test_losses_may_differ_by_rounding_only() -> None:
@@ -79,10 +81,15 @@ def test_losses_may_differ_by_rounding_only() -> None:
         compare({"torch": [0, 5], "nanogpt": [0, 5, 5]}, "nanogpt", "generation")
 
 
-def test_rounds_begin_in_turn_and_sides_keep_their_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_begin_in_turn_and_sides_keep_their_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seconds_of, asked = {"torch": 2.0, "mlx": 3.0, "transformers": 6.0}, []
 
-    def turns(names: list[str], start: partial[object], turns: int, _seconds: float) -> list[tuple[float, ...]]:
+    def turns(
+        names: list[str], start: partial[object], turns: int, _seconds: float, note: Note
+    ) -> list[tuple[float, ...]]:
+        note("turns")
         asked.append(list(names))
         start.args[1].update({name: [1.0] for name in names})
         return [tuple(seconds_of[name] for name in names)] * turns
@@ -92,7 +99,10 @@ def test_rounds_begin_in_turn_and_sides_keep_their_times(monkeypatch: pytest.Mon
     assert seconds == {name: [pytest.approx(value)] * 3 for name, value in seconds_of.items()}
     assert set(apart.values()) == {0.0}
     assert asked[0] == asked[2] == asked[1][::-1]
-    found = figures(seconds, "torch", "transformers")
+    said = capsys.readouterr()
+    assert said.err.splitlines() == [f"round {i + 1} of 3, turns: {100 * i // 3} %" for i in range(3)]
+    assert said.out == "", "what is said by the way is no part of the table"
+    found = ratios_of(seconds["torch"], seconds["transformers"])
     assert found["median"] == pytest.approx(1 / 3)
     assert "at most 0.50: met" in row("torch", "transformers", found, "generation")
     assert "at most 0.50: not met" in row("mlx", "transformers", {**found, "median": 0.51}, "generation")
