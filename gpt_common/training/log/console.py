@@ -164,22 +164,23 @@ class PlainConsole(RunConsole):
         self._last_row = (row, now)
         if record.power_watts is not None and not self._shows_power:
             self._shows_power = self._needs_header = True
-        power = self._shows_power
-        columns = [
-            (8, "step", f"{record.step}"),
-            (8, "loss", f"{record.loss:.4f}"),
-            (9, "lr", f"{record.lr:.2e}"),
-            (7, "grad", f"{record.grad_norm:.2f}"),
-            (7 if power else 9, "ms/step", milliseconds(record.dt)),
-            (8 if power else 9, "tokens/s", rate(record.tps)),
-            *([(5, "watts", watts(record.power_watts)), (4, "GPU", usage(record.gpu_usage))] if power else []),
-            (6 if power else 7, "MFU", share(record.mfu)),
-            (8 if power else 9, "left", progress.left()),
-        ]
+        values = {
+            "step": f"{record.step}",
+            "loss": f"{record.loss:.4f}",
+            "lr": f"{record.lr:.2e}",
+            "grad": f"{record.grad_norm:.2f}",
+            "ms/step": milliseconds(record.dt),
+            "tokens/s": rate(record.tps),
+            "watts": watts(record.power_watts),
+            "GPU": usage(record.gpu_usage),
+            "MFU": share(record.mfu),
+            "left": progress.left(),
+        }
+        widths = POWER_WIDTHS if self._shows_power else PLAIN_WIDTHS
         if self._needs_header:
-            self._print(" ".join(f"{name:>{width}}" for width, name, _ in columns))
+            self._print(" ".join(f"{name:>{width}}" for name, width in widths.items()))
             self._needs_header = False
-        self._print(" ".join(f"{value:>{width}}" for width, _, value in columns))
+        self._print(" ".join(f"{values[name]:>{width}}" for name, width in widths.items()))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
         """A prompt with its continuation; after so much text the rows need their header again."""

@@ -55,10 +55,10 @@ class Session:
 class Used:
     """What the sessions used that had a source of power."""
 
-    joules: float = 0.0
-    seconds: float = 0.0
+    joules: float
+    seconds: float
     """For which the source told."""
-    sessions: int = 0
+    sessions: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -166,7 +166,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
         elif "alarm" in row:
             alarms.append((step, str(row["alarm"])))
         elif row.get("event") == "energy":
-            used = _used(used or Used(), row)
+            used = _used(used, row)
         elif row.get("event") == "end":
             ended = str(row.get("why"))
         elif row.get("event") == "resume":
@@ -248,12 +248,14 @@ def _number(value: Any, otherwise: float = math.nan) -> float:
     return otherwise
 
 
-def _used(before: Used, row: Mapping[str, Any]) -> Used | None:
-    """With one more session's."""
+def _used(before: Used | None, row: Mapping[str, Any]) -> Used | None:
+    """With one more session's, if it tells."""
     joules, seconds = _number(row.get("joules")), _number(row.get("seconds"))
-    if joules >= 0 and seconds > 0:
-        return Used(joules=before.joules + joules, seconds=before.seconds + seconds, sessions=before.sessions + 1)
-    return before if before.sessions else None
+    if not (joules >= 0 and seconds > 0):
+        return before
+    if before is None:
+        return Used(joules=joules, seconds=seconds, sessions=1)
+    return Used(joules=before.joules + joules, seconds=before.seconds + seconds, sessions=before.sessions + 1)
 
 
 def _is_loads(value: Any) -> bool:

@@ -14,7 +14,7 @@ from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.report.curves import loss_line
 from gpt_common.training.report.page import write_report
 from gpt_common.training.report.past import read_run
-from gpt_common.words import duration, in_joules, in_memory, share
+from gpt_common.words import duration, in_joules, in_memory, share, watts
 
 
 def closing_rows(
@@ -70,7 +70,7 @@ def closing_rows(
         rows.append(("peak memory", in_memory(peak_memory)))
     if energy:
         busy = "" if energy.gpu_usage is None else f", GPU busy {share(energy.gpu_usage)}"
-        mean = f"{energy.joules / energy.seconds:.1f} W on average in {duration(energy.seconds)}{busy}"
+        mean = f"{watts(energy.joules / energy.seconds)} W on average in {duration(energy.seconds)}{busy}"
         rows.append(("energy", f"{in_joules(energy.joules)}: {mean}, by {energy.source}"))
     if expert_shares:
         shares = [share for router in expert_shares for share in router]

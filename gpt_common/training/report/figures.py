@@ -122,16 +122,20 @@ def losses(course: Course) -> Draw:
 
 def panels_of_progress(course: Course) -> dict[str, str]:
     """What there is to show beside the loss: titles by the names of the numbers."""
-    unit = "GiB" if (course.memory or 0) >= 2**30 else "MiB"
-    names = {"lr": "learning rate", "grad_norm": "gradient norm before clipping", "tps": "tokens per second"}
-    names |= {"memory": f"peak memory, {unit}", "power_watts": "power, watts", "gpu_usage": "GPU, share of time busy"}
-    return {name: title for i, (name, title) in enumerate(names.items()) if i < 3 or len(course.steps.finite(name))}
+    _, unit = _unit_of_memory(course)
+    always = {"lr": "learning rate", "grad_norm": "gradient norm before clipping", "tps": "tokens per second"}
+    known = {"memory": f"peak memory, {unit}", "power_watts": "power, watts", "gpu_usage": "GPU, share of time busy"}
+    return always | {name: title for name, title in known.items() if len(course.steps.finite(name))}
+
+
+def _unit_of_memory(course: Course) -> tuple[int, str]:
+    return (2**30, "GiB") if (course.memory or 0) >= 2**30 else (2**20, "MiB")
 
 
 def progress(course: Course) -> Draw:
     """Learning rate, gradient norm, speed with its gaps; memory, power and GPU usage where known; over steps."""
     steps, names = course.steps, panels_of_progress(course)
-    size = 2**30 if (course.memory or 0) >= 2**30 else 2**20
+    size, _ = _unit_of_memory(course)
 
     def draw(figure: Figure) -> None:
         for i, (axes, (name, title)) in enumerate(zip(_panels(figure, len(names), 2), names.items(), strict=True)):

@@ -231,14 +231,12 @@ def speed_caption(run: PastRun) -> str:
 
 def power_caption(run: PastRun) -> str:
     """Who told the power, for how long, and what it counts."""
-    used, told = (
-        run.course.used,
-        [session["power"] for session in run.sessions if isinstance(session.get("power"), dict)],
-    )
+    told = [session["power"] for session in run.sessions if isinstance(session.get("power"), dict)]
     sources = {f"{power.get('source')}: {power.get('counts')}": None for power in told if power.get("source")}
     if not sources:
         return ""
     said = f"Power is an estimate, by {' and '.join(map(cut, sources))}."
+    used = run.course.used
     if used is None:
         return f"{said} The energy is not known: no session wrote it down."
     return f"{said} The energy is that of {duration(used.seconds)} in {used.sessions} of {len(run.sessions)} sessions."
