@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 REDRAWS_PER_SECOND = 5
 # Plain output shows at most so many steps of a run, but never stays silent for longer than so many seconds.
 PLAIN_ROWS, PLAIN_SILENCE = 200, 10.0
+# Columns of the plain rows, of 80 characters at most: without power, and with it.
+PLAIN_WIDTHS = {"step": 8, "loss": 8, "lr": 9, "grad": 7, "ms/step": 9, "tokens/s": 9, "MFU": 7, "left": 9}
+POWER_WIDTHS = {
+    "step": 8,
+    "loss": 8,
+    "lr": 9,
+    "grad": 7,
+    "ms/step": 7,
+    "tokens/s": 8,
+    "watts": 5,
+    "GPU": 4,
+    "MFU": 6,
+    "left": 8,
+}
 
 
 class Progress:
