@@ -94,7 +94,7 @@ def make_plan(
         size, assumption = assumed_memory(hardware)
         hardware = dataclasses.replace(hardware, memory_bytes=size)
     usable, basis = usable_memory(hardware, train.device, limit)
-    per_token = flops_per_token_palm(model)
+    per_token = flops_per_token_palm(model, adapter=config.adapter)
     twins = [
         _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin), assume)
         for twin in get_args(Twin)
@@ -178,7 +178,7 @@ def _twin(
         "speed": {
             "flops_per_second": rate,
             "mfu": rate / peak.flops if rate and peak else None,
-            "tokens_per_second": rate / flops_per_token_palm(config.model) if rate else None,
+            "tokens_per_second": rate / flops_per_token_palm(config.model, adapter=config.adapter) if rate else None,
             "basis": basis,
         },
         "seconds": seconds,

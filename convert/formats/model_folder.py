@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, check_sizes, drop_tied_head
-from convert.formats.tokenizer_files import read_tokenizer, write_tokenizer
+from convert.formats.tokenizer_files import ends_of, read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
 from convert.storage.pickles import shown
 from convert.storage.safetensors_file import read_metadata, read_safetensors, write_safetensors
@@ -210,9 +210,11 @@ def write_folder(
         OSError: the folder cannot be written.
     """
     path.mkdir()
-    end = None if options.tokenizer is None else options.tokenizer.end_of_text
-    ends = {"bos_token_id": end, "eos_token_id": end, "dtype": WEIGHT_DTYPES[dtype_of(contents)]}
-    encoded = json.dumps({**settings, **ends}, indent=2) + "\n"
+    begin = None if options.tokenizer is None else options.tokenizer.end_of_text
+    ends = [] if options.tokenizer is None else ends_of(options.tokenizer)
+    end = ends if len(ends) > 1 else next(iter(ends), None)
+    rest = {"bos_token_id": begin, "eos_token_id": end, "dtype": WEIGHT_DTYPES[dtype_of(contents)]}
+    encoded = json.dumps({**settings, **rest}, indent=2) + "\n"
     (path / "config.json").write_text(encoded, encoding="utf-8")
     write_safetensors(path / "model.safetensors", tensors, metadata, options.progress)
     if options.tokenizer is not None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import tempfile
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
 from convert.storage.pickles import Refused, read_pickle
+from gpt_common.data.conversations.written import CHATML, END, TURN
 from gpt_common.data.tokenizers import (
     BYTE_LETTERS,
     END_OF_TEXT,
     BpeTokenizer,
     CharTokenizer,
+    ExtendedTokenizer,
     Gpt2Tokenizer,
     Tokenizer,
     load_tokenizer,
 )
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.errors import UserError
 
 PICKLE = b"\x80"
@@ -72,8 +75,9 @@ def read_meta(path: Path) -> CharTokenizer:
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
-    """Files from which `AutoTokenizer` makes the same encoding."""
-    (folder / "tokenizer.json").write_text(json.dumps(_definition(tokenizer), ensure_ascii=False), encoding="utf-8")
+    """Files from which `AutoTokenizer` makes the same encoding, and writes conversations out as they were learnt."""
+    definition = _definition(tokenizer, tokenizer.vocab_size)
+    (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -84,7 +88,20 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
         settings |= {"bos_token": end, "eos_token": end, "unk_token": end}
     elif isinstance(tokenizer, CharTokenizer):
         settings |= {"unk_token": UNKNOWN}
+    if writes_chatml(tokenizer):
+        settings |= {"eos_token": END, "chat_template": CHATML}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def writes_chatml(tokenizer: Tokenizer) -> bool:
+    """Whether conversations were learnt with it in this project's own template, which added the tokens it needs."""
+    return isinstance(tokenizer, ExtendedTokenizer) and {TURN, END} <= set(tokenizer.names)
+
+
+def ends_of(tokenizer: Tokenizer) -> list[int]:
+    """Ids at which a generation ends."""
+    turn = [tokenizer.specials[END]] if writes_chatml(tokenizer) else []
+    return turn if tokenizer.end_of_text is None else [*turn, tokenizer.end_of_text]
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -114,16 +131,26 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
         ) from None
 
 
-def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What `tokenizer.json` says."""
+def _definition(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+    """What `tokenizer.json` says.
+
+    Args:
+        size: entries of the whole vocabulary; an id of its own for what is unknown comes behind it.
+    """
+    if isinstance(tokenizer, ExtendedTokenizer):
+        definition = _definition(tokenizer.base, size)
+        names = {name: tokenizer.specials[name] for name in tokenizer.names}
+        definition["model"] = {**definition["model"], "vocab": definition["model"]["vocab"] | names}
+        definition["added_tokens"] = definition["added_tokens"] + [_special(name, i) for name, i in names.items()]
+        return definition
     if isinstance(tokenizer, CharTokenizer):
         splitter = {"type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": False}
         # A character outside the vocabulary is never another character. As with GPT-2, the end of text stands for it;
         # without one, an id that the model has no embedding for. mlx-lm loads no tokenizer that stops at "a ,b".
-        unknown = UNKNOWN if tokenizer.end_of_text is None else END_OF_TEXT
-        vocabulary = {c: i for i, c in enumerate((*tokenizer.characters, unknown))}
+        unknown, number = (UNKNOWN, size) if tokenizer.end_of_text is None else (END_OF_TEXT, tokenizer.end_of_text)
+        vocabulary = {c: i for i, c in enumerate(tokenizer.characters)} | {unknown: number}
         model = {"type": "WordLevel", "vocab": vocabulary, "unk_token": unknown}
-        added = [_special(unknown, vocabulary[unknown])]
+        added = [_special(unknown, number)]
         decoder = {"type": "Fuse"}
         return {**PIPELINE, "added_tokens": added, "pre_tokenizer": splitter, "decoder": decoder, "model": model}
     if isinstance(tokenizer, Gpt2Tokenizer):
@@ -131,8 +158,8 @@ def _definition(tokenizer: Tokenizer) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save(Path(folder) / "tokenizer.json")
         document = json.loads((Path(folder) / "tokenizer.json").read_text(encoding="utf-8"))
-    definition: dict[str, Any] = document["tokenizer"]
-    return definition
+    found: dict[str, Any] = document["tokenizer"]
+    return found
 
 
 def _special(name: str, number: int) -> dict[str, Any]:
@@ -141,17 +168,24 @@ def _special(name: str, number: int) -> dict[str, Any]:
     return {"id": number, "content": name, **flags}
 
 
-def _characters(definition: dict[str, Any]) -> CharTokenizer | None:
+def _characters(definition: dict[str, Any]) -> Tokenizer | None:
     """The vocabulary of a definition that `_definition` made; None if it is another."""
     model = definition["model"]
     if model.get("type") != "WordLevel" or (definition.get("decoder") or {}).get("type") != "Fuse":
         return None
     tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
-    has_end = tokens[-1:] == [END_OF_TEXT]
-    characters = tokens[:-1] if has_end or tokens[-1:] == [UNKNOWN] else tokens
-    if [len(c) for c in characters] != [1] * len(characters):
+    characters = list(takewhile(lambda token: len(token) == 1, tokens))
+    behind = tokens[len(characters) :]
+    has_end = behind[:1] == [END_OF_TEXT]
+    names = behind[1:] if has_end else behind[:-1] if behind[-1:] == [UNKNOWN] else behind
+    if not _are_added(names, definition):
         return None
-    return CharTokenizer("".join(characters), end_of_text=has_end)
+    return with_tokens(CharTokenizer("".join(characters), end_of_text=has_end), names)
+
+
+def _are_added(names: list[str], definition: dict[str, Any]) -> bool:
+    """Whether all of them are special tokens that were added to a vocabulary."""
+    return set(names) <= {token["content"] for token in definition["added_tokens"]}
 
 
 def _byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
@@ -187,14 +221,18 @@ def _parts(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:
     return pieces
 
 
-def _gpt2(definition: dict[str, Any]) -> Gpt2Tokenizer | None:
+def _gpt2(definition: dict[str, Any]) -> Tokenizer | None:
     """GPT-2's vocabulary, if a tokenizer.json holds it, every token under its id, and as many merges."""
     model = definition["model"]
     vocabulary = model.get("vocab", {})
-    if len(vocabulary) != 50257 or vocabulary.get(END_OF_TEXT) != 50256 or len(model.get("merges", ())) != 50000:
+    if vocabulary.get(END_OF_TEXT) != 50256 or len(model.get("merges", ())) != 50000:
+        return None
+    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    names = tokens[50257:]
+    if not _are_added(names, definition):
         return None
     try:
-        found = Gpt2Tokenizer(sorted(vocabulary, key=vocabulary.__getitem__)[:-1])
+        found = Gpt2Tokenizer(tokens[:50256])
     except UserError:
         return None
-    return found if found.published else None
+    return with_tokens(found, names) if found.published else None

@@ -134,6 +134,13 @@ def row_lengths(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return lengths
 
 
+def block_of(name: str, blocks: int) -> int:
+    """Number of the block of a tensor; -1 of what comes before the first, `blocks` of what comes behind the last."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1])
+    return -1 if "embedding" in name else blocks
+
+
 def _matrices(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Shape of every layer that an adapter can stand beside, by name."""
     return {

@@ -12,9 +12,12 @@ counts take these *active* parameters, whatever the total.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
+from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.placement import block_of
 from gpt_common.config import ModelConfig
-from gpt_common.network.parameters import buffer_shapes, parameter_shapes
+from gpt_common.network.parameters import NO_ADAPTER, buffer_shapes, parameter_shapes, trained_shapes
 from gpt_common.words import parameters_in_words
 
 A100_BF16_PEAK = 312e12
@@ -72,7 +75,9 @@ def multiplied_parameters(model: ModelConfig) -> int:
     return N if model.tied_head else N - table["token embedding"]
 
 
-def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> float:
+def flops_per_token_palm(
+    model: ModelConfig, block_size: int | None = None, adapter: AdapterConfig = NO_ADAPTER
+) -> float:
     """Training FLOPs per token by PaLM's formula, 6N + 12 L H Q T (appendix B), attention counted in full.
 
     N are the active parameters. It leaves out the position embedding, as nanoGPT's `estimate_mfu` does, and counts the
@@ -82,11 +87,38 @@ def flops_per_token_palm(model: ModelConfig, block_size: int | None = None) -> f
     Args:
         model: L layers of H heads of size Q; `vocab_size` must be settled.
         block_size: T, the length of the sequences; the model's if None.
+        adapter: what is trained in place of the parameters, if not they: a frozen matrix has no gradient of its own,
+            and below the first block that trains anything nothing goes backward.
     """
     T = block_size or model.block_size
-    return (
+    whole = (
         6 * multiplied_parameters(model) + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T
     )
+    return whole - _spared(model, T, adapter) if adapter.adapts else whole
+
+
+def _spared(model: ModelConfig, T: int, adapter: AdapterConfig) -> float:
+    """What a token costs less by PaLM's formula where only an adapter is trained, which is itself counted."""
+    trained = trained_shapes(model, adapter)
+    first = min(block_of(name, model.n_layer) for name in trained)
+    attention = 4 * model.n_head * (model.key_size + model.value_width) * T
+    spared = float(max(first, 0) * attention)
+    for name, size in _met(model, parameter_shapes(model)).items():
+        if name not in trained:
+            spared += 2 * size + 2 * size * (block_of(name, model.n_layer) < first)
+    return spared - 6 * sum(
+        size for name, size in _met(model, trained).items() if name.endswith((".lora_a", ".lora_b"))
+    )
+
+
+def _met(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """How many numbers of each tensor a token is multiplied with, as `multiplied_parameters` counts them."""
+    looked_up = {"position_embedding.weight"} | (set() if model.tied_head else {"token_embedding.weight"})
+    return {
+        name: math.prod(shape) if len(shape) < 3 else model.experts_per_token * math.prod(shape[1:])
+        for name, shape in shapes.items()
+        if name not in looked_up
+    }
 
 
 def flops_per_step_exact(

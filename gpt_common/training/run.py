@@ -296,7 +296,7 @@ class Run:
         sequences = batch_size * self.config.train.grad_accum_steps / dt
         tokens = sequences * block_size
         self.expert_loads = expert_loads or self.expert_loads
-        utilisation = mfu(tokens * flops_per_token_palm(self.config.model, block_size), self.peak)
+        utilisation = mfu(tokens * flops_per_token_palm(self.config.model, block_size, self.config.adapter), self.peak)
         self.log.step(
             StepRecord(
                 step=step,

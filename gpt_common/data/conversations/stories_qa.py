@@ -121,7 +121,7 @@ def write_world(rng: np.random.Generator) -> World:
         if event == 1:
             others = [other for other in names if other != name]
             holders[thing] = others[choose(len(others))]
-            sentences.append(f"Then {name} gave the {thing} to {holders[thing]}.")
+            sentences.append(f"Then {name} gave the {thing} away. The {thing} is with {holders[thing]}.")
         elif event == 2:
             places[name] = free[choose(len(free))]
             sentences.append(f"Then {name} went away. {name} is {places[name]}.")
@@ -169,14 +169,15 @@ def write_conversations(seed: int, split: Split, count: int) -> list[tuple[Conve
 def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     """A world as text for a base, which says at its end what is true now; and its log probability, nats.
 
-    All of it in any order, in sentences or, half the time, as JSON.
+    As many facts as there are, each drawn anew, in sentences or, half the time, as JSON. In every one a base has to
+    look something up: what has been said already does not tell what comes next.
     """
     facts: list[tuple[str, str, str]] = []
     for name, animal in zip(world.names, world.animals, strict=True):
         facts += [("kind", name, animal), ("where", name, world.places[name])]
     facts += [("who", thing, holder) for thing, holder in world.holders.items()]
-    ways, as_json = 2 * world.ways * math.factorial(len(facts)), bool(rng.random() < 0.5)
-    closing = [_said(*facts[i], as_json=as_json) for i in rng.permutation(len(facts))]
+    ways, as_json = 2 * world.ways * len(facts) ** len(facts), bool(rng.random() < 0.5)
+    closing = [_said(*facts[i], as_json=as_json) for i in rng.integers(len(facts), size=len(facts))]
     return "\n".join([world.told, " ".join(closing)]), -math.log(ways)
 
 

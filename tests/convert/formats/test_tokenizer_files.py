@@ -10,10 +10,20 @@ from typing import Any
 import pytest
 
 from convert.formats import nanogpt
-from convert.formats.tokenizer_files import given_tokenizer, read_meta, read_tokenizer, write_tokenizer
+from convert.formats.tokenizer_files import (
+    ends_of,
+    given_tokenizer,
+    read_meta,
+    read_tokenizer,
+    write_tokenizer,
+    writes_chatml,
+)
 from convert.storage.pickles import write_pickle
 from gpt_common.config import ModelConfig, RunConfig
-from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, train_bpe_on
+from gpt_common.data.conversations.reading import Conversation, Message
+from gpt_common.data.conversations.written import END, TURN, chatml
+from gpt_common.data.tokenizers import CharTokenizer, Gpt2Tokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.errors import UserError
 
 
@@ -124,3 +134,39 @@ def test_gpt2_is_known_without_a_download(
     other, _ = read_tokenizer(tmp_path)
     assert other is not None
     assert (other.kind, other.end_of_text) == ("bpe", 50256)
+
+
+@pytest.mark.parametrize("kind", ["char", "char with an end", "bpe", "gpt2"])
+def test_a_template_goes_with_what_it_adds(
+    tmp_path: Path,
+    kind: str,
+    gpt2_vocabulary: None,  # noqa: ARG001 (provides it)
+) -> None:
+    """transformers writes a conversation out as it was learnt, in the same ids, and ends where an answer ends."""
+    from transformers import AutoTokenizer
+
+    letters = "".join(sorted(set("user\nassistant hi, you! 42")))
+    base: Tokenizer = {
+        "char": lambda: CharTokenizer(letters),
+        "char with an end": lambda: CharTokenizer(letters, end_of_text=True),
+        "bpe": lambda: train_bpe_on(["user assistant hi you"], 300),
+        "gpt2": Gpt2Tokenizer,
+    }[kind]()
+    ours = with_tokens(base, (TURN, END))
+    write_tokenizer(ours, tmp_path, 64)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    messages = (Message("user", "hi you"), Message("assistant", "hi, 42!"))
+    text = chatml(Conversation("here", messages)).text
+    said = [{"role": message.role, "content": message.content} for message in messages]
+    assert theirs.apply_chat_template(said, tokenize=False) == text
+    ids = ours.encode_written(text)
+    assert theirs.apply_chat_template(said, return_dict=False) == ids
+    assert theirs.eos_token_id == ours.specials[END] == ids[-2]
+    assert ends_of(ours) == [ours.specials[END]] + ([] if base.end_of_text is None else [base.end_of_text])
+    back, notes = read_tokenizer(tmp_path)
+    assert back is not None
+    assert not notes
+    assert (back.encode_written(text), back.specials) == (ids, ours.specials)
+    # Without what the template adds there is none, and the document ends where it did.
+    assert not writes_chatml(base)
+    assert ends_of(base) == ([] if base.end_of_text is None else [base.end_of_text])

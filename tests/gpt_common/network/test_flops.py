@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.placement import block_of
 from gpt_common.config import ModelConfig, load_preset
 from gpt_common.data.batches import Batch
 from gpt_common.network.flops import (
@@ -23,7 +25,7 @@ from gpt_common.network.flops import (
     parameter_count,
     parameter_table,
 )
-from gpt_common.network.parameters import parameter_shapes
+from gpt_common.network.parameters import parameter_shapes, trained_shapes
 
 SHAKESPEARE_CHAR = ModelConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)
 GPT2 = ModelConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, bias=True)
@@ -221,3 +223,38 @@ def test_the_exact_count_of_every_family_is_what_pytorch_counts(
     for other in others:
         count = flops_per_step_exact(other, 2, causal=False, gradient_checkpointing=checkpointing)
         assert abs(count / exact - 1) > 0.01
+
+
+ADAPTERS = {
+    "all": AdapterConfig(adapter="lora", adapter_rank=3),
+    "the last block": AdapterConfig(adapter="lora", adapter_rank=2, adapter_layers=1),
+    "head beside": AdapterConfig(adapter="lora", adapter_whole=("head",)),
+    "an embedding beside": AdapterConfig(adapter="lora", adapter_layers=1, adapter_whole=("token_embedding",)),
+    "patterns": AdapterConfig(adapter="lora", adapter_ranks=("down_proj=5",)),
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("family", ["gpt2", "llama-tiny", "custom-llm-tiny"])
+def test_what_an_adapters_run_costs_is_what_pytorch_counts(family: str, adapter: str) -> None:
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from torch_gpt.model import GPT, loss
+
+    shapes = FAMILIES | {"gpt2": ModelConfig(vocab_size=54, block_size=32, n_layer=3, n_head=2, n_embd=48)}
+    shape, config = replace(shapes[family], tied_head=False), ADAPTERS[adapter]
+    model = GPT(shape, adapter=config)
+    tokens = torch.arange(64).reshape(2, 32) % 54
+    formulas = {torch.ops.aten._grouped_mm: grouped_flops}
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        loss(model, Batch(tokens, tokens)).backward()
+    trained = trained_shapes(shape, config)
+    vectors = {name: size[0] for name, size in parameter_shapes(shape).items() if len(size) == 1}
+    first = min(block_of(name, shape.n_layer) for name in trained)
+    passes = {name: 2 + 2 * (name in trained) + 2 * (block_of(name, shape.n_layer) >= first) for name in vectors}
+    counted = flops_per_token_palm(shape, adapter=config) - sum(size * passes[name] for name, size in vectors.items())
+    # What goes backward is counted by whole blocks; of the first one PyTorch spares what lies before its first adapter.
+    block = sum(math.prod(size[-2:]) for name, size in parameter_shapes(shape).items() if name.startswith("blocks.0."))
+    assert 0 <= counted - counter.get_total_flops() / 64 <= 2 * block
