@@ -288,6 +288,8 @@ class DataConfig:
     """Name of a prepared corpus; `stories` is built in, and `python -m gpt_common.data prepare` makes others."""
     data_dir: str = "data"
     """Folder of prepared corpora."""
+    follow: bool = False
+    """Train on what `prepare --hub` has finished while it still runs, in the order of its documents."""
     packing: bool = True
     """Of conversations, put as many examples into a row as fit; otherwise one, and the rest of the row is nothing."""
 

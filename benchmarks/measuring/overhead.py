@@ -73,7 +73,7 @@ class TimedRun(Run):
         self.parts: dict[str, list[float]] = {"batches": [], "stepped": [], "record": []}
         """Seconds of every call of what the loop does besides the step."""
 
-    def batches(self, step: int) -> list[NumpyBatch]:
+    def batches(self, step: int, *, whole: bool = False) -> list[NumpyBatch]:
         """See Run. At the first step of a block the step before it was logged, and so waited for."""
         if step % BLOCK == 0:
             mine = None if self._resumed is None else time.perf_counter() - self._resumed
@@ -85,7 +85,7 @@ class TimedRun(Run):
                 raise Enough
             self._resumed = time.perf_counter()
         with self._timed("batches"):
-            return super().batches(step)
+            return super().batches(step, whole=whole)
 
     def after_step(self, step: int) -> Due:
         """See Run."""

@@ -57,7 +57,7 @@ class Prepare:
     token is taken twice."""
     hub: Annotated[str | None, _plain("OWNER/NAME")] = None
     """A data set of the Hugging Face hub, in parquet or JSON lines; each row is a document. Repeat the command to go on
-    where it was stopped. --tokenizer is gpt2 if not given."""
+    where it was stopped; train --follow need not wait for its end. --tokenizer is gpt2 if not given."""
     config: Annotated[str | None, _plain("NAME")] = None
     """Which configuration of --hub, if it has several."""
     split: Annotated[str | None, _plain("NAME")] = None

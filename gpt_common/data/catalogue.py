@@ -9,7 +9,7 @@ from gpt_common.data.dataset import BUILT_INS, PREPARABLE, Dataset, Progress, ch
 from gpt_common.errors import UserError, nearest
 
 
-def open_dataset(name: str, data_dir: Path, *, on_progress: Progress | None = None) -> Dataset:
+def open_dataset(name: str, data_dir: Path, on_progress: Progress | None = None) -> Dataset:
     """The dataset `name`: the built-in one, made at first use, or a prepared one.
 
     Args:

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt_common.data.batches import Examples, Rows, Split
+from gpt_common.data.batches import Examples, Rows, Source, Split, Stream, Windows
 from gpt_common.data.conversations.stored import open_examples
 from gpt_common.data.tokenizers import Tokenizer, load_tokenizer
 from gpt_common.data.writer import FORMAT_VERSION, SPLITS, TokenIds
@@ -72,9 +72,21 @@ class Dataset:
     """How many there are in the training and in the validation split, where their ends are known."""
     examples: tuple[Examples, Examples] | None = None
     """Of conversations: where each ends in the training and in the validation split, and which tokens count."""
+    stream: Stream | None = None
+    """Of a preparation that is followed: all that is trained on; `train` is what it begins with."""
+    preparation: dict[str, Any] | None = None
+    """And what is prepared: data set, commit, column and what else decides its tokens."""
 
-    def splits(self, block_size: int, *, packing: bool) -> tuple[Split, Split]:
-        """Where training and validation batches come from: the texts, or the examples in rows."""
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What runs and checkpoints record of the dataset that they were trained on."""
+        more = {} if self.preparation is None else {"preparation": self.preparation}
+        return {"name": self.name, "fingerprint": self.fingerprint, **more}
+
+    def splits(self, block_size: int, *, packing: bool) -> tuple[Source, Split]:
+        """Where training and validation batches come from: the texts, windows of a stream, or the examples in rows."""
+        if self.stream is not None:
+            return Windows(self.stream, block_size), self.val
         if self.examples is None:
             return self.train, self.val
         pad = self.tokenizer.end_of_text or 0

@@ -52,8 +52,9 @@ class Manifest:
     best_step: int | None = None
     """Step of the best evaluation so far, and its loss:"""
     best_val_loss: float | None = None
-    dataset: dict[str, str] | None = None
-    """`name` and `fingerprint`; None where weights came from elsewhere."""
+    dataset: dict[str, Any] | None = None
+    """`name` and `fingerprint`, and of one that was followed its `preparation`; None where weights came from elsewhere.
+    """
     tokenizer: dict[str, Any] | None = None
     """`kind`, `fingerprint` and `vocab_size`, as `gpt_common.data.tokenizers.identity` gives them."""
     prompt: str | None = None
@@ -132,6 +133,8 @@ class Manifest:
             for key, kind in kinds.items():
                 if value and type(value.get(key)) is not kind:
                     raise ValueError(f"{key} of {name} is {value.get(key)!r:.80}")
+        if self.dataset and not isinstance(self.dataset.get("preparation", {}), dict):
+            raise ValueError(f"preparation of dataset is {self.dataset['preparation']!r:.80}")
         if not isinstance(self.prompt, str | None):
             raise ValueError(f"prompt is {self.prompt!r:.80} and not a text")
 

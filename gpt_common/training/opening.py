@@ -8,13 +8,15 @@ import platform
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
-from gpt_common.data.batches import Rows, Split
+from gpt_common.data.batches import Rows, Source, Split
+from gpt_common.data.corpora.following import follow
 from gpt_common.data.dataset import check_name
 from gpt_common.data.tokenizers.growth import Growth, growth_between
 from gpt_common.errors import UserError
@@ -28,12 +30,16 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
+from gpt_common.training.following import Following, check_preparation, seen_before
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
+from gpt_common.words import say
 
 # What a resumed run may change of its model: nothing that changes a shape.
 FREE_ON_RESUME = {"model.dropout", "model.dropout_rng", "adapter.adapter_dropout"}
 # Nor the text that it learns, nor the optimiser, whose state would mean nothing to another, nor a time that has begun.
-FIXED_ON_RESUME = {"data.dataset", "optim.optimizer", "optim.ema_decay", "train.max_minutes"}
+FIXED_ON_RESUME = {"data.dataset", "data.follow", "optim.optimizer", "optim.ema_decay", "train.max_minutes"}
+# Nor, of a stream, what decides where a step stands in it.
+FIXED_IN_A_STREAM = {"train.seed", "train.batch_size", "train.grad_accum_steps"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +49,12 @@ class Opening:
     config: RunConfig
     """With the vocabulary settled."""
     dataset: Dataset
-    train: Split
+    train: Source
     """Where training batches come from."""
     val: Split
     """Where validation batches come from."""
+    following: Following
+    """Waits for what training batches come from."""
     prompts: dict[str, list[int]]
     """Token ids by prompt."""
     hardware: Hardware
@@ -91,8 +99,8 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     """
     resume_from = find_checkpoint(command.resume, prefer="latest") if command.resume else None
     init_from = find_checkpoint(command.init_from, prefer="best") if command.init_from else None
-    data = command.run.data
-    dataset = open_dataset(data.dataset, Path(data.data_dir), on_progress=lambda line: print(line, flush=True))
+    data, now = command.run.data, partial(say, flush=True)
+    dataset = (follow if data.follow else open_dataset)(data.dataset, Path(data.data_dir), now)
     source = resume_from or init_from
     manifest, growth = described(source) if source else None, None
     if source and manifest:
@@ -122,6 +130,8 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
             check_room(config, planned_for, hardware.memory_bytes, place)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
+    if init_from and manifest:
+        messages += seen_before(manifest.run_config.data, config.data)
     if resume_from is not None and manifest is not None:
         messages = _changes_on_resume(resume_from, manifest, config, dataset)
         if manifest.step or OPTIMIZER_FILE in manifest.tensors:
@@ -135,6 +145,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     stop_at = command.stop_at or config.train.max_steps
     if not first_step < stop_at <= config.train.max_steps:
         raise UserError(_nothing_to_do(first_step, command.stop_at, config.train.max_steps))
+    following = Following(data.dataset, train, config.train)
+    if not following.wait(first_step, now, steps=2) and following.error is not None:  # the gates ask two
+        raise following.error
     if command.resume and resume_from and manifest:
         hold = _taken_up(command.resume, resume_from, manifest)
     else:
@@ -144,6 +157,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         dataset=dataset,
         train=train,
         val=val,
+        following=following,
         prompts=prompts,
         hold=hold,
         hardware=hardware,
@@ -196,13 +210,15 @@ def _changes_on_resume(checkpoint: Path, manifest: Manifest, config: RunConfig, 
     """What differs from the checkpoint's configuration; raises UserError for what may not."""
     messages = []
     for name, (old, new) in differences(manifest.run_config, config).items():
-        fixed = name in FIXED_ON_RESUME or (name.startswith(("model.", "adapter.")) and name not in FREE_ON_RESUME)
+        fixed = name in FIXED_ON_RESUME | (FIXED_IN_A_STREAM if config.data.follow else set())
+        fixed |= name.startswith(("model.", "adapter.")) and name not in FREE_ON_RESUME
         if fixed:
             raise UserError(
                 f"cannot resume with another {name.replace('.', ' ')}: {old!r} in {checkpoint}, now {new!r}.\n"
                 "Leave the flag out, or start a new run (with --init-from to keep the weights)"
             )
         messages.append(f"changed on resume: {name} {old!r} -> {new!r}")
+    check_preparation(checkpoint, manifest.dataset or {}, dataset)
     if manifest.dataset and manifest.dataset["fingerprint"] != dataset.fingerprint:
         raise UserError(
             f"cannot resume: dataset '{dataset.name}' is not the one that {checkpoint} was trained on "
@@ -306,7 +322,7 @@ def write_run_files(
     sessions = _earlier_sessions(path)
     try:
         opening.folder.mkdir(parents=True, exist_ok=True)
-        about = {"dataset": {"name": opening.dataset.name, "fingerprint": opening.dataset.fingerprint}}
+        about = {"dataset": opening.dataset.identity}
         write_atomically(path, json.dumps({**about, "sessions": [*sessions, session]}, indent=1) + "\n")
         write_atomically(opening.folder / "config.toml", to_toml(opening.config))
     except OSError as error:

@@ -19,7 +19,7 @@ from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import to_dict
 from gpt_common.data.batches import NumpyBatch, training_batch
 from gpt_common.data.tokenizers import identity
-from gpt_common.errors import Stopped, WorkFailed, watching_signals
+from gpt_common.errors import Stopped, UserError, WorkFailed, watching_signals
 from gpt_common.judging.whole_text import WholeText
 from gpt_common.keyed import draws
 from gpt_common.machine.awake import awake
@@ -68,6 +68,7 @@ class Run:
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
+        self.following = opening.following
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
         self.evaluated_step: int | None = None
@@ -77,7 +78,7 @@ class Run:
         self.step = self.saved_step = self.first_step
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
-        self._said_how_long = False
+        self._said_how_long = self._waits = False
 
     def __enter__(self) -> Run:
         return self
@@ -151,6 +152,7 @@ class Run:
             self.opening, device, timed=self.pace is not None
         ):
             self.log.note(line)
+        self._say_news()
         self.power.start(self.log.note)
         return self._opened()
 
@@ -184,11 +186,19 @@ class Run:
             step += 1
             if (self.interrupted is not None or self.ended) and self.saved_step == self.step:
                 return
+            if self._waits and step < self.stop_at and not self._waited(step):
+                return
 
-    def batches(self, step: int) -> list[NumpyBatch]:
-        """The batch of every micro-step; a pure function of seed and step."""
+    def batches(self, step: int, *, whole: bool = False) -> list[NumpyBatch]:
+        """The batch of every micro-step; a pure function of seed and step.
+
+        Args:
+            whole: in windows of the whole length, whatever the step has.
+        """
         began = time.perf_counter()
         train, (batch_size, block_size) = self.config.train, self.config.windows(step)
+        if whole:
+            batch_size, block_size = train.batch_size, self.config.model.block_size
         batches = [
             training_batch(
                 self.opening.train,
@@ -210,10 +220,8 @@ class Run:
         """Gates before the first step: can this model learn at all? Raises GateFailed."""
         first = self.first_step
         # Model and step are asked at the whole length: what short windows at the beginning hold is part of it.
-        whole = max(first, self.config.train.short_context_steps)
-        self.health.check_start(
-            self.batches(first), self.batches(first + 1), self.resume_from, self.batches(whole) if whole > first else ()
-        )
+        longer = self.batches(first, whole=True) if first < self.config.train.short_context_steps else ()
+        self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from, longer)
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
@@ -224,6 +232,8 @@ class Run:
         due = Due(
             step, self.config.train, self.first_step, self.stop_at, lambda: self.ended is not None, self._must_save
         )
+        self._waits = step < self.stop_at and self.following.lacks(step)
+        self._say_news()
         if due.anything:
             self.device.synchronise()
         for alarm in self.timer.lap(step, waited=self.device.synchronous or due.anything):
@@ -236,7 +246,23 @@ class Run:
         return due
 
     def _must_save(self) -> bool:
-        return self.interrupted is not None or self.best_step == self.step
+        # Before it waits too: nobody knows for how long.
+        return self.interrupted is not None or self.best_step == self.step or self._waits
+
+    def _waited(self, step: int) -> bool:
+        """Wait for the tokens of step number `step` (from 0); everything is saved. False if the run ends here."""
+        began = time.monotonic()
+        with self.timer.paused():
+            there = self.following.wait(
+                step, self.log.note, lambda: self.interrupted is not None, show=self.log.waiting
+            )
+        if self.pace:
+            self.pace.leave_out(time.monotonic() - began)
+        return there
+
+    def _say_news(self) -> None:
+        if line := self.following.news(self.max_steps):
+            self.log.note(line)
 
     def _end(self, why: str) -> None:
         """Let the run end with this step, and say why."""
@@ -363,7 +389,7 @@ class Run:
                 val_loss=self.val_loss if self.evaluated_step == step else None,
                 best_step=self.best_step,
                 best_val_loss=self.best_val_loss,
-                dataset={"name": self.dataset.name, "fingerprint": self.dataset.fingerprint},
+                dataset=self.dataset.identity,
                 tokenizer=identity(tokenizer),
                 prompt=self.dataset.prompt,
                 written_by={"program": self.twin, "versions": versions()},
@@ -426,6 +452,8 @@ class Run:
             raise broken
         if self.interrupted is not None:
             raise Stopped(self.interrupted)
+        if self.following.error is not None:
+            raise UserError(f"{self.following.error}; then `{hint}` goes on")
 
     def _read_back(self, rows: list[tuple[str, str]]) -> GateFailed | None:
         """What was saved, loaded again; after a signal there is no time for it."""

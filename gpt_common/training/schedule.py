@@ -67,6 +67,10 @@ class Pace:
         """Training begins now."""
         self._began = self._clock()
 
+    def leave_out(self, seconds: float) -> None:
+        """So long nothing was trained, for want of text."""
+        self._began += seconds
+
     def ready(self, timed_steps: int, timed_seconds: float) -> bool:
         """Whether enough was timed to set the number of steps, and it is not set yet."""
         enough = timed_steps >= self.TIMED_STEPS or timed_seconds >= self.TIMED_SHARE * self._seconds

@@ -21,12 +21,12 @@ from gpt_common.data.corpora.cutting import check_share, cut_at_end_of_text
 from gpt_common.data.corpora.ids import write_ids
 from gpt_common.data.corpora.repository import Repository, describe, fetch, files_of, repository
 from gpt_common.data.corpora.rows import require_pyarrow, rows_of
-from gpt_common.data.corpora.work import Finished, Work, working
+from gpt_common.data.corpora.work import COMMAND, Finished, Work, work_folder, working
 from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
 from gpt_common.data.encode import PIECE_CHARACTERS, Encoded, Job, encoder
 from gpt_common.data.tokenizers import Tokenizer, cut_pieces, default_prompt, known_tokenizer
-from gpt_common.data.writer import SPLITS, dtype_of_ids, refuse_existing, write_dataset
+from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError
 from gpt_common.files import remove
 
@@ -95,13 +95,13 @@ def prepare_hub(
     }
     if workers == 0:
         workers = (os.cpu_count() or 1) if max_tokens is None or max_tokens > WORTH_PROCESSES else 1
-    with working(data_dir / f"{name}.tmp-hub", plan, dtype_of_ids(maker.vocab_size), overwrite=overwrite) as work:
+    with working(work_folder(name, data_dir), plan, maker, overwrite=overwrite) as work:
         with encoder(maker, workers) as encode:
             rows = Rows(data, described.commit, files, column, on_progress)
             shards = _Shards(work, rows, maker, shard_characters, max_tokens)
             while not (work.finished and work.finished[-1].last):
                 shards.make(encode, on_progress)
-        recipe: dict[str, Any] = {"command": "python -m gpt_common.data prepare --hub", **plan, "tokenizer": maker.kind}
+        recipe: dict[str, Any] = {"command": COMMAND, **plan, "tokenizer": maker.kind}
         recipe["versions"] = {package: version(package) for package in ("tiktoken", "tokenizers", "numpy", "pyarrow")}
         _assemble(work, data_dir / name, maker, share, recipe, overwrite=overwrite, on_progress=on_progress)
         remove(work.folder)

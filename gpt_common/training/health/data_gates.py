@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.config import TrainConfig
-from gpt_common.data.batches import NumpyBatch, Rows, Split
+from gpt_common.data.batches import NumpyBatch, Rows, Source, Windows
 from gpt_common.training.health.gates import GateFailed
 
 SEARCHED = 1 << 24
@@ -40,6 +40,25 @@ def check_batches(batches: Sequence[NumpyBatch], split: npt.NDArray[Any], other:
     return f"the {what} batches are of the {what} split"
 
 
+def text_of_stream(
+    windows: Windows, numbers: range, beginning: npt.NDArray[np.integer[Any]]
+) -> npt.NDArray[np.integer[Any]]:
+    """Of a stream, the pools that the windows with these numbers are from.
+
+    Args:
+        beginning: what the stream begins with, behind the validation text.
+
+    Raises:
+        GateFailed: it begins with something else.
+    """
+    stream, size = windows.stream, windows.pool_size * windows.block_size
+    if not np.array_equal(stream.read(0, len(beginning)), beginning):
+        raise GateFailed("data", "the stream does not begin behind the validation text", "Its offset is forgotten")
+    pools = dict.fromkeys(windows.place(number)[1] // windows.pool_size for number in numbers)
+    parts = [stream.read(pool * size, min((pool + 1) * size + 1, len(stream))) for pool in pools]
+    return np.concatenate(parts)
+
+
 def _texts(batch: NumpyBatch) -> list[npt.NDArray[Any]]:
     """The first and the last sequence, or the first examples of them."""
     if batch.starts is None:
@@ -48,8 +67,9 @@ def _texts(batch: NumpyBatch) -> list[npt.NDArray[Any]]:
     return [batch.tokens[row][batch.starts[row] == 0] for row in (0, -1)]
 
 
-def steps_per_epoch(split: Split, train: TrainConfig, block_size: int) -> float:
-    """Steps in which every token, or every row of examples, comes about once."""
+def steps_per_epoch(split: Source, train: TrainConfig, block_size: int) -> float:
+    """Steps in which every token, or every row of examples, or all that a stream begins with, comes about once."""
+    split = split.stream.beginning if isinstance(split, Windows) else split
     rows = train.batch_size * train.grad_accum_steps
     return len(split) / (rows if isinstance(split, Rows) else rows * block_size)
 

@@ -6,19 +6,27 @@ import zlib
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
+import numpy.typing as npt
 
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
-from gpt_common.data.batches import NumpyBatch, Rows, Split, evaluation_batches, mean_loss, places
+from gpt_common.data.batches import NumpyBatch, Rows, Source, Split, Windows, evaluation_batches, mean_loss, places
 from gpt_common.keyed import keyed_generator
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.adapter_gates import check_adapters_moved, check_frozen, check_used, stirred
 from gpt_common.training.health.alarms import Alarms
 from gpt_common.training.health.asked import StepProbe
-from gpt_common.training.health.data_gates import Repeats, check_batches, check_drawn_anew, holds, steps_per_epoch
+from gpt_common.training.health.data_gates import (
+    Repeats,
+    check_batches,
+    check_drawn_anew,
+    holds,
+    steps_per_epoch,
+    text_of_stream,
+)
 from gpt_common.training.health.example_gates import check_examples
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
@@ -55,7 +63,7 @@ class Health:
         self,
         config: RunConfig,
         dataset: Dataset,
-        splits: tuple[Split, Split],
+        splits: tuple[Source, Split],
         probe: StepProbe,
         evaluated: TrainedProbe,
         load: Callable[[Path], TrainedProbe],
@@ -115,7 +123,7 @@ class Health:
             batches: the micro-batches of the first step.
             following: those of the next one.
             resumed: the checkpoint that is taken up.
-            longer: micro-batches of a later step, of the whole length, where those of the first are shorter.
+            longer: micro-batches of the whole length, where those of the first are shorter.
 
         Raises:
             GateFailed: names the gate, what it found and what that usually means.
@@ -145,7 +153,7 @@ class Health:
         lines = check_start(self.probe, longer[0], fresh=self.fresh)
         if self.adapts:
             lines.append("health: " + check_used(self.probe, longer[0], exact=self.dtype == "float32"))
-        lines.append("health: " + check_batches(batches, self.dataset.train, self.dataset.val, "training"))
+        lines.append("health: " + check_batches(batches, self._trained_text(), self.dataset.val, "training"))
         check_drawn_anew(batches, following, places(self.train, self.config.model.block_size))
         if isinstance(self.train, Rows):
             lines.append("health: " + check_examples(self.probe, longer, self.first_step))
@@ -154,6 +162,14 @@ class Health:
         self.asked_step = asked_of(self.probe, self.config, longer, self.first_step, self.dtype)
         for line in lines + check_step(self.asked_step, self.config.train.health_gates):
             self.note(line)
+
+    def _trained_text(self) -> npt.NDArray[np.integer[Any]]:
+        """What the first steps are to be given from: the training split, or of a stream the pools of the first step."""
+        if not isinstance(self.train, Windows):
+            return self.dataset.train
+        each = self.config.train.batch_size * self.config.train.grad_accum_steps
+        first = self.first_step * each
+        return text_of_stream(self.train, range(first, first + each), self.dataset.train)
 
     def _shares_text(self) -> bool:
         """Whether most windows of the validation split, taken here and there, stand in the training split too."""
@@ -198,11 +214,11 @@ class Health:
         for alarm in self.alarms.on_speed(step, mfu, micro_step if gpu else None):
             self.warn(alarm)
 
-    def loss_on(self, split: Split) -> float:
+    def loss_on(self, split: Source) -> float:
         """Mean loss on fixed batches of a split, nats per token."""
         return self._mean_loss(self.evaluated, split)
 
-    def _mean_loss(self, probe: TrainedProbe, split: Split) -> float:
+    def _mean_loss(self, probe: TrainedProbe, split: Source) -> float:
         train = self.config.train
         sizes = {"block_size": self.config.model.block_size, "batch_size": train.batch_size}
         batches = list(evaluation_batches(split, **sizes, batches=train.eval_batches))

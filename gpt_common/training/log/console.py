@@ -100,6 +100,9 @@ class RunConsole(ABC):
         """The schedule has so many steps after all."""
         self._progress.max_steps = max_steps
 
+    def waiting(self, text: str) -> None:  # noqa: B027 (a file is told once, by a note)
+        """What is waited for at this moment; empty: nothing any more. Called all the time."""
+
     def note(self, text: str) -> None:
         """A line by the way."""
         self._print(printable(text))
@@ -215,6 +218,7 @@ class LiveConsole(RunConsole):
         self._console = console
         self._record: StepRecord | None = None
         self._next_redraw = -math.inf
+        self._waiting = ""
         # No thread redraws behind the training step's back: `tick` does, when it is time.
         # Standard error stays what it is where it goes to a file.
         errors_here = sys.stderr.isatty()
@@ -255,6 +259,12 @@ class LiveConsole(RunConsole):
             self._live.start()
             self._live.refresh()
 
+    def waiting(self, text: str) -> None:
+        """In place of the figures."""
+        self._waiting = printable(text)
+        self._live.start()
+        self._live.refresh()
+
     def step(self, record: StepRecord) -> None:
         """New figures beneath the bar."""
         self._record = record
@@ -286,8 +296,8 @@ class LiveConsole(RunConsole):
     def _figures(self) -> str:
         """The line beneath the bar, dispensable figures last."""
         record = self._record
-        if record is None:
-            return ""
+        if record is None or self._waiting:
+            return self._waiting
         power, lr = record.power_watts is not None, f"lr {record.lr:.2e}"
         figures = [f"loss {record.loss:.4f}", *([] if power else [lr]), f"grad {record.grad_norm:.2f}"]
         if not math.isnan(record.dt):

@@ -89,6 +89,10 @@ class RunLog:
         """One line on the console, above the progress bar."""
         self._console.note(text)
 
+    def waiting(self, text: str) -> None:
+        """On a terminal, what is waited for at this moment; empty: nothing any more."""
+        self._console.waiting(text)
+
     def warn(self, text: str) -> None:
         """An alarm: on the console, in metrics.jsonl, and again in the summary."""
         self.alarms.append(text)

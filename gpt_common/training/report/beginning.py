@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gpt_common.data import Dataset
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.mlx_wheel import advice, built_for
 from gpt_common.network.flops import describe_model
@@ -34,13 +35,21 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
     return [
         f"{device.description}, {device.dtype}, on {opening.hardware.chip}",
         describe_model(config.model),
-        f"data: {data.name}, {len(data.train):,} + {len(data.val):,} tokens{floor}",
+        f"data: {data.name}, {_tokens(data)}{floor}",
         f"memory: about {planned} for a training step" + (f", of {in_memory(memory)}" if memory else ""),
         f"steps: {steps}, {train.batch_size * train.grad_accum_steps} x {config.model.block_size} tokens each",
         f"folder: {opening.folder}",
         *([wheel] if wheel else []),
         *opening.messages,
     ]
+
+
+def _tokens(data: Dataset) -> str:
+    """How many there are for training and for validation, and whether more may come."""
+    if data.stream is None:
+        return f"{len(data.train):,} + {len(data.val):,} tokens"
+    so_far = "" if data.stream.ended else " so far" + ("" if data.stream.grows else ", and nobody prepares more")
+    return f"followed: {len(data.val):,} tokens for validation, behind them {len(data.stream):,}{so_far}"
 
 
 def long_way(steps_left: int, seconds_per_step: float) -> str | None:

@@ -22,40 +22,34 @@ import pyarrow
 from gpt_common.data import Dataset
 from gpt_common.data.__main__ import main
 from gpt_common.data.corpora import hub as preparing
-from gpt_common.data.corpora.hub import prepare_hub
 from gpt_common.data.corpora.work import Work
-from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.errors import UserError
-from tests.gpt_common.data.corpora import fails, silent
-from tests.gpt_common.data.larger.hub import FIRST, LETTERS, NAME, SECOND, Texts, json_lines, parquet, texts
-from tests.hub_server import ask_with_empty_cache, serving
+from tests.gpt_common.data.corpora import fails
+from tests.gpt_common.data.larger.hub import (
+    FIRST,
+    LETTERS,
+    NAME,
+    ONE,
+    SECOND,
+    THREE,
+    TWO,
+    Killed,
+    Texts,
+    json_lines,
+    parquet,
+    prepared,
+    three_files,
+)
 from tests.twins import ROOT
 
 END = len(LETTERS)
-ONE, TWO, THREE = texts(1, 40), texts(2, 30), texts(3, 20)
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Texts]:
-    """The server, asked by this process, whose cache is empty; three files of parquet, and others."""
-    with serving(Texts()) as hub:
-        hub.files = {
-            "data/train-00000-of-00003.parquet": parquet(ONE),
-            "data/train-00001-of-00003.parquet": parquet(TWO),
-            "data/train-00002-of-00003.parquet": parquet(THREE),
-            "data/test-00000-of-00001.parquet": parquet(texts(4, 20)),
-            "README.md": b"#",
-        }
-        ask_with_empty_cache(hub.url, tmp_path / "cache", monkeypatch)
-        CharTokenizer(LETTERS, end_of_text=True).save(tmp_path / "tokenizer.json")
-        monkeypatch.chdir(tmp_path)
+    """The server, asked by this process."""
+    with three_files(tmp_path, monkeypatch) as hub:
         yield hub
-
-
-def prepared(name: str = "mine", **options: Any) -> Dataset:
-    given: dict[str, Any] = {"workers": 1, "shard_characters": 600, "on_progress": silent, **options}
-    repository = given.pop("repository", "someone/texts")
-    return prepare_hub(repository, name, Path("data"), "tokenizer.json", **given)
 
 
 def documents(found: Dataset) -> list[str]:
@@ -118,10 +112,6 @@ def test_max_tokens_takes_the_documents_that_fit(most: int) -> None:
     assert size <= most < size + len((ONE + TWO + THREE)[len(taken)]) + 1
     rows = json.loads(Path("data/mine/meta.json").read_text())["sources"][-1]["rows"]
     assert (ONE, TWO, THREE)[int(rows[-1]["file"][15])][rows[-1]["last"]] == taken[-1]
-
-
-class Killed(BaseException):
-    """What ends a preparation as a kill does: nothing is tidied up that a killed process would leave."""
 
 
 def test_stopped_after_every_shard_it_ends_in_the_same_bytes(hub: Texts, monkeypatch: pytest.MonkeyPatch) -> None:
