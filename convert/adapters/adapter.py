@@ -124,22 +124,27 @@ def made(
         for part in ("lora_a", "lora_b", *(("magnitude",) if kind == "dora" else ())):
             if f"{name}.{part}" not in tensors:
                 raise UserError(f"{path}: the adapter of {name} has no {part}: copy it again")
+        if (a := tensors[f"{name}.lora_a"]).ndim < 2:
+            raise UserError(f"{path}: {name}.lora_a has shape {list(a.shape)}, and is no matrix: copy it again")
     if not layers:
         raise UserError(f"{path} holds no adapter of any matrix: nothing to bring in")
-    ranks = {name: tensors[f"{name}.lora_a"].shape[-2] if tensors[f"{name}.lora_a"].ndim > 1 else 0 for name in layers}
+    ranks = {name: tensors[f"{name}.lora_a"].shape[-2] for name in layers}
     rank = max(sorted(set(ranks.values())), key=list(ranks.values()).count)
     alpha = max(sorted(set(alphas.values())), key=list(alphas.values()).count)
-    config = AdapterConfig(
-        adapter=kind,
-        adapter_rank=rank,
-        adapter_alpha=alpha,
-        adapter_rslora=rslora,
-        adapter_dropout=dropout,
-        adapter_targets=targets(layers, model),
-        adapter_ranks=tuple(f"{name}={ranks[name]}" for name in layers if ranks[name] != rank),
-        adapter_alphas=tuple(f"{name}={alphas[name]!r}" for name in layers if alphas[name] != alpha),
-        adapter_whole=tuple(dict.fromkeys(name.partition(".")[0] for name in tensors if _is_whole(name))),
-    )
+    try:
+        config = AdapterConfig(
+            adapter=kind,
+            adapter_rank=rank,
+            adapter_alpha=alpha,
+            adapter_rslora=rslora,
+            adapter_dropout=dropout,
+            adapter_targets=targets(layers, model),
+            adapter_ranks=tuple(f"{name}={ranks[name]}" for name in layers if ranks[name] != rank),
+            adapter_alphas=tuple(f"{name}={alphas[name]!r}" for name in layers if alphas[name] != alpha),
+            adapter_whole=tuple(dict.fromkeys(name.partition(".")[0] for name in tensors if _is_whole(name))),
+        )
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     wanted = adapter_shapes(parameter_shapes(model), config)
     for name in sorted(wanted.keys() | tensors.keys()):
         if name not in tensors or name not in wanted:

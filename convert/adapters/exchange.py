@@ -11,6 +11,7 @@ from pathlib import Path
 from convert.adapters import mlx_lm_adapter, peft_adapter
 from convert.adapters.adapter import Adapter, Arrays
 from convert.adapters.peft_adapter import CONFIG, write_tensors
+from convert.storage.weights import read_json
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
@@ -80,7 +81,8 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
     manifest = validate(checkpoint)
     if manifest.base is not None:
         raise UserError(f"{base} is an adapter itself: name its own base, {base_of(checkpoint, manifest)}")
-    library = next((one for one in LIBRARIES.values() if (source / one.weights).is_file()), LIBRARIES["peft"])
+    there = [one for one in LIBRARIES.values() if (source / one.weights).is_file()]
+    library = there[0] if there else LIBRARIES["peft" if "peft_type" in read_json(source / CONFIG) else "mlx-lm"]
     theirs = manifest.run_config
     adapter = library.read(source, theirs.model)
     destination = out or RUNS / source.resolve().name

@@ -53,6 +53,13 @@ def read(folder: Path, model: ModelConfig) -> Adapter:
     if not isinstance(parameters, dict):
         raise UserError(f"{path}: lora_parameters is {shown(parameters)}, and not an object")
     scale = number(path, parameters, "scale", SCALE)
+    if not (folder / WEIGHTS).is_file():
+        hint = (
+            "an archive of numpy is not read: save it by mlx-lm of today"
+            if list(folder.glob("*.npz"))
+            else "copy it here"
+        )
+        raise UserError(f"{folder} has no {WEIGHTS}: {hint}")
     layers = {theirs: ours for ours, theirs in names_of(model).items()}
     tensors: dict[str, Any] = {}
     alphas: dict[str, float] = {}

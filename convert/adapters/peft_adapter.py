@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,10 +83,27 @@ def read(folder: Path, model: ModelConfig) -> Adapter:
         a, said = tensors.get(f"{ours}.lora_a"), _of(layer, ranks, rank)
         if a is not None and (a.ndim != 2 or a.shape[0] != said):
             raise UserError(f"{folder / WEIGHTS}: {layer}.lora_A has shape {list(a.shape)}, and its rank is {said:g}")
+    _check_targets(path, settings, adapted)
     kind_: Literal["lora", "dora"] = "dora" if settings.get("use_dora") is True else "lora"
     of_layers = {ours: _of(layer, alphas, alpha) for layer, ours in adapted.items()}
     dropout = number(path, settings, "lora_dropout", 0.0)
     return made(folder, model, kind_, tensors, of_layers, rslora=settings.get("use_rslora") is True, dropout=dropout)
+
+
+def _check_targets(path: Path, settings: Mapping[str, Any], adapted: Iterable[str]) -> None:
+    """Raise a UserError where the configuration names other layers than those that have tensors: peft would pass over
+    these. What is no list is a regular expression, or peft's own choice."""
+    named = settings.get("target_modules")
+    if named is None or isinstance(named, str):
+        return
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{path}: target_modules is {shown(named)}, and not a list of names")
+    ends = tuple(f".{name}" for name in named)
+    for layer in adapted:
+        if not f".{layer}".endswith(ends):
+            raise UserError(
+                f"{path}: target_modules does not name {layer}, of which {WEIGHTS} has an adapter: copy both"
+            )
 
 
 def _pattern(path: Path, settings: Mapping[str, Any], key: str) -> dict[str, float]:
