@@ -44,6 +44,10 @@ def main(argv: Sequence[str]) -> None:
     hardware = detect()
     name, base = base_config(argv, has_gpu=hardware.kind != "cpu")
     command = parse(Benchmark, argv, prog=PROG, default=replace(command, run=base))
+    if command.run.adapter.adapts:
+        raise UserError(
+            "--adapter: here the work of whole models is counted; benchmarks/studies/adapters.py times LoRA"
+        )
     measure(replace(command, run=resolve(command.run)), name, hardware)
 
 

@@ -166,7 +166,9 @@ class GPT(nn.Module):
         """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
         # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
         # to about the size of one (gpt_common/network/init.py).
-        weights = [(name, mx.array(value)) for name, value in initial_weights(self.config, seed)]
+        places, weights = self.state_dict(), []
+        for name, value in initial_weights(self.config, seed):
+            weights.append((name, mx.array(value).astype(places[name].dtype)))
         self.update(tree_unflatten(weights))
 
 

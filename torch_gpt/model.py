@@ -153,10 +153,10 @@ class GPT(nn.Module):
         """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
         # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
         # to about the size of one (gpt_common/network/init.py).
-        parameters = dict(self.named_parameters())
+        places = self.state_dict()  # beside an adapter they are no parameters
         with torch.no_grad():
             for name, value in initial_weights(self.config, seed):
-                parameters[name].copy_(torch.from_numpy(value))
+                places[name].copy_(torch.from_numpy(value))
 
 
 def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:

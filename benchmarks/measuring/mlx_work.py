@@ -64,8 +64,10 @@ class MlxWork:
     def build(self) -> None:
         """Model and optimiser."""
         config = self._config
-        self.model: Any = CountedGPT(config.model, self._dtype, config.train.gradient_checkpointing)
+        checkpointing = config.train.gradient_checkpointing
+        self.model: Any = CountedGPT(config.model, self._dtype, checkpointing, config.adapter)
         self.model.initialise(config.train.seed)
+        self.model.adapters.initialise(self.model, config.train.seed)  # often there are none
         self._optimizer = build_optimizer(self.model, config.optim)
         self._train_step = TrainStep(self.model, self._optimizer, config, self.compiled)
 

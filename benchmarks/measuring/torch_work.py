@@ -55,8 +55,10 @@ class TorchWork:
     def build(self) -> None:
         """Model and optimiser."""
         config = self._config
-        self.model: Any = GPT(config.model, self._dtype, config.train.gradient_checkpointing).to(self._device)
+        checkpointing = config.train.gradient_checkpointing
+        self.model: Any = GPT(config.model, self._dtype, checkpointing, config.adapter).to(self._device)
         self.model.initialise(config.train.seed)
+        self.model.adapters.initialise(self.model, config.train.seed)  # often there are none
         self._train_step = TrainStep(self.model, build_optimizer(self.model, config.optim), config, self.compiled)
 
     def step(self, batches: Batches, step: int, rate: float) -> None:

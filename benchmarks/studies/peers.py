@@ -16,7 +16,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -31,12 +30,11 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.measuring.backends import BACKENDS, Backend
-from benchmarks.measuring.processes import THREADS
 from benchmarks.measuring.work import Absent, Batcher, Refused, Work, run_steps
 from benchmarks.measuring.worker import open_work
 from benchmarks.nanogpt import check_nanogpt
 from benchmarks.report.pairs import MINIMUM_ROUNDS
-from benchmarks.studies.turns import Note, ratios_of, take_rounds, take_turns, work_on_request
+from benchmarks.studies.turns import Proof, Proofs, losses_apart, measure, proven, ratios_of, work_on_request
 from benchmarks.workload import resolve
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
@@ -49,7 +47,6 @@ STEPS = 60
 """Steps whose losses must agree."""
 LARGEST_DIFFERENCE = 1e-5
 """Nats per token by which a loss may be another than ours: rounding, in 60 steps."""
-TURNS = 2
 OURS, PEERS = ("torch", "mlx"), ("transformers", "nanogpt")
 AIMS = {
     ("step", "torch", "nanogpt"): 0.70,
@@ -60,8 +57,6 @@ AIMS = {
 }
 """Our time over theirs, at most."""
 WorkKind = Literal["step", "generation"]
-Proof = list[float]
-"""What shows that a side does the same work: losses, or the ids of a text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,41 +206,13 @@ def nanogpt(work: Work, tokens: int, sampled: bool) -> list[int]:
     return [int(token) for token in found[0]]
 
 
-def start(
-    command: PeersStudy, proofs: dict[str, Proof], side: str, note: Note = lambda _: None
-) -> subprocess.Popen[str]:
-    """One side: this program again, which first prints its proof and then does as `work_on_request`.
-
-    Args:
-        proofs: of the sides before; this one's is added, and must be the same.
-
-    Raises:
-        WorkFailed: it ended, or does other work.
-    """
-    note(f"{side} shows that its work is the same")
+def start(command: PeersStudy, proofs: Proofs, side: str) -> subprocess.Popen[str]:
+    """A side that has shown that its work is the same; see `turns.proven`."""
     flags = [f"--{name}={getattr(command, name)}" for name in ("work", "preset", "tokens", "threads")]
     flags += [f"--config={command.config.resolve()}"] if command.config else []
     flags += ["--sampled"] if command.sampled else []
     flags += [f"--nanogpt-path={command.nanogpt_path.resolve()}"] if command.nanogpt_path else []
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--side", side, *flags],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **dict.fromkeys(THREADS, str(command.threads)), "HF_HUB_OFFLINE": "1"},
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        if not line:
-            raise WorkFailed(f"{side} ended before it began: its error stands above")
-        proofs[side] = json.loads(line)
-        compare(proofs, side, command.work)
-    except BaseException:
-        process.kill()
-        process.communicate()
-        raise
-    return process
+    return proven(__file__, side, flags, command.threads, proofs, partial(compare, work=command.work))
 
 
 def compare(proofs: Mapping[str, Proof], side: str, work: WorkKind) -> float:
@@ -254,36 +221,14 @@ def compare(proofs: Mapping[str, Proof], side: str, work: WorkKind) -> float:
     Raises:
         WorkFailed: further than rounding goes, or another text.
     """
+    if work == "step":
+        return losses_apart(proofs, side, LARGEST_DIFFERENCE)
     first = next(iter(proofs))
     expected, found = proofs[first], proofs[side]
-    if work == "generation":
-        place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
-        if place is not None or len(expected) != len(found):
-            raise WorkFailed(f"{side} writes another text than {first}, from token {place} on: no figure is given")
-        return 0.0
-    differences = [abs(a - b) for a, b in zip(expected, found, strict=True)]
-    for step, difference in enumerate(differences, 1):
-        # Not `>`: a NaN agrees with nothing.
-        if not difference <= LARGEST_DIFFERENCE:
-            raise WorkFailed(
-                f"{side} does other work than {first}: at step {step} its loss is {difference:.1e} off, and "
-                f"{LARGEST_DIFFERENCE:g} is rounding: no figure is given"
-            )
-    return max(differences)
-
-
-def measure(command: PeersStudy, sides: Sequence[str]) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds per unit of work of each side in each round, and how far each side's proof is from the first one's."""
-    apart: dict[str, float] = {}
-
-    def turns_of(order: Sequence[str], note: Note) -> list[tuple[float, ...]]:
-        proofs: dict[str, Proof] = {}
-        turns = take_turns(order, partial(start, command, proofs, note=note), TURNS, command.seconds, note)
-        for side in sides:
-            apart[side] = compare({sides[0]: proofs[sides[0]], side: proofs[side]}, side, command.work)
-        return turns
-
-    return take_rounds(sides, turns_of, command.rounds), apart
+    place = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
+    if place is not None or len(expected) != len(found):
+        raise WorkFailed(f"{side} writes another text than {first}, from token {place} on: no figure is given")
+    return 0.0
 
 
 def row(own: str, peer: str, found: Mapping[str, Any], work: WorkKind) -> str:
@@ -310,7 +255,8 @@ def main(argv: Sequence[str]) -> None:
         work_on_request(unit)
         return
     sides = chosen_sides(command)
-    seconds, apart = measure(command, sides)
+    matches = partial(compare, work=command.work)
+    seconds, apart = measure(sides, partial(start, command), matches, command.rounds, command.seconds)
     what = "a step" if command.work == "step" else f"{tokens} {'drawn' if command.sampled else 'likeliest'} tokens"
     print(f"{command.config or command.preset}, {what}, threads: {command.threads}, rounds: {command.rounds}")
     for side in sides:

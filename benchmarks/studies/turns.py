@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.measuring.backends import BACKENDS
+from benchmarks.measuring.processes import THREADS
 from benchmarks.measuring.work import Batcher, Work
 from benchmarks.measuring.worker import open_work
 from benchmarks.report.pairs import Ratio, paired_ratio
@@ -18,8 +21,13 @@ from gpt_common.config import RunConfig
 from gpt_common.errors import WorkFailed
 from gpt_common.progress import Progress
 
+TURNS = 2
+"""Of each side in a round: it goes first in one and last in the other."""
 Note = Callable[[str], None]
 """Is told what is being done."""
+Proof = list[float]
+"""What shows that a side does the same work as the others: its losses, or the ids of a text."""
+Proofs = dict[str, Proof]
 
 
 def take_rounds(
@@ -58,6 +66,37 @@ def ratios_of(times: Sequence[float], others: Sequence[float]) -> dict[str, Any]
     }
 
 
+def measure(
+    sides: Sequence[str],
+    start: Callable[[Proofs, str], subprocess.Popen[str]],
+    compare: Callable[[Proofs, str], float],
+    rounds: int,
+    seconds: float,
+) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds per unit of work of each side in each round, and how far each side's proof is from the first one's.
+
+    Args:
+        start: brings a side up, as `proven` returns it.
+        compare: how far a side's proof is from the first one there; raises WorkFailed where that is too far.
+        seconds: least time of one side's turn.
+    """
+    apart: dict[str, float] = {}
+
+    def turns_of(order: Sequence[str], note: Note) -> list[tuple[float, ...]]:
+        proofs: Proofs = {}
+
+        def started(side: str) -> subprocess.Popen[str]:
+            note(f"{side} shows that its work is the same")
+            return start(proofs, side)
+
+        turns = take_turns(order, started, TURNS, seconds, note)
+        for side in sides:
+            apart[side] = compare({sides[0]: proofs[sides[0]], side: proofs[side]}, side)
+        return turns
+
+    return take_rounds(sides, turns_of, rounds), apart
+
+
 def take_turns(
     names: Sequence[str],
     start: Callable[[str], subprocess.Popen[str]],
@@ -91,6 +130,56 @@ def take_turns(
             side.communicate()
 
 
+def proven(
+    script: str, side: str, flags: Sequence[str], threads: int, proofs: Proofs, compare: Callable[[Proofs, str], float]
+) -> subprocess.Popen[str]:
+    """One side: its script again, which first prints its proof and then does as `work_on_request`.
+
+    Args:
+        proofs: of the sides before; this one's is added, and must be the same.
+
+    Raises:
+        WorkFailed: it ended, or does other work.
+    """
+    process = subprocess.Popen(
+        [sys.executable, script, "--side", side, *flags],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **dict.fromkeys(THREADS, str(threads)), "HF_HUB_OFFLINE": "1"},
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            raise WorkFailed(f"{side} ended before it began: its error stands above")
+        proofs[side] = json.loads(line)
+        compare(proofs, side)
+    except BaseException:
+        process.kill()
+        process.communicate()
+        raise
+    return process
+
+
+def losses_apart(proofs: Mapping[str, Proof], side: str, largest: float) -> float:
+    """How far a side's losses are from those of the first one there, nats per token.
+
+    Raises:
+        WorkFailed: further than `largest`, which is rounding.
+    """
+    first = next(iter(proofs))
+    differences = [abs(a - b) for a, b in zip(proofs[first], proofs[side], strict=True)]
+    for step, difference in enumerate(differences, 1):
+        # Not `>`: a NaN agrees with nothing.
+        if not difference <= largest:
+            raise WorkFailed(
+                f"{side} does other work than {first}: at step {step} its loss is {difference:.1e} off, and "
+                f"{largest:g} is rounding: no figure is given"
+            )
+    return max(differences)
+
+
 def ask(side: subprocess.Popen[str], seconds: float) -> float:
     """Let a side work for a while; returns its seconds per unit of work."""
     assert side.stdin is not None
@@ -105,10 +194,16 @@ def ask(side: subprocess.Popen[str], seconds: float) -> float:
 
 def work_on_request(work: Callable[[], object]) -> None:
     """Work for as long as each line of the standard input says, in seconds, and answer with seconds per unit."""
+    for _ in requests():
+        work()
+
+
+def requests() -> Iterator[None]:
+    """The same for whom work is fetched from: each item asks for one unit, done when the next is fetched."""
     for line in sys.stdin:
         units, began = 0, time.perf_counter()
         while time.perf_counter() - began < float(line):
-            work()
+            yield
             units += 1
         print((time.perf_counter() - began) / units, flush=True)
 

@@ -62,6 +62,7 @@ finally:
         (["--rounds", "0"], "rounds is 0: it must be at least 1"),
         (["--preset", "nope"], "no preset 'nope'"),
         (["--device", "cpu"], "--device and --compile are decided by the backends"),
+        (["--adapter", "lora"], "benchmarks/studies/adapters.py times LoRA"),
         (["--compare", "none.json", "none.json"], "none.json is not a benchmark result"),
     ],
 )

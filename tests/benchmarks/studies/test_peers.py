@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from benchmarks.studies import peers
+from benchmarks.studies import peers, turns
 from benchmarks.studies.peers import (
     LARGEST_DIFFERENCE,
     PeersStudy,
@@ -18,14 +19,13 @@ from benchmarks.studies.peers import (
     compare,
     configuration,
     main,
-    measure,
     open_side,
     prepare_generation,
     row,
     start,
     text_length,
 )
-from benchmarks.studies.turns import Note, ratios_of
+from benchmarks.studies.turns import Note, Proofs, measure, ratios_of
 from gpt_common.errors import UserError, WorkFailed
 from tests.benchmarks.nanogpt import write_nanogpt
 
@@ -55,7 +55,7 @@ def test_a_peer_with_another_text_has_no_figure(tmp_path: Path) -> None:
 def test_the_command_measures_a_step_from_sixty_equal_losses(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(peers, "TURNS", 1)
+    monkeypatch.setattr(turns, "TURNS", 1)
     path = tmp_path / "figures.json"
     folder, shape = str(write_nanogpt(tmp_path / "clone")), tmp_path / "small.toml"
     shape.write_text("[model]\nvocab_size = 9\nblock_size = 8\nn_layer = 1\nn_head = 1\nn_embd = 16\n")
@@ -86,21 +86,32 @@ def test_rounds_begin_in_turn_and_sides_keep_their_times(
 ) -> None:
     seconds_of, asked = {"torch": 2.0, "mlx": 3.0, "transformers": 6.0}, []
 
-    def turns(
-        names: list[str], start: partial[object], turns: int, _seconds: float, note: Note
+    def take_turns(
+        names: list[str], start: Callable[[str], object], turns: int, _seconds: float, note: Note
     ) -> list[tuple[float, ...]]:
-        note("turns")
         asked.append(list(names))
-        start.args[1].update({name: [1.0] for name in names})
+        for name in names:
+            start(name)
+        note("turns")
         return [tuple(seconds_of[name] for name in names)] * turns
 
-    monkeypatch.setattr(peers, "take_turns", turns)
-    seconds, apart = measure(PeersStudy(rounds=3), list(seconds_of))
+    def started(proofs: Proofs, side: str) -> subprocess.Popen[str]:
+        proofs[side] = [seconds_of[side]]
+        return None  # type: ignore[return-value]
+
+    def apart_of(proofs: Proofs, side: str) -> float:
+        return proofs[side][0] - next(iter(proofs.values()))[0]
+
+    monkeypatch.setattr(turns, "take_turns", take_turns)
+    seconds, apart = measure(list(seconds_of), started, apart_of, 3, 1.0)
     assert seconds == {name: [pytest.approx(value)] * 3 for name, value in seconds_of.items()}
-    assert set(apart.values()) == {0.0}
+    assert apart == {"torch": 0.0, "mlx": 1.0, "transformers": 4.0}
     assert asked[0] == asked[2] == asked[1][::-1]
     said = capsys.readouterr()
-    assert said.err.splitlines() == [f"round {i + 1} of 3, turns: {100 * i // 3} %" for i in range(3)]
+    doing = [[f"{name} shows that its work is the same" for name in order] + ["turns"] for order in asked]
+    assert said.err.splitlines() == [
+        f"round {i + 1} of 3, {what}: {100 * i // 3} %" for i in range(3) for what in doing[i]
+    ]
     assert said.out == "", "what is said by the way is no part of the table"
     found = ratios_of(seconds["torch"], seconds["transformers"])
     assert found["median"] == pytest.approx(1 / 3)
