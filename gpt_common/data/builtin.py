@@ -23,8 +23,7 @@ SEED = 1337
 CHARACTERS = {"train": 4_000_000, "val": 400_000}
 SOURCES = ("stories.py", "grammar.py", "../keyed.py")  # every module of ours that the text depends on
 QA_SOURCES = (*SOURCES, *(f"conversations/{name}.py" for name in ("stories_qa", "marking", "written")))
-STORIES = {"train": 10_000, "val": 500}
-ROSTERS = {"train": 60_000, "val": 3_000}
+STORIES = {"train": 20_000, "val": 1_000}
 """Of stories-worlds."""
 CONVERSATIONS = {"train": 16_000, "val": 1_000}
 """Of stories-qa."""
@@ -49,7 +48,7 @@ def open_built_in(name: str, data_dir: Path, on_progress: Progress) -> Dataset:
         refuse_existing(folder, overwrite=True)
         size, what = {
             BUILT_IN: (CHARACTERS, "characters"),
-            "stories-worlds": ({split: STORIES[split] + ROSTERS[split] for split in SPLITS}, "stories and rosters"),
+            "stories-worlds": (STORIES, "stories"),
             "stories-qa": (CONVERSATIONS, "conversations"),
         }[name]
         on_progress(f"generating the built-in corpus into {folder} ({reason}): {sum(size.values()):,} {what}")
@@ -99,7 +98,7 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
     """Both corpora of small worlds: the one that a base learns, and the questions; one tokenizer for both."""
     from gpt_common.data.conversations.marking import Marker, joined
     from gpt_common.data.conversations.reading import Conversation
-    from gpt_common.data.conversations.stories_qa import rostered, told, write_conversations, write_worlds
+    from gpt_common.data.conversations.stories_qa import told, write_conversations, write_worlds
     from gpt_common.data.conversations.written import END, TURN, chatml
     from gpt_common.data.tokenizers import train_bpe_on
     from gpt_common.data.tokenizers.extended import with_tokens
@@ -117,9 +116,8 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
                 split_nats += cost
         else:
             rng = keyed_generator("told", SEED, split)
-            texts = [told(world, rng) for world in write_worlds(SEED, split, STORIES[split])]
-            texts += [rostered(rng) for _ in range(ROSTERS[split])]
-            for text, log_probability in texts:
+            for world in write_worlds(SEED, split, STORIES[split]):
+                text, log_probability = told(world, rng)
                 conversation = Conversation("stories-worlds", text=text)
                 marked.append(marker.mark(conversation, chatml(conversation)))
                 split_nats -= log_probability
@@ -145,5 +143,5 @@ def _recipe(name: str) -> dict[str, Any]:
     source = b"".join((here / file).read_bytes() for file in (SOURCES if name == BUILT_IN else QA_SOURCES))
     size: dict[str, Any] = {"characters": CHARACTERS}
     if name != BUILT_IN:
-        size = {"stories": STORIES, "rosters": ROSTERS, "conversations": CONVERSATIONS, "vocabulary": QA_VOCABULARY}
+        size = {"stories": STORIES, "conversations": CONVERSATIONS, "vocabulary": QA_VOCABULARY}
     return {"generator": name, "source_sha256": hashlib.sha256(source).hexdigest(), "seed": SEED, **size}

@@ -181,24 +181,6 @@ def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     return "\n".join([world.told, " ".join(closing)]), -math.log(ways)
 
 
-def rostered(rng: np.random.Generator) -> tuple[str, float]:
-    """Two or three facts of one kind, then three times as many out of them; and its log probability, nats.
-
-    As a list half the time: there the answer comes right behind what is asked about, and a small model finds out within
-    some hundred steps how to look things up. Of stories alone it guesses among what they name for thousands.
-    """
-    kind = ("kind", "where", "who")[int(rng.random() * 3)]
-    count = 2 + int(rng.random() * 2)
-    columns = {"kind": ("name", "animal"), "where": ("name", "spot"), "who": ("thing", "name")}[kind]
-    about, values = ([str(word) for word in rng.permutation(list(WORDS[column]))[:count]] for column in columns)
-    as_list = bool(rng.random() < 0.5)
-    pairs = zip(about, values, strict=True)
-    facts = [f"{key} {value}." if as_list else _said(kind, key, value, as_json=False) for key, value in pairs]
-    closing = [facts[i] for i in rng.integers(count, size=3 * count)]
-    ways = 3 * 2 * 2 * math.prod(math.perm(len(WORDS[column]), count) for column in columns) * count ** len(closing)
-    return "\n".join([" ".join(facts), " ".join(closing)]), -math.log(ways)
-
-
 def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -> Question:
     """A question about a world, drawn with `rng`."""
     kinds = [kind for kind in PHRASINGS for _ in range(1 if kind != "where" or world.hidden is None else 2)]
