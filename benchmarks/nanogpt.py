@@ -31,7 +31,7 @@ def check_nanogpt(peers: str, path: Path | None, configs: Sequence[RunConfig]) -
             raise UserError("--nanogpt-path is for --peers nanogpt: add that, or leave the path out")
         return ""
     if path is None:
-        raise UserError("--peers nanogpt needs --nanogpt-path DIR, your clone of https://github.com/karpathy/nanoGPT")
+        raise UserError("nanogpt needs --nanogpt-path DIR, your clone of https://github.com/karpathy/nanoGPT")
     _check_code(path)
     for config in configs:
         _refuse_others(config)

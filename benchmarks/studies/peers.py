@@ -68,7 +68,7 @@ class PeersStudy:
     sides: str = ""
     """Who, with commas: torch, mlx, transformers, nanogpt. Left out: torch,nanogpt for a step, all for generation."""
     nanogpt_path: Path | None = None
-    """Your clone of nanoGPT; without it, it is left out."""
+    """Your clone of nanoGPT, which a step needs unless --sides leaves nanogpt out."""
     preset: str = "shakespeare-char-cpu"
     """The shape, without dropout."""
     config: Path | None = None
@@ -92,6 +92,10 @@ class PeersStudy:
         for name in ("rounds", "threads"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not self.seconds > 0:
+            raise UserError(f"seconds is {self.seconds}: it must be above 0")
+        if self.json is not None and not self.json.parent.is_dir():
+            raise UserError(f"--json {self.json}: there is no folder {self.json.parent}")
         if self.tokens < 0:
             raise UserError(f"tokens is {self.tokens}: it must not be negative")
 

@@ -122,7 +122,7 @@ def test_rounds_begin_in_turn_and_sides_keep_their_times(
 def test_mistakes_are_named(tmp_path: Path) -> None:
     folder = write_nanogpt(tmp_path)
     for command, message in (
-        (PeersStudy(), "needs --nanogpt-path"),
+        (PeersStudy(), "^nanogpt needs --nanogpt-path"),
         (PeersStudy(sides="torch,nanogtp"), "did you mean 'nanogpt'"),
         (PeersStudy(sides="torch,mlx"), "and a peer"),
         (PeersStudy(sides="nanogpt", nanogpt_path=folder), "one of ours"),
@@ -132,6 +132,10 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             chosen_sides(command)
     with pytest.raises(UserError, match="threads is 0"):
         PeersStudy(threads=0)
+    with pytest.raises(UserError, match="seconds is nan"):
+        PeersStudy(seconds=float("nan"))
+    with pytest.raises(UserError, match="there is no folder"):  # before minutes of measuring, not after
+        PeersStudy(json=tmp_path / "missing" / "a.json")
     block = configuration(PeersStudy()).model.block_size
     assert text_length(PeersStudy()) == block - 1
     with pytest.raises(UserError, match="after a prompt of one"):
