@@ -69,6 +69,8 @@ class Plan:
             raise UserError(f"watts is {self.watts}: it must be above 0")
         if self.gpu_cores is not None and self.gpu_cores < 1:
             raise UserError(f"gpu_cores is {self.gpu_cores}: it must be at least 1")
+        if self.gpu_cores is not None and self.chip is None:
+            raise UserError("--gpu-cores is for a chip that is named: add --chip, as in --chip 'M3 Max'")
         if self.mfu is not None and self.result is not None:
             raise UserError("--mfu assumes a speed and --result brings a measured one: leave one out")
 

@@ -272,6 +272,7 @@ def test_flags_and_files_change_the_configuration(tmp_path: Path, capsys: pytest
         (["--mfu", "30"], "mfu is 30.0"),
         (["--watts", "0"], "watts is 0.0"),
         (["--gpu-cores", "0"], "gpu_cores is 0"),
+        (["--gpu-cores", "7"], "add --chip"),
         (["--mfu", "0.3", "--result", "x.json"], "leave one out"),
         (["--preset", "gpt2", "--n-head", "5"], "n_head 5 does not divide"),
         (["--dataset", "mine", "--preset", "stories-cpu"], "add --vocab-size"),
