@@ -303,7 +303,9 @@ def read_result(path: Path) -> Result:
     try:
         text = path.read_text(encoding="utf-8")
         version = json.loads(text)["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a benchmark result: {error}") from None
     if version != VERSION:
         raise UserError(f"{path} has result version {version}, this is for version {VERSION}: update, or measure again")

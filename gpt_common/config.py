@@ -443,7 +443,9 @@ def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
         tables = tomllib.loads(read_bytes(path, LARGEST_CONFIGURATION).decode("utf-8"))
     except RecursionError:
         raise UserError(f"cannot read configuration {path}: it is nested too deeply") from None
-    except (OSError, ValueError) as error:  # a number of 5000 digits is a ValueError too
+    except OSError as error:
+        raise UserError(f"cannot read configuration {path}: {error.strerror}") from None
+    except ValueError as error:  # a number of 5000 digits is one too
         raise UserError(f"cannot read configuration {path}: {error}") from None
     return from_dict(tables, base=base, where=str(path))
 

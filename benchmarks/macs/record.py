@@ -269,7 +269,9 @@ def read_record(path: Path) -> SelfTest:
     try:
         document = read_json(path, LARGEST)
         version = document["version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a self-test: {error}") from None
     if version != VERSION:
         raise UserError(f"{path} has self-test version {version}, this is for version {VERSION}")

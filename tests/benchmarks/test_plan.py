@@ -276,6 +276,7 @@ def test_flags_and_files_change_the_configuration(tmp_path: Path, capsys: pytest
         (["--mfu", "0.3", "--result", "x.json"], "leave one out"),
         (["--preset", "gpt2", "--n-head", "5"], "n_head 5 does not divide"),
         (["--dataset", "mine", "--preset", "stories-cpu"], "add --vocab-size"),
+        (["--config", "nowhere.toml"], "cannot read configuration nowhere.toml: No such file or directory"),
         (["--json", "/nowhere/plan.json"], "cannot write /nowhere/plan.json"),
     ],
 )

@@ -63,7 +63,7 @@ finally:
         (["--preset", "nope"], "no preset 'nope'"),
         (["--device", "cpu"], "--device and --compile are decided by the backends"),
         (["--adapter", "lora"], "benchmarks/studies/adapters.py times LoRA"),
-        (["--compare", "none.json", "none.json"], "none.json is not a benchmark result"),
+        (["--compare", "none.json", "none.json"], "cannot read none.json: No such file or directory"),
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
