@@ -116,5 +116,5 @@ def test_results_that_cannot_be_used(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(text)
         with pytest.raises(UserError, match="is not a benchmark result"):
             measured_speeds(tmp_path / "bad.json", HARDWARE, TrainConfig())
-    with pytest.raises(UserError, match="cannot read .*absent.json: No such file or directory$"):
+    with pytest.raises(UserError, match=r"cannot read .*absent\.json: No such file or directory$"):
         measured_speeds(tmp_path / "absent.json", HARDWARE, TrainConfig())
