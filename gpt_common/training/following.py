@@ -86,7 +86,7 @@ class Following:
             if self.error is None and not grows:
                 self.error = UserError(f"nobody prepares '{self.name}' any more: go on with `{stream.remedy}`")
             elif self.error is None:
-                show(f"waiting: {len(stream):,} tokens of {needed:,}, for {duration(monotonic() - began)}")
+                show(f"waiting {duration(monotonic() - began)}  {len(stream):,} of {needed:,} tokens")
                 sleep(POLL_SECONDS)
         show("")
         return False

@@ -130,8 +130,8 @@ PLANTS = (
         (
             Edit(
                 "gpt_common/data/writer.py",
-                "write_dataset",
-                '"<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"',
+                "dtype_of_ids",
+                '"<u2" if vocab_size <= 1 << 16 else "<u4"',
                 '"<u2"',
             ),
         ),

@@ -305,6 +305,8 @@ def _begun(name: str, data_dir: Path) -> Preparation | None:
         if ended is None:
             return None
         plan = ended.plan
+    if plan.keys() != set(PLANNED):
+        raise UserError(f"{work_folder(name, data_dir)} is of another version: prepare '{name}' with --overwrite")
     found = Preparation(name, data_dir, plan)
     found.look()
     return found if found.shards else None

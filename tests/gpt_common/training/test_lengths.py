@@ -42,6 +42,16 @@ def test_steps_fill_the_time_that_is_left() -> None:
     assert pace.over  # by more than a twentieth
 
 
+def test_waiting_for_text_is_no_training() -> None:
+    clock = Clock()
+    pace = Pace(2, clock)
+    pace.begin()
+    clock.now += 1000
+    pace.leave_out(990)
+    assert not pace.over
+    assert pace.steps(40, 0.5) == 260
+
+
 @pytest.mark.parametrize(
     ("steps", "seconds", "ready"), [(0, 0.0, False), (1, 0.1, False), (9, 0.5, False), (10, 0.5, True), (1, 1.3, True)]
 )

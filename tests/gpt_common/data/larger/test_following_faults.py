@@ -178,6 +178,13 @@ def test_what_was_not_prepared_from_a_hub_is_not_followed(tmp_path: Path) -> Non
     assert opened()[0].preparation is not None
 
 
+def test_a_plan_of_another_version_is_refused() -> None:
+    one_more_shard()
+    (WORK / "plan.json").write_text('{"repository": "someone/texts"}')
+    with fails("data/mine.tmp-hub is of another version: prepare 'mine' with --overwrite"):
+        opened()
+
+
 def test_the_first_shard_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(following, "GRACE_SECONDS", 60.0)

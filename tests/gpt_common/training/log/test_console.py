@@ -198,6 +198,20 @@ def test_the_bar_shows_watts_before_what_it_can_do_without(mfu: float | None) ->
     assert len(figures) < 80
 
 
+@pytest.mark.parametrize("width", [30, 80])
+def test_what_is_waited_for_stands_in_place_of_the_figures(width: int) -> None:
+    console, output = live(100, Clock(), width)
+    console.tick(1)
+    console.step(record(1))
+    console.waiting("waiting 1:02:03  8,388,608,000 of 8,389,656,577 tokens")
+    assert "waiting 1:02:03" in visible(output)[-1]
+    assert ("8,389,656,577 tokens" in visible(output)[-1]) == (width == 80)
+    assert all(len(line) < width for line in visible(output)[-2:])
+    console.waiting("")
+    assert "loss 2.5000" in visible(output)[-1]
+    console.close()
+
+
 def test_redraws_are_few_however_fast_the_steps_are() -> None:
     clock = Clock()
     console, output = live(10_000, clock)
