@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
 from gpt_common.data.batches import Batch, NumpyBatch, training_batch
 from gpt_common.errors import UserError
@@ -115,7 +116,8 @@ def test_utilisation_counts_the_attention_that_is_done(
 ) -> None:
     asked: list[int] = []
 
-    def counted(_: ModelConfig, block_size: int) -> float:
+    def counted(_: ModelConfig, block_size: int, adapter: AdapterConfig) -> float:
+        assert not adapter.adapts
         asked.append(block_size)
         return float(block_size)
 
