@@ -10,12 +10,26 @@ Letters: D width, H heads, G key heads, K width of a head's key, V of its value,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gpt_common.config import Device, ModelConfig
 
+LONG_SUM = 2048
+"""So many exponentials are added up in one go at most on MLX's CPU (mlx_gpt/kernels.py)."""
 GELU, GELU_OWN, GELU_AGAIN = 4.0, 2.3, 6.5
 """Numbers per unit of width that a GELU of MLX's keeps, one of our own, and that one where it is computed again."""
+
+
+def sum_parts(terms: int) -> int | None:
+    """In how many equal parts MLX's CPU adds up so many exponentials (mlx_gpt/kernels.py): about their root.
+
+    1 of a few; None of many that have no such divisor.
+    """
+    if terms <= LONG_SUM:
+        return 1
+    parts = max(number for number in range(1, math.isqrt(terms) + 1) if terms % number == 0)
+    return parts if terms // parts <= LONG_SUM else None
 
 
 def query_rows(block_size: int) -> int:
@@ -63,19 +77,19 @@ def torch_saved(model: ModelConfig, layer: int, compute: int, device: Device = "
     return Saved(
         norms=2 * norm + masks * compute * D,
         attention=_torch_attention(model, compute, device),
-        scores=0 if _fused(model, device) else 4 * model.n_head * model.block_size * (3 if model.dropout else 1),
+        scores=0 if is_fused(model, device) else 4 * model.n_head * model.block_size * (3 if model.dropout else 1),
         feed_forward=_torch_experts(model, compute) if model.has_experts(layer) else _torch_dense(model, compute),
     )
 
 
-def _fused(model: ModelConfig, device: Device) -> bool:
+def is_fused(model: ModelConfig, device: Device) -> bool:
     """Whether PyTorch trains with a fused attention: never on MPS, with dropout, or for values narrower than keys."""
     return device != "mps" and not model.dropout and model.value_width == model.key_size
 
 
 def _torch_attention(model: ModelConfig, compute: int, device: Device) -> float:
     H, G, K, V = model.n_head, model.n_kv_head or model.n_head, model.key_size, model.value_width
-    fused = _fused(model, device)
+    fused = is_fused(model, device)
     latents, projected, normed = 0.0, 0.0, 0.0
     kept = H * (2 * K + V) if G == H else (H + 2 * G) * K
     # A fused attention answers in the layout of the queries: where they are new, the heads are joined by a copy.

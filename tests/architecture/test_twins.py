@@ -49,6 +49,7 @@ ONE_SIDED = {
         "_exp",
         "_softmax_backward",
         "attention_by_rows",
+        "log_sum_exp",
         "OneDNN",
         "product",
     },

@@ -1,4 +1,4 @@
-"""GELU, softmax and attention of our own on a CPU: as near to the definition as MLX's, in value and slope."""
+"""GELU, softmax, loss and attention of our own on a CPU: as near to the definition as MLX's, in value and slope."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from mlx_gpt.kernels import attention_by_rows, gelu, softmax
+from gpt_common.network.activations import LONG_SUM, sum_parts
+from mlx_gpt.kernels import SUM_PARTS, attention_by_rows, cross_entropy, gelu, softmax
 
 X = np.linspace(-12, 12, 48_001).astype(np.float32)
 WIDE = X.astype(np.float64)
@@ -98,6 +99,41 @@ def test_softmax_of_what_is_masked_is_nothing_at_all_and_of_no_number_none() -> 
     assert found.sum(axis=-1).tolist() == pytest.approx([1, 1, 1], abs=1e-7)
     for strange in ([math.nan, 0.0], [math.inf, 0.0], [-math.inf, -math.inf]):
         assert mx.isnan(softmax(mx.array(strange))).all().item()
+
+
+def losses_of(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cross entropy and its gradient, in float64."""
+    powers = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    sums = powers.sum(-1, keepdims=True)
+    slope = powers / sums
+    rows = np.arange(len(labels))
+    found = np.log(sums[:, 0]) + logits.max(-1) - logits[rows, labels].astype(np.float64)
+    slope[rows, labels] -= 1
+    return found, slope
+
+
+@pytest.mark.parametrize("size", [65, LONG_SUM, 49_152, 50_257, 49_154, 49_157, 151_936])
+def test_a_loss_over_a_large_vocabulary_is_the_sum_of_all_of_it(size: int) -> None:
+    """As of a trained model: few likely tokens, and beside them very many that add up to something."""
+    draw = np.random.default_rng(0)
+    logits = draw.normal(0, 3, (16, size)).astype(np.float32)
+    logits[:, 0] += 12
+    labels = draw.integers(0, size, 16).astype(np.int32)
+    right, slope = losses_of(logits, labels)
+    x, y = mx.array(logits), mx.array(labels)
+    assert farthest(cross_entropy(x, y), right) <= 1e-5
+    found = np.array(mx.grad(lambda x: cross_entropy(x, y).sum())(x)).astype(np.float64)
+    assert np.linalg.norm(found - slope) / np.linalg.norm(slope) <= 5e-6  # half of what rung L5 allows
+    # None of the ways to divide it up leaves out an end or counts what fills it up.
+    assert found.sum(-1) == pytest.approx(np.zeros(16), abs=1e-5)
+    if size > 10 * LONG_SUM:
+        assert farthest(nn.losses.cross_entropy(x, y), right) > 3e-5, "MLX's own would do, and ours can go"
+
+
+def test_parts_are_equal_or_filled_up() -> None:
+    sizes = (65, LONG_SUM, 49_152, 50_257, 49_154, 49_157)
+    assert [sum_parts(size) for size in sizes] == [1, 1, 192, 29, None, None]
+    assert all(size % SUM_PARTS for size in (49_154, 49_157)), "of both the filling counts"
 
 
 @pytest.mark.parametrize(

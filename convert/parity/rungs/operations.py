@@ -23,7 +23,8 @@ from gpt_common.training.manifest import OPTIMIZER_FILE, Hashes, tensor_hashes
 LONG_SUMS = (32766, 32767, 32768, 50257, 50304)
 """Lengths around 2**15, and GPT-2's vocabulary with and without padding: where sums went wrong on MPS (pytorch#195163).
 Both other dimensions are at least 16, as that bug needs."""
-
+LARGE_VOCABULARY = 49_152
+"""SmolLM2's."""
 
 _MIXTURE = ModelConfig(n_embd=48, feed_forward="moe", n_expert=8, experts_per_token=2, expert_width=16)
 ROUTERS = {
@@ -99,6 +100,9 @@ def operations() -> Iterator[Operation]:
         yield Operation(name, "attention", qkv, (2, 3, length, 16))
     yield Operation("softmax", "softmax", (draw("scores", 4, 16, 48, std=3.0),), (4, 16, 48))
     yield Operation("cross entropy", "cross_entropy", (draw("logits", 4, 16, 96, std=3.0),), (), integers=ids)
+    # Few likely tokens and very many others, which add up: what is small beside a sum must not be lost.
+    many, ids = draw("many logits", 2, 8, LARGE_VOCABULARY, std=3.0), ids[:2, :8] * (LARGE_VOCABULARY // 96)
+    yield Operation("cross entropy, large vocabulary", "cross_entropy", (many,), (), integers=ids)
     yield from family_operations(draw)
     key = dropout_key(0, 0)
     yield Operation("dropout", "dropout", (x,), x.shape, integers=key)
