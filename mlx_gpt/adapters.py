@@ -19,7 +19,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import adapter_shapes, initial_adapters, placed
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import parameter_shapes
-from mlx_gpt.kernels import linear, upcast
+from mlx_gpt.kernels import add_linear, linear, upcast
 from mlx_gpt.layers import Linear, StackedLinear, dropout
 
 
@@ -59,12 +59,12 @@ class LoRALinear(Linear):
 
     def __call__(self, x_XI: mx.array) -> mx.array:
         """(X, I) -> (X, O)."""
-        return super().__call__(x_XI) + self.adapted(x_XI)
+        return self.onto(super().__call__(x_XI), x_XI)
 
-    def adapted(self, x_XI: mx.array) -> mx.array:
-        """What the adapter adds, (X, O)."""
+    def onto(self, y_XO: mx.array, x_XI: mx.array) -> mx.array:
+        """y, and on top of it what the adapter adds for x: (X, O)."""
         h_XR = linear(self.drops(x_XI, self.site), self.lora_a.astype(x_XI.dtype))
-        return linear(h_XR, self.lora_b.astype(x_XI.dtype)) * self.scale
+        return add_linear(y_XO, h_XR, self.lora_b.astype(x_XI.dtype), self.scale)
 
     def per_head(self, x_BHTI: mx.array, first: int = 0) -> mx.array:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the adapted weight."""
@@ -96,7 +96,7 @@ class DoRALinear(LoRALinear):
 
     def __call__(self, x_XI: mx.array) -> mx.array:
         """(X, I) -> (X, O)."""
-        y_XO = linear(x_XI, self.weight.astype(x_XI.dtype)) + self.adapted(x_XI)
+        y_XO = self.onto(linear(x_XI, self.weight.astype(x_XI.dtype)), x_XI)
         y_XO = y_XO * self.stretch().astype(x_XI.dtype)
         return y_XO if self.bias is None else y_XO + self.bias.astype(x_XI.dtype)
 
@@ -132,7 +132,7 @@ class LoRAStackedLinear(StackedLinear):
     def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         h_MR = self.product(self.drops(x_MI, self.site), self.lora_a, expert_M)
-        return super().__call__(x_MI, expert_M) + self.product(h_MR, self.lora_b, expert_M) * self.scale
+        return super().__call__(x_MI, expert_M) + self.product(h_MR * self.scale, self.lora_b, expert_M)
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}

@@ -57,6 +57,11 @@ def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) 
     return (upcast(x_XI @ weight_OI.T) + bias_O).astype(x_XI.dtype)
 
 
+def add_linear(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array, scale: float) -> mx.array:
+    """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all."""
+    return mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
+
+
 def gelu(x: mx.array) -> mx.array:
     """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
     y: Any = _gelu(x) if is_plain(x) else nn.gelu(x)  # MLX has no type for what its decorator returns

@@ -17,7 +17,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import adapter_shapes, initial_adapters, placed
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import parameter_shapes
-from torch_gpt.kernels import linear, upcast
+from torch_gpt.kernels import add_linear, linear, upcast
 from torch_gpt.layers import Linear, StackedLinear, dropout
 
 
@@ -57,12 +57,12 @@ class LoRALinear(Linear):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        return super().forward(x_XI) + self.adapted(x_XI)
+        return self.onto(super().forward(x_XI), x_XI)
 
-    def adapted(self, x_XI: Tensor) -> Tensor:
-        """What the adapter adds, (X, O)."""
+    def onto(self, y_XO: Tensor, x_XI: Tensor) -> Tensor:
+        """y, and on top of it what the adapter adds for x: (X, O)."""
         h_XR = linear(self.drops(x_XI, self.site), self.lora_a.to(x_XI.dtype))
-        return linear(h_XR, self.lora_b.to(x_XI.dtype)) * self.scale
+        return add_linear(y_XO, h_XR, self.lora_b.to(x_XI.dtype), self.scale)
 
     def per_head(self, x_BHTI: Tensor, first: int = 0) -> Tensor:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the adapted weight."""
@@ -94,7 +94,7 @@ class DoRALinear(LoRALinear):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        y_XO = linear(x_XI, self.weight.to(x_XI.dtype)) + self.adapted(x_XI)
+        y_XO = self.onto(linear(x_XI, self.weight.to(x_XI.dtype)), x_XI)
         y_XO = y_XO * self.stretch().to(x_XI.dtype)
         return y_XO if self.bias is None else y_XO + self.bias.to(x_XI.dtype)
 
@@ -130,7 +130,7 @@ class LoRAStackedLinear(StackedLinear):
     def forward(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
         h_MR = self.product(self.drops(x_MI, self.site), self.lora_a, expert_M)
-        return super().forward(x_MI, expert_M) + self.product(h_MR, self.lora_b, expert_M) * self.scale
+        return super().forward(x_MI, expert_M) + self.product(h_MR * self.scale, self.lora_b, expert_M)
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}

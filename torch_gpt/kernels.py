@@ -30,6 +30,11 @@ def linear(x_XI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     return F.linear(x_XI, weight_OI, None if bias_O is None else bias_O.to(x_XI.dtype))
 
 
+def add_linear(y_XO: Tensor, x_XI: Tensor, weight_OI: Tensor, scale: float) -> Tensor:
+    """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all."""
+    return torch.addmm(y_XO.flatten(0, -2), x_XI.flatten(0, -2), weight_OI.t(), alpha=scale).view(y_XO.shape)
+
+
 def gelu(x: Tensor) -> Tensor:
     """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
     return F.gelu(x)

@@ -28,7 +28,8 @@ class Batch(Generic[Array]):
     weights: Array | None = None
     """(B, T) float32: how much each position counts in the loss; None if all count alike."""
     starts: Array | None = None
-    """(B, T) int32: where in its row the example of each position begins: it sees nothing before. None: one text."""
+    """(B, T) int32: where in its row the example of each position begins: it sees nothing before. None: each row is one
+    text, or one example and what fills it up."""
 
 
 NumpyBatch = Batch[npt.NDArray[Any]]
@@ -61,7 +62,7 @@ class Rows:
     """
 
     def __init__(self, examples: Examples, block_size: int, *, packing: bool, pad: int = 0) -> None:
-        self.examples, self.block_size, self.pad = examples, block_size, pad
+        self.examples, self.block_size, self.packing, self.pad = examples, block_size, packing, pad
         lengths = examples.lengths
         self.order, self.ends = pack(lengths, block_size + 1) if packing else alone(lengths)
 
@@ -87,12 +88,13 @@ class Rows:
                 starts[i, here] = at
                 at += end - start
             starts[i, at:] = at
-        # A label counts if its token does, and none that begins an example does: no example answers to another.
+        # A label counts if its token does, and none that begins an example does: no example answers to another. One
+        # alone sees nothing of what fills its row, which comes after it.
         return Batch(
             np.ascontiguousarray(tokens[:, :-1]),
             np.ascontiguousarray(tokens[:, 1:]),
             np.ascontiguousarray(weights[:, 1:]),
-            np.ascontiguousarray(starts[:, :-1], np.int32),
+            np.ascontiguousarray(starts[:, :-1], np.int32) if self.packing else None,
         )
 
 

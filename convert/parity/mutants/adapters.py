@@ -30,12 +30,12 @@ def _scaled(wrong: Any) -> Change:
 def _swapped(right: Any) -> Any:
     """A and B change places where the matrix is square, and the shapes allow it."""
 
-    def adapted(self: Any, x: Any) -> Any:
+    def onto(self: Any, y: Any, x: Any) -> Any:
         if self.weight.shape[0] != self.weight.shape[1]:
-            return right(self, x)
-        return linear(linear(self.drops(x, self.site), self.lora_b.T), self.lora_a.T) * self.scale
+            return right(self, y, x)
+        return y + linear(linear(self.drops(x, self.site), self.lora_b.T), self.lora_a.T) * self.scale
 
-    return adapted
+    return onto
 
 
 def _shrinking(right: Any) -> Any:
@@ -73,7 +73,7 @@ def _without_lengths(right: Any) -> Any:
 GPT: Changes = {
     ("A", "adapter's scale forgotten"): lambda: _scaled(lambda _: 1.0),
     ("A", "rank over alpha"): lambda: _scaled(lambda self: 1 / self.scale),
-    ("A", "A and B swapped on a square matrix"): lambda: wrap(LoRALinear, "adapted", _swapped),
+    ("A", "A and B swapped on a square matrix"): lambda: wrap(LoRALinear, "onto", _swapped),
     ("A", "DoRA's length differentiated"): lambda: replaced(DoRALinear, "stretch", _differentiated),
     ("A", "DoRA's length that of the base"): lambda: replaced(
         DoRALinear, "stretch", lambda self: self.magnitude / mx.linalg.norm(self.weight, axis=1)

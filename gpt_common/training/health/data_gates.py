@@ -63,7 +63,10 @@ def _texts(batch: NumpyBatch) -> list[npt.NDArray[Any]]:
     """The first and the last sequence, or the first examples of them."""
     if batch.starts is None:
         windows = np.concatenate([batch.tokens, batch.labels[:, -1:]], axis=1)
-        return [windows[0], windows[-1]]
+        if batch.weights is None:
+            return [windows[0], windows[-1]]
+        # Up to the last that counts: behind it is what fills the row.
+        return [windows[row][: 2 + np.flatnonzero(batch.weights[row]).max(initial=-2)] for row in (0, -1)]
     return [batch.tokens[row][batch.starts[row] == 0] for row in (0, -1)]
 
 

@@ -22,7 +22,6 @@ def check_examples(probe: StepProbe, batches: Sequence[NumpyBatch], step: int) -
     """
     batch = batches[0]
     assert batch.weights is not None
-    assert batch.starts is not None
     silent = np.flatnonzero(~(batch.weights > 0).any(axis=1))
     if len(silent):
         raise GateFailed(
@@ -30,10 +29,11 @@ def check_examples(probe: StepProbe, batches: Sequence[NumpyBatch], step: int) -
         )
     # A step that is compiled takes no other number of rows.
     rows = slice(None if probe.compiled else ROWS)
-    tokens, weights, first = batch.tokens[rows], batch.weights[rows], batch.starts[rows] == 0
+    tokens, weights = batch.tokens[rows], batch.weights[rows]
+    first = np.ones(tokens.shape, bool) if batch.starts is None else batch.starts[rows] == 0
     later = np.where(first, np.float32(0), weights)
     counted = int((weights > 0).sum())
-    if not later.any():
+    if batch.starts is None or not later.any():
         return f"{counted} tokens count in the first rows, one example to a row"
     changed = np.where(first, (tokens + 1) % probe.vocab_size, tokens).astype(np.int32)
     still, moved = (

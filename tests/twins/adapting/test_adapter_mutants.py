@@ -35,15 +35,15 @@ def distance(one: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def no_scale(patch: pytest.MonkeyPatch, adapters: Any) -> None:
-    right = adapters.LoRALinear.adapted
-    patch.setattr(adapters.LoRALinear, "adapted", lambda self, x: right(self, x) / self.scale)
+    right = adapters.LoRALinear.onto
+    patch.setattr(adapters.LoRALinear, "onto", lambda self, y, x: y + (right(self, y, x) - y) / self.scale)
 
 
 def swapped(patch: pytest.MonkeyPatch, adapters: Any) -> None:
-    def adapted(self: Any, x: Any) -> Any:
-        return adapters.linear(adapters.linear(self.drops(x, self.site), self.lora_b), self.lora_a) * self.scale
+    def onto(self: Any, y: Any, x: Any) -> Any:
+        return y + adapters.linear(adapters.linear(self.drops(x, self.site), self.lora_b), self.lora_a) * self.scale
 
-    patch.setattr(adapters.LoRALinear, "adapted", adapted)
+    patch.setattr(adapters.LoRALinear, "onto", onto)
 
 
 def differentiated_length(patch: pytest.MonkeyPatch, adapters: Any) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Examples, NumpyBatch, Rows, training_batch
-from tests.twins import TWINS
+from gpt_common.data.conversations.preparing import prepare_conversations
+from tests.twins import TWINS, tiny, train
 from tests.twins.steps import FAMILIES, GPT2, LLAMA, SIZE, T, Trained, V, apart
 
 LEARNED_AND_ROTARY = ModelConfig(**SIZE, positions="both")
@@ -132,6 +135,43 @@ def test_what_is_wrong_with_packing_is_seen(twin: str, family: str, monkeypatch:
         train = import_module(f"{twin}.train")
         patch.setattr(train, "positions", lambda _: 1.0)
         assert seen(), "a mean of means"
+
+
+@both
+@families
+def test_one_to_a_row_needs_no_mask_and_does_not_feel_what_fills_it(twin: str, family: str) -> None:
+    """Rows that say where their example begins give the same; other ids behind it change not one bit."""
+    _, alone = packed_and_alone()
+    model = family_of(family)
+    if model.feed_forward == "moe":  # what fills a row is routed too
+        model = dataclasses.replace(model, balancing="none")
+    probe = Trained(twin, model).probe
+    for batch in alone:
+        assert batch.starts is None
+        assert batch.weights is not None
+        behind = np.cumsum(batch.weights[:, ::-1], axis=1)[:, ::-1] == 0
+        told = np.where(behind, np.int32(T), np.int32(0)).astype(np.int32)
+        told[behind] = np.repeat((~behind).sum(axis=1), behind.sum(axis=1))
+        other = np.where(behind, (batch.tokens + 1) % V, batch.tokens).astype(np.int32)
+        assert behind.any()
+        assert probe.loss(batch) == pytest.approx(probe.loss(dataclasses.replace(batch, starts=told)), rel=1e-6)
+        assert probe.loss(batch) == probe.loss(dataclasses.replace(batch, tokens=other))
+
+
+@both
+def test_a_run_of_one_example_to_a_row_passes_its_gates(
+    twin: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    talk = tmp_path / "talk.jsonl"
+    talk.write_text(
+        "".join(json.dumps({"prompt": "who", "completion": f"{a * n} cat"}) + "\n" for n, a in enumerate("abcdefgh"))
+    )
+    prepare_conversations([talk], "talk", tmp_path / "data", "char", on_progress=lambda *_: None)
+    given = ["--dataset", "talk", "--block-size", "48", "--no-packing", "--health-gates", "full", "--max-steps", "2"]
+    train(twin, *tiny(tmp_path / "data", *given), "--out", tmp_path / "run")
+    said = " ".join(capfd.readouterr().out.split())
+    assert "one example to a row" in said
+    assert "the training batches are of the training split" in said
 
 
 def test_every_row_comes_once_before_any_comes_again() -> None:
