@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt_common.data.tokenizers.cutting import cut_pieces, last_checked_cut, last_cut_before_whitespace
+from gpt_common.data.tokenizers.remembered import Remembered, safe_blanks
 from gpt_common.data.tokenizers.tokenizer import BYTE_OF_LETTER, END_OF_TEXT, Tokenizer, check_unicode
 from gpt_common.errors import UserError
 
@@ -49,6 +50,12 @@ class BpeTokenizer(Tokenizer):
         end_of_text = next((vocabulary[end] for end in ENDS if end in added), vocabulary.get(END_OF_TEXT))
         merges: list[list[str] | str] = model.get("merges") or []
         self._splits_as_gpt2 = _splits_as_gpt2(definition)
+        library, blanks = self._tokenizer, safe_blanks(definition)
+
+        def encode(text: str) -> list[int]:
+            return library.encode(text, add_special_tokens=False).ids
+
+        self._encode = Remembered(encode, blanks).ids if blanks else encode
         # The name of an added token is its text, also where its letters are those that stand for bytes; unless merges
         # of bytes make the token as well.
         named = added - {"".join(merge) if isinstance(merge, list) else merge.replace(" ", "") for merge in merges}
@@ -62,7 +69,7 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         check_unicode(text)
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text)
 
     def last_cut(self, text: str) -> int:
         return last_cut_before_whitespace(text) if self._splits_as_gpt2 else last_checked_cut(text, self.encode)
