@@ -257,36 +257,43 @@ import pyarrow.parquet, huggingface_hub, huggingface_hub.hf_api, huggingface_hub
 from gpt_common.data.corpora.hub import prepare_hub
 
 FILES = {"hub.py", "work.py", "rows.py", "writer.py", "files.py", "repository.py", "hub_files.py", "ids.py"}
-count, at = 0, -1
+count, before, at = 0, 0, (False, -1)
 
 def watch(frame, event, argument):
-    global count
+    global count, before
     if os.path.basename(frame.f_code.co_filename) in FILES:
         count += 1
-        if count == at:
+        if frame.f_code.co_name == "_assemble" and event == "call":
+            before = count - 1
+        assembling, place = at
+        if count - before == place and (before > 0) == assembling:
             os.kill(os.getpid(), signal.SIGKILL)
 
 def run(name):
     sys.setprofile(watch)
-    prepare_hub("someone/texts", name, Path("data"), "tokenizer.json", workers=1, shard_characters=600,
+    prepare_hub("someone/texts", name, Path("data"), "tokenizer.json", workers=1, shard_characters=100,
                 on_progress=lambda *_: None)
     sys.setprofile(None)
 
 run("whole")
-# Up to a third of all calls: a kill now and then comes when much is done, and some come in the assembling.
-places = np.random.default_rng(5).integers(1, count // 3, KILLS)
-killed = 0
+# Most kills come soon, so that there are many before all is done; the last ones while the dataset is put together.
+choose, late = np.random.default_rng(5), KILLS // 5
+places = [(False, int(place)) for place in choose.integers(1, before // 4, KILLS - late)]
+places += [(True, int(place)) for place in choose.integers(1, count - before, late)]
+killed, finished = 0, []
 while not Path("data/again").exists():
     child = os.fork()
     if child == 0:
-        count, at = 0, int(places[killed]) if killed < KILLS else -1
+        count, before, at = 0, 0, places[killed] if killed < KILLS else (False, -1)
         run("again")
         os._exit(0)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         killed += 1
+        finished.append(len(list(Path("data/again.tmp-hub").glob("*.json"))))
     elif status:
         sys.exit(status)
+print("shards that were finished at each kill:", *finished)
 print("killed", killed)
 """
 
@@ -308,6 +315,6 @@ def test_killed_at_any_call_it_ends_in_the_same_bytes(hub: Texts, tmp_path: Path
     )
     assert ended.returncode == 0, ended.stderr
     print(ended.stdout.strip())
-    assert int(ended.stdout.split()[-1]) >= KILLS // 2
+    assert int(ended.stdout.split()[-1]) == KILLS
     assert contents("again") == contents("whole")
     assert sorted(path.name for path in Path("data").iterdir()) == ["again", "whole"]
