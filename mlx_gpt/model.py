@@ -163,7 +163,8 @@ class GPT(nn.Module):
         return dict(tree_flatten(self.parameters()))
 
     def initialise(self, seed: int) -> None:
-        """Set every parameter to its initial value, which both twins draw from the same numpy stream."""
+        """Set every weight to its initial value, which both twins draw from the same numpy stream; adapters have their
+        own `initialise`."""
         # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
         # to about the size of one (gpt_common/network/init.py).
         places, weights = self.state_dict(), []

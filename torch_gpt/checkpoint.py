@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gpt_common.config import ModelConfig
@@ -55,17 +58,23 @@ def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> 
         UserError: the checkpoint is damaged or of another shape.
     """
     manifest = validate(checkpoint)
-    tensors, base = read_tensors(checkpoint / MODEL_FILE), base_of(checkpoint, manifest)
-    if base is not None:
-        tensors = read_tensors(base / MODEL_FILE) | tensors  # what was trained whole is in both
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    base = base_of(checkpoint, manifest)
+    files = [folder / MODEL_FILE for folder in (base, checkpoint) if folder is not None]
     places, adapter = model.state_dict(), model.adapters.config if base is not None else NO_ADAPTER
     growing = GROWING if growth else ()
-    with torch.no_grad():
+    with ExitStack() as stack, torch.no_grad():
+        found: dict[str, Any] = {}
+        for path in files:
+            file = stack.enter_context(safe_open(path, "pt"))
+            names = file.keys()
+            found |= {name: file.get_slice(name) for name in names}  # what was trained whole is in both
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
+        # One by one: all together would be there twice, and take more than any step does.
         for name, rows in fitting(checkpoint, shapes, model.config, adapter, growing).items():
             if growth and name in growing:
-                tensors[name] = torch.from_numpy(growth.rows(tensors[name].float().numpy(), rows))
-            places[name].copy_(tensors[name][:rows])
+                places[name].copy_(torch.from_numpy(growth.rows(found[name][:].float().numpy(), rows)))
+            else:
+                places[name].copy_(found[name][:rows])
     return manifest
 
 

@@ -63,7 +63,7 @@ class OneDNN(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(X, I) and (O, I) -> (X, O)."""
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)  # a frozen weight asks for no input
         ctx.has_bias = bias is not None
         return product(x, weight, bias)
 
@@ -72,10 +72,10 @@ class OneDNN(torch.autograd.Function):
         """Gradients of input, weight and bias, those that are wanted."""
         (y,) = gradients
         x, weight = ctx.saved_tensors
-        rows, inputs = y.reshape(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        rows = y.reshape(-1, y.shape[-1])
         return (
             product(y, weight.t()) if ctx.needs_input_grad[0] else None,
-            product(rows.t(), inputs.t()) if ctx.needs_input_grad[1] else None,
+            None if x is None else product(rows.t(), x.reshape(-1, x.shape[-1]).t()),
             rows.sum(0) if ctx.has_bias and ctx.needs_input_grad[2] else None,
         )
 

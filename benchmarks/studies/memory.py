@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -23,6 +23,7 @@ import numpy as np
 
 from benchmarks.measuring.work import Batcher, run_steps
 from benchmarks.studies.turns import cpu_work
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
 from gpt_common.errors import WorkFailed, run_main
@@ -40,8 +41,9 @@ TRAIN_FIELDS = ("dtype", "grad_accum_steps", "gradient_checkpointing")
 def _config(V: int, T: int, L: int, H: int, D: int, B: int, **changes: Any) -> RunConfig:
     train = {name: changes.pop(name) for name in TRAIN_FIELDS if name in changes}
     optim = OptimConfig(optimizer=changes.pop("optimizer", "adamw"))
+    adapter = AdapterConfig(**{name: changes.pop(name) for name in list(changes) if name.startswith("adapter")})
     model = ModelConfig(vocab_size=V, block_size=T, n_layer=L, n_head=H, n_embd=D, **changes)
-    return RunConfig(model=model, optim=optim, train=TrainConfig(batch_size=B, **train))
+    return RunConfig(model=model, optim=optim, adapter=adapter, train=TrainConfig(batch_size=B, **train))
 
 
 LLAMA: dict[str, Any] = {
@@ -91,6 +93,27 @@ CONFIGURATIONS = {
     "customllm as 1b": _config(
         2000, 256, 4, 4, 192, 1, **CUSTOM, dropout=0.1, dtype="bfloat16", gradient_checkpointing=True
     ),
+    "LoRA": _config(500, 64, 4, 4, 192, 8, bias=True, feed_forward="gelu_tanh", adapter="lora"),
+    "LoRA, dropout": _config(500, 64, 4, 4, 192, 8, adapter="lora", adapter_dropout=0.1),
+    "LoRA, one matrix": _config(500, 64, 4, 4, 192, 8, adapter="lora", adapter_targets=("qkv_proj",)),
+    "LoRA, rank 64": _config(500, 64, 4, 4, 192, 4, adapter="lora", adapter_rank=64),
+    "LoRA, head trained whole": _config(
+        4000, 64, 4, 4, 128, 4, tied_head=False, adapter="lora", adapter_whole=("token_embedding", "head")
+    ),
+    "LoRA, two micro-steps": _config(500, 64, 4, 4, 192, 4, adapter="lora", adapter_rank=64, grad_accum_steps=2),
+    "LoRA, checkpointing": _config(500, 128, 8, 4, 192, 4, adapter="lora", gradient_checkpointing=True),
+    "LoRA, base in bfloat16": _config(
+        500, 64, 4, 4, 192, 4, **LLAMA, adapter="lora", adapter_base_dtype="bfloat16", dtype="bfloat16"
+    ),
+    "DoRA": _config(500, 64, 4, 4, 192, 8, adapter="dora"),
+    "llama, LoRA": _config(500, 128, 4, 4, 128, 8, **LLAMA, adapter="lora"),
+    "llama, LoRA, q and v": _config(
+        500, 128, 4, 4, 128, 8, **LLAMA, adapter="lora", adapter_targets=("q_proj", "v_proj")
+    ),
+    "llama, LoRA, last layers": _config(500, 128, 6, 4, 128, 8, **LLAMA, adapter="lora", adapter_layers=2),
+    "llama, DoRA": _config(500, 128, 4, 4, 128, 8, **LLAMA, adapter="dora"),
+    "smollm, LoRA": _config(8000, 128, 6, 9, 144, 2, **{**LLAMA, "n_kv_head": 3}, adapter="lora"),
+    "deepseek, LoRA": _config(500, 128, 4, 4, 128, 8, **DEEPSEEK, adapter="lora"),
 }
 """One factor after another, small enough for a laptop: at most 150 MB."""
 
@@ -124,18 +147,24 @@ def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
     return [int(line) for line in done.stdout.split()]
 
 
-def _measure_torch(config: RunConfig) -> int:
-    import torch
+def torch_peak(work: Callable[[], object]) -> int:
+    """Bytes that PyTorch's allocator for the CPU has handed out at the peak of some work, beyond those before it."""
     from torch.profiler import ProfilerActivity, profile
 
-    torch.set_num_threads(1)
     # A model before this one may still be there, in a cycle of references: its end must not count as ours.
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        run_steps(cpu_work("torch", config), config, Batcher(config).take(STEPS))
+        work()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
     return int(np.cumsum([change for _, change in changes]).max())
+
+
+def _measure_torch(config: RunConfig) -> int:
+    import torch
+
+    torch.set_num_threads(1)
+    return torch_peak(lambda: run_steps(cpu_work("torch", config), config, Batcher(config).take(STEPS)))
 
 
 def _measure_mlx(config: RunConfig) -> int:

@@ -3,7 +3,8 @@
 Memory rises and falls within a step. What lives through it are weights and the optimiser's state: both moments of
 AdamW, or the one momentum of Muon; gradients grow while activations shrink. The peak is the largest of a few moments:
 the loss, the backward pass of each block, the end of the backward pass, the update. `memory_plan` adds each of them
-up. What a block keeps for the backward pass is counted in gpt_common/network/activations.py.
+up. What a block keeps for the backward pass is counted in gpt_common/network/activations.py, and in frozen.py beside it
+where adapters are trained.
 
 `python benchmarks/studies/memory.py` lays plan and measurement side by side. On GPUs the plan is the same and
 unchecked: MLX compiles there and keeps less, and PyTorch on MPS has its own attention.
@@ -17,9 +18,11 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from gpt_common.adapting.placement import placed
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
-from gpt_common.network.activations import mlx_saved, torch_saved
+from gpt_common.network.activations import mlx_saved, sum_parts, torch_saved
 from gpt_common.network.flops import multiplied_parameters
+from gpt_common.network.frozen import kept_otherwise, lowest_trained
 from gpt_common.network.parameters import Shapes, optimizer_shapes, parameter_shapes, trained_shapes
 
 Twin = Literal["mlx", "torch"]
@@ -30,7 +33,7 @@ class MemoryPlan:
     """Bytes in use at the moment of the step that uses most."""
 
     moment: str
-    """When that is: loss, backward, or update."""
+    """When that is: forward, loss, backward, or update."""
     weights: int
     """float32 master weights; beside an adapter, the frozen ones in their own dtype."""
     moments: int
@@ -72,6 +75,7 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
     model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
     shapes, adapter = parameter_shapes(model), config.adapter
     trained = trained_shapes(model, adapter)
+    lowest = lowest_trained(model, adapter)
     blocks = []
     for layer in range(model.n_layer):
         own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
@@ -85,25 +89,25 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
         copied = compute < 4 if adapter.adapter_base_dtype == "float32" else compute == 4
         casts = compute * matrices if copied else 0
         mine = {name: shape for name, shape in trained.items() if name.startswith(f"blocks.{layer}.")}
-        beside = compute * sum(_kept(name, shape, adapter.adapter_dropout) for name, shape in mine.items())
+        otherwise = kept_otherwise(model, layer, adapter, compute, twin, device)
         if twin == "torch":
-            saved = N * torch_saved(model, layer, compute, device).total + casts + N * beside
+            saved = N * (torch_saved(model, layer, compute, device).total + otherwise) + casts
             kept, forward = 1.0 * D * compute, 0.0
             chosen = model.experts_per_token if model.has_experts(layer) else 0
             # Gradients: of the residual stream, of what the activation gives and of what it gets; of its rows.
             inner = chosen * model.expert_width if chosen else model.inner_width
-            backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(model) * inner))
+            backward = 1.0 * compute * (D + (2 * inner + chosen * D if chosen else _gradients(config) * inner))
         else:
             part = mlx_saved(model, layer, compute, device, recomputed=config.train.gradient_checkpointing)
-            saved = N * (part.total + beside) + casts
+            saved = N * (part.total + otherwise) + casts
             kept, forward = 3.5 * D * compute, part.total - part.scores
             backward = 1.2 * forward + part.at_work
         blocks.append(
             _Block(
                 trained=_bytes(mine),
                 last=0 if adapter.adapts else last,
-                saved=saved,
-                kept=N * kept,
+                saved=saved if layer >= lowest else 0.0,
+                kept=N * kept if layer >= lowest else 0.0,
                 forward=N * forward,
                 backward=N * backward,
             )
@@ -114,11 +118,6 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
 def _bytes(shapes: Shapes) -> int:
     """In float32."""
     return 4 * sum(math.prod(shape) for shape in shapes.values())
-
-
-def _kept(name: str, shape: tuple[int, ...], dropout: float) -> int:
-    """Numbers per token that an adapter keeps for its backward pass: what A makes, and what it was given, dropped."""
-    return shape[-2] + (shape[-1] if dropout else 0) if name.endswith(".lora_a") else 0
 
 
 def _held(config: RunConfig) -> int:
@@ -134,9 +133,10 @@ def _held(config: RunConfig) -> int:
     )
 
 
-def _gradients(model: ModelConfig) -> int:
-    """Gradients as wide as the inner layer at once, beyond those whose place another has left."""
-    return 2 if model.feed_forward in ("swiglu", "moe") else 1
+def _gradients(config: RunConfig) -> int:
+    """Gradients as wide as the inner layer at once, beyond those whose place another has left: of both factors of a
+    gate, or of what a matrix was given and the adapter beside it."""
+    return 2 if config.model.feed_forward in ("swiglu", "moe") or config.adapter.adapts else 1
 
 
 def _update(config: RunConfig, twin: Twin) -> float:
@@ -156,11 +156,20 @@ def _update(config: RunConfig, twin: Twin) -> float:
 
 
 def _adapter_update(config: RunConfig, twin: Twin) -> float:
-    """The same, of adapters alone; a row's length of DoRA's is taken of a whole matrix and its square."""
-    largest = 4 * max(math.prod(shape) for shape in trained_shapes(config.model, config.adapter).values())
-    matrix = 4 * max(math.prod(shape) for name, shape in parameter_shapes(config.model).items() if "blocks." in name)
-    lengths = 3.0 * matrix if config.adapter.adapter == "dora" else 0.0
-    return max(lengths, (2.0 if twin == "torch" else 15.5) * largest)
+    """The same, of adapters and what is trained whole beside them, of which there is one of each size."""
+    trained = trained_shapes(config.model, config.adapter)
+    adapters, whole = (
+        4 * max((math.prod(shape) for name, shape in trained.items() if name.endswith(".weight") == kind), default=0)
+        for kind in (False, True)
+    )
+    return 2.0 * max(adapters, whole) if twin == "torch" else max(15.5 * adapters, 4.5 * whole)
+
+
+def _lengths(config: RunConfig) -> float:
+    """Bytes of the matrices whose rows' lengths an adapter of DoRA's takes, and of their squares; 0 without."""
+    shapes = parameter_shapes(config.model)
+    matrices = [one.shape for one in placed(shapes, config.adapter)] if config.adapter.adapter == "dora" else []
+    return 8.0 * max((math.prod(shape) for shape in matrices), default=0)
 
 
 def planned_device(twin: Twin, train: TrainConfig, kind: str) -> tuple[Device, DType]:
@@ -198,7 +207,8 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
     weights, trained = _held(config), _bytes(trained_shapes(model, config.adapter))
     moments = _bytes(optimizer_shapes(model, config.optim, config.adapter))
     embedding = 4 * model.vocab_size * model.n_embd
-    again = (2 if twin == "mlx" else 1) if train.gradient_checkpointing else 0
+    # MLX recomputes for the gradients of weights once more.
+    again = (2 if twin == "mlx" and not config.adapter.adapts else 1) if train.gradient_checkpointing else 0
     kept = [block.kept if train.gradient_checkpointing else block.saved for block in blocks]
     # The gradients of earlier micro-steps are there all the time, whole.
     earlier = trained if train.grad_accum_steps > 1 else 0
@@ -208,16 +218,18 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
 
     # Logits, log-softmax and gradient; the last norm and what it keeps.
     if twin == "torch":
-        loss_bytes, after = 12.0, float(_torch_after(model) * ND * compute)
+        loss_bytes, after = 12.0, float(_torch_after(config) * ND * compute)
     else:
         # A fused loss keeps logits and their gradient as they are, and nothing in float32.
-        loss_bytes, after = 2.0 * compute if device == "gpu" else 4.0 * (5 if half else 4), blocks[-1].forward
+        copies = (5 if half else 4) - (sum_parts(model.vocab_size) not in (1, None))
+        loss_bytes, after = 2.0 * compute if device == "gpu" else 4.0 * copies, blocks[-1].forward
     plans = [
+        moment("forward", earlier, sum(kept), 0, _lengths(config)),
         moment("loss", earlier, sum(kept) + after, loss_bytes * NV + (embedding / 2 if half else 0), 0),
         moment("update", trained, 0, 0, _update(config, twin) + ND * compute),
     ]
     behind = trained - sum(block.trained for block in blocks) if config.adapter.adapts else embedding
-    for layer in reversed(range(model.n_layer)):
+    for layer in reversed(range(lowest_trained(model, config.adapter), model.n_layer)):
         block = blocks[layer]
         # Gradients of the head, of the blocks behind this one, and of this one's last matrix.
         gradients = max(behind, earlier) + block.last
@@ -227,9 +239,12 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
     return max(plans, key=lambda one: one.total)
 
 
-def _torch_after(model: ModelConfig) -> int:
+def _torch_after(config: RunConfig) -> int:
     """Numbers per token and unit of width between the last block and the logits: its output, normed, dropout's mask."""
-    norm = 0 if not model.final_norm else 2 if model.norm == "rmsnorm" else 1
+    model, trained = config.model, trained_shapes(config.model, config.adapter)
+    unscaled = model.norm == "rmsnorm" and "final_norm.weight" in trained
+    head = "token_embedding." if model.tied_head else "head."
+    norm = unscaled + any(name.startswith(head) for name in trained) if model.final_norm else 0
     return 1 + norm + (1 if model.dropout else 0)
 
 

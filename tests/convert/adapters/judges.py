@@ -1,7 +1,8 @@
-"""peft and mlx-lm, asked for logits; and small models and adapters to ask them about."""
+"""peft and mlx-lm, asked for logits and texts; and small models and adapters to ask them about."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from convert.formats import native
 from convert.options import WriteOptions
 from convert.storage.tensors import from_array
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.keyed import keyed_generator
 from gpt_common.network.parameters import tensor_shapes
 
@@ -64,18 +66,25 @@ CASES = [
 ]
 
 
-def base_run(family: str, folder: Path) -> None:
-    """A run of random weights, and the same model for transformers and mlx-lm."""
-    model = ModelConfig(**SIZE, **FAMILIES[family])
+def base_run(
+    family: str, folder: Path, *, deviation: float = 0.1, tokenizer: Tokenizer | None = None, **size: int
+) -> None:
+    """A run of random weights, and the same model for transformers and mlx-lm.
+
+    Args:
+        deviation: of the weights.
+        size: other sizes than SIZE's.
+    """
+    model = ModelConfig(**SIZE | size, **FAMILIES[family])
     tensors = {
-        name: np.float32(0.1) * keyed_generator(2, name).standard_normal(shape, np.float32)
+        name: np.float32(deviation) * keyed_generator(2, name).standard_normal(shape, np.float32)
         + np.float32("norm" in name and name.endswith("weight"))
         for name, shape in tensor_shapes(model).items()
     }
     contents = Contents(
         path=folder, config=RunConfig(model=model), tensors={n: from_array(v, "F32") for n, v in tensors.items()}
     )
-    native.write(contents, folder / "base", WriteOptions())
+    native.write(contents, folder / "base", WriteOptions(tokenizer=tokenizer))
     for to, name in (("transformers", "hf"), ("mlx-lm", "mlx")):
         main(["export", str(folder / "base"), "--to", to, "-o", str(folder / name)])
 
@@ -97,25 +106,57 @@ def adapted(case: Case, model: Path, folder: Path) -> None:
     network.save_pretrained(folder)
 
 
-def peft_logits(model: Path, adapter: Path) -> npt.NDArray[np.float32]:
-    """Of TOKENS."""
+def in_peft(model: Path, adapter: Path) -> Any:
+    """A model of transformers' with an adapter."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    network = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), str(adapter))
+    network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return PeftModel.from_pretrained(network, str(adapter)).eval()
+
+
+def in_mlx_lm(model: Path, adapter: Path) -> Any:
+    """A model of mlx-lm's with an adapter."""
+    from mlx_lm.tuner.utils import load_adapters
+    from mlx_lm.utils import load_model
+
+    network = load_adapters(load_model(model)[0], str(adapter))
+    network.eval()
+    return network
+
+
+def peft_logits(model: Path, adapter: Path) -> npt.NDArray[np.float32]:
+    """Of TOKENS."""
+    import torch
+
     with torch.no_grad():
-        found: npt.NDArray[np.float32] = network.eval()(torch.from_numpy(TOKENS).long()).logits.numpy()
+        found: npt.NDArray[np.float32] = in_peft(model, adapter)(torch.from_numpy(TOKENS).long()).logits.numpy()
     return found
 
 
 def mlx_lm_logits(model: Path, adapter: Path) -> npt.NDArray[np.float32]:
     """Of TOKENS."""
     import mlx.core as mx
-    from mlx_lm.tuner.utils import load_adapters
-    from mlx_lm.utils import load_model
 
     with mx.stream(mx.cpu):
-        network = load_adapters(load_model(model)[0], str(adapter))
-        network.eval()
-        return np.array(network(mx.array(TOKENS)))
+        return np.array(in_mlx_lm(model, adapter)(mx.array(TOKENS)))
+
+
+def peft_text(model: Path, adapter: Path, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest tokens after a prompt, by transformers' own `generate`."""
+    import torch
+
+    ids = torch.tensor([list(prompt)])
+    settings: dict[str, Any] = {"max_new_tokens": count, "do_sample": False, "pad_token_id": 0}
+    found = in_peft(model, adapter).generate(input_ids=ids, attention_mask=torch.ones_like(ids), **settings)
+    return [int(token) for token in found[0, len(prompt) :]]
+
+
+def mlx_lm_text(model: Path, adapter: Path, prompt: Sequence[int], count: int) -> list[int]:
+    """The likeliest tokens after a prompt, by mlx-lm's own loop and its cache."""
+    import mlx.core as mx
+    from mlx_lm.generate import generate_step
+
+    found = generate_step(mx.array(list(prompt)), in_mlx_lm(model, adapter), max_tokens=count)
+    return [int(token) for token, _ in found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from benchmarks.studies.memory import CUSTOM, DEEPSEEK, LLAMA
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig
 from gpt_common.network.activations import mlx_saved, torch_saved
-from gpt_common.network.parameters import parameter_shapes
+from gpt_common.network.frozen import kept_otherwise, lowest_trained
+from gpt_common.network.parameters import NO_ADAPTER, parameter_shapes, trained_shapes
 from torch_gpt.model import GPT
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -27,25 +30,46 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "customllm, no shared expert": {**CUSTOM, "n_shared_expert": 0},
     "values narrower than keys": {**CUSTOM, "value_size": 20},
 }
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoRA": {"adapter": "lora"},
+    "DoRA": {"adapter": "dora"},
+    "LoRA, dropout": {"adapter": "lora", "adapter_dropout": 0.1},
+    "LoRA, what attention found": {"adapter": "lora", "adapter_targets": ("out_proj",)},
+    "LoRA, the last matrix": {"adapter": "lora", "adapter_targets": ("down_proj",)},
+}
+LAST = [
+    AdapterConfig(adapter="lora", adapter_layers=1),
+    AdapterConfig(adapter="lora", adapter_targets=("blocks.2.attention.out_proj",)),
+    AdapterConfig(adapter="lora", adapter_layers=1, adapter_whole=("token_embedding",)),
+]
 B, T = 2, 64
 
 
-def autograd_saves(model: ModelConfig, dtype: torch.dtype) -> float:
-    """Bytes per token of everything that a block's backward pass will use, but its matrices in the compute dtype."""
-    gpt = GPT(model, dtype)
+def autograd_saves(
+    model: ModelConfig, dtype: torch.dtype, adapter: AdapterConfig = NO_ADAPTER, layer: int = 0, *, reached: bool = True
+) -> float:
+    """Bytes per token of everything that a block's backward pass will use, but its matrices in the compute dtype.
+
+    Args:
+        reached: a gradient goes on to what is below the block.
+    """
+    gpt = GPT(model, dtype, adapter=adapter)
+    gpt.adapters.new_pass(torch.zeros(2, dtype=torch.int64))
     outside = {p.untyped_storage().data_ptr() for p in (*gpt.parameters(), *gpt.buffers())}
     angles = gpt.rotary.angles(0, T) if gpt.rotary is not None else None
-    saved: dict[int, torch.Tensor] = {}
+    noted: list[weakref.ref[torch.Tensor]] = []
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
-        saved.setdefault(tensor.untyped_storage().data_ptr(), tensor)
-        return tensor
+        kept = tensor.detach()  # an operation that saved its own result so would keep itself
+        noted.append(weakref.ref(kept))  # what a number was made of that is not differentiated is gone before long
+        return kept
 
-    x_BTD = torch.randn(B, T, model.n_embd, dtype=dtype, requires_grad=True)
+    x_BTD = torch.randn(B, T, model.n_embd, dtype=dtype, requires_grad=reached)
     key = torch.zeros(2, dtype=torch.int64) if model.dropout else None
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        y_BTD = gpt.blocks[0](x_BTD, key, None, angles)
+        y_BTD = gpt.blocks[layer](x_BTD, key, None, angles)
     assert y_BTD.grad_fn is not None
+    saved = {t.untyped_storage().data_ptr(): t for one in noted if (t := one()) is not None}
     total = sum(t.untyped_storage().nbytes() for address, t in saved.items() if address not in outside)
     shapes = parameter_shapes(model).items()
     if dtype == torch.bfloat16:
@@ -64,6 +88,29 @@ def test_a_block_keeps_what_is_planned(family: str, dtype: torch.dtype, dropout:
     planned = torch_saved(model, 0, dtype.itemsize).total
     # Some bytes per token and expert are rounded: gates in the compute dtype, the ends of the experts' rows.
     assert planned == pytest.approx(autograd_saves(model, dtype), abs=8)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_block_keeps_what_is_planned(family: str, adapter: str, layer: int) -> None:
+    """In the lowest block that is adapted nothing asks for the gradient of its input."""
+    model = ModelConfig(vocab_size=20, block_size=T, n_layer=2, n_head=4, n_embd=128, **FAMILIES[family])
+    beside = AdapterConfig(**ADAPTERS[adapter])
+    if beside.adapter == "dora" and any(model.has_experts(each) for each in range(2)):
+        pytest.skip("DoRA has no form for stacked experts")
+    if layer == 0 and beside.adapter_targets != ("all",):
+        pytest.skip("of the lowest block the plan counts all, and not only what follows its first adapter")
+    planned = torch_saved(model, layer, 4).total + kept_otherwise(model, layer, beside, 4, "torch")
+    # Of DoRA every row has a length and a stretch, however few tokens there are.
+    rows = [shape[0] for name, shape in trained_shapes(model, beside).items() if name.endswith("magnitude")]
+    planned += 8 * sum(rows) // model.n_layer / (B * T)
+    assert planned == pytest.approx(autograd_saves(model, torch.float32, beside, layer, reached=layer > 0), abs=8)
+
+
+def test_below_the_lowest_adapter_nothing_is_kept() -> None:
+    model = ModelConfig(vocab_size=20, block_size=T, n_layer=4, n_head=4, n_embd=128)
+    assert [lowest_trained(model, adapter) for adapter in (NO_ADAPTER, *LAST)] == [0, 3, 2, 0]
 
 
 def test_more_of_anything_is_more_to_keep() -> None:
