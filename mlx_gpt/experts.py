@@ -14,7 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
-from mlx_gpt.kernels import upcast
+from mlx_gpt.kernels import silu, upcast
 from mlx_gpt.layers import Linear, StackedLinear
 
 
@@ -32,7 +32,7 @@ class Experts(nn.Module):
         N, K = experts_NK.shape
         order_M = mx.argsort(experts_NK.flatten())
         expert_M, x_MD = experts_NK.flatten()[order_M], x_ND[order_M // K]
-        h_MF = nn.silu(self.gate_proj(x_MD, expert_M)) * self.up_proj(x_MD, expert_M)
+        h_MF = silu(self.gate_proj(x_MD, expert_M)) * self.up_proj(x_MD, expert_M)
         y_MD = self.down_proj(h_MF, expert_M)[mx.argsort(order_M)]
         return (y_MD.reshape(N, K, -1) * gates_NK[..., None].astype(x_ND.dtype)).sum(axis=1)
 

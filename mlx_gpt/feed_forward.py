@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from gpt_common.config import ModelConfig
 from mlx_gpt.experts import MixtureOfExperts
-from mlx_gpt.kernels import gelu
+from mlx_gpt.kernels import gelu, silu
 from mlx_gpt.layers import Linear
 
 ACTIVATIONS = {
@@ -46,7 +46,7 @@ class SwiGLU(nn.Module):
 
     def __call__(self, x_XD: mx.array) -> mx.array:
         """(X, D) -> (X, D)."""
-        return self.down_proj(nn.silu(self.gate_proj(x_XD)) * self.up_proj(x_XD))
+        return self.down_proj(silu(self.gate_proj(x_XD)) * self.up_proj(x_XD))
 
 
 def feed_forward(config: ModelConfig, layer: int) -> FeedForward | SwiGLU | MixtureOfExperts:

@@ -4,21 +4,21 @@ MLX's CPU takes an exponential or an error function number by number, 20 ns each
 time, 0.5 ns: a small model's step was exponentials for the most part. So they are sums and products here, fitted by
 iterated least squares with the largest error as small as it gets, and as exact as MLX's own.
 
-Shape suffixes: X any leading dimensions, I inputs, O outputs, V vocabulary; attention's as in attention.py, N a
-group of queries.
+Shape suffixes: X any leading dimensions, N all of them in one, M a piece of N, I inputs, O outputs, V vocabulary;
+attention's as in attention.py, there N is a group of queries.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from gpt_common.network.activations import query_rows, sum_parts
+from gpt_common.network.activations import loss_rows, query_rows
 
 # Coefficients from the lowest power on.
 TAIL = (
@@ -38,13 +38,14 @@ LARGEST = 5.8
 """x ABOVE(x^2) / BELOW(x^2) is the derivative of GELU less 0.5, to 9e-8, up to this x, and there the same as beyond."""
 POWER = (1.0, 0.693147207, 0.240226512, 0.0555032721, 0.0096180256, 0.00134004322, 0.00015469732)
 """Of f, is 2^f for |f| <= 0.5, to 3e-9."""
+LEAST = -87.0
+"""Of what is below, the share of SiLU is 1e-38 and less; exp(-x) would be infinite from -88.7 down."""
 ROUNDING = 1.5 * 2.0**23
 """What is added to a float32 between -2^22 and 2^22 leaves its nearest whole number in the low bits."""
 ROUNDING_BITS = 0x4B400000
 """It as bits."""
-
 SUM_PARTS = 64
-"""In how many parts a long sum is added up whose number of terms has no divisors."""
+"""In how many parts the exponentials of a vocabulary are added up."""
 
 
 def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) -> mx.array:
@@ -58,13 +59,24 @@ def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) 
 
 
 def add_linear(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array, scale: float) -> mx.array:
-    """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all."""
-    return mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
+    """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all.
+
+    The inputs of an adapter are few, and a product whose last axis is shorter than 16 takes MKL up to nine times as
+    long as the same one transposed: so the gradients are.
+    """
+    y: Any = _adding(scale)(y_XO, x_XI, weight_OI) if is_plain(x_XI) else mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
+    return y
 
 
 def gelu(x: mx.array) -> mx.array:
     """GELU by its definition, x Phi(x) (Hendrycks & Gimpel 2016), of any shape."""
     y: Any = _gelu(x) if is_plain(x) else nn.gelu(x)  # MLX has no type for what its decorator returns
+    return y
+
+
+def silu(x: mx.array) -> mx.array:
+    """`x / (1 + exp(-x))` (Hendrycks & Gimpel 2016, section 2), of any shape."""
+    y: Any = x * cast(Any, _sigmoid)(x) if is_plain(x) else nn.silu(x)
     return y
 
 
@@ -77,28 +89,14 @@ def softmax(x: mx.array) -> mx.array:
 def cross_entropy(logits_XV: mx.array, labels_X: mx.array) -> mx.array:
     """Nats (X) that each label costs, float32."""
     if on_cpu():
-        # It adds up in the dtype of what it is given: exponentials over a vocabulary need more than bfloat16's 8 bits.
+        # MLX adds up in the dtype of what it is given: exponentials over a vocabulary need more than bfloat16's 8 bits.
         logits_XV = upcast(logits_XV)
-        return log_sum_exp(logits_XV) - mx.take_along_axis(logits_XV, labels_X[..., None], axis=-1).squeeze(-1)
+        if not is_plain(logits_XV):
+            return nn.losses.cross_entropy(logits_XV, labels_X)
+        nats_N, *_ = cast(Any, _cross_entropy)(logits_XV.flatten(0, -2), labels_X.flatten())
+        return cast(mx.array, nats_N.reshape(labels_X.shape))
     # A kernel that adds up in float32 whatever it is given, and keeps no float32 copy of the logits.
     return mx.fast.cross_entropy(logits_XV, labels_X)
-
-
-def log_sum_exp(x_XV: mx.array) -> mx.array:
-    """Logarithm of the sum of the exponentials, (X, V) -> (X).
-
-    MLX's CPU adds one number after the other, and what is small beside the sum is lost: of 49,152 logits of SmolLM2's a
-    loss came out 1.2e-4 too small, and so did all probabilities. Many are therefore added up in parts, and these then.
-    """
-    size = x_XV.shape[-1]
-    parts = sum_parts(size)
-    if parts == 1:
-        return mx.logsumexp(x_XV, axis=-1)
-    if parts is None:
-        parts, fill = SUM_PARTS, [(0, 0)] * (x_XV.ndim - 1) + [(0, -size % SUM_PARTS)]
-        x_XV = mx.pad(x_XV, fill, constant_values=mx.array(-math.inf, x_XV.dtype))
-    sums_XP = mx.logsumexp(x_XV.reshape(*x_XV.shape[:-1], parts, -1), axis=-1)
-    return mx.logsumexp(sums_XP, axis=-1)
 
 
 def upcast(x: mx.array) -> mx.array:
@@ -114,6 +112,22 @@ def on_cpu() -> bool:
 def is_plain(x: mx.array) -> bool:
     """Whether MLX would compute this number by number: float32 on a CPU."""
     return x.dtype == mx.float32 and on_cpu()
+
+
+@lru_cache
+def _adding(scale: float) -> Callable[..., Any]:
+    @mx.custom_function
+    def add(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array) -> mx.array:
+        return mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
+
+    @add.vjp
+    def backward(primals: Sequence[mx.array], slope_XO: mx.array, _: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        x_XI, weight_OI = primals[1:]
+        slope_NO, x_NI = slope_XO.flatten(0, -2), x_XI.flatten(0, -2)
+        x_slope_NI = ((weight_OI * scale).T @ slope_NO.T).T
+        return slope_XO, x_slope_NI.reshape(x_XI.shape), (x_NI.T @ slope_NO).T * scale
+
+    return cast(Callable[..., Any], add)
 
 
 @mx.custom_function
@@ -148,13 +162,72 @@ def _polynomial(coefficients: Sequence[float], x: mx.array) -> mx.array:
 
 
 @mx.custom_function
+def _sigmoid(x: mx.array) -> mx.array:
+    return _sigmoid_forward(x)
+
+
+@_sigmoid.vjp
+def _sigmoid_backward(x: mx.array, cotangent: mx.array, y: mx.array) -> mx.array:  # noqa: ARG001
+    return cotangent * (y - y * y)
+
+
+@mx.compile
+def _sigmoid_forward(x: mx.array) -> mx.array:
+    return 1 / (1 + _power(-mx.maximum(x, LEAST)))
+
+
+@mx.custom_function
+def _cross_entropy(logits_NV: mx.array, labels_N: mx.array) -> tuple[mx.array, ...]:
+    """Nats (N); and what their slope is made of, piece by piece the exponentials (M, V) and their sums (M, 1)."""
+    rows, nats_M1, kept = loss_rows(logits_NV.shape[-1]), [], []
+    for logits_MV, labels_M in zip(_pieces(logits_NV, rows), _pieces(labels_N, rows), strict=True):
+        top_M1 = logits_MV.max(axis=-1, keepdims=True)
+        powers_MV = _exp(logits_MV - top_M1)
+        sum_M1 = _sums(powers_MV)
+        label_M1 = mx.take_along_axis(logits_MV, labels_M[:, None], axis=-1)
+        nats_M1.append(mx.log(sum_M1) + (top_M1 - label_M1))
+        kept += [powers_MV, sum_M1]
+    return mx.concatenate(nats_M1).squeeze(-1), *kept
+
+
+@_cross_entropy.vjp
+def _cross_entropy_backward(
+    primals: tuple[mx.array, mx.array], cotangents: tuple[mx.array, ...], outputs: tuple[mx.array, ...]
+) -> tuple[mx.array, mx.array]:
+    rows, slopes_MV = loss_rows(primals[0].shape[-1]), []
+    for i, (labels_M, cotangent_M) in enumerate(
+        zip(_pieces(primals[1], rows), _pieces(cotangents[0], rows), strict=True)
+    ):
+        powers_MV, sum_M1 = outputs[1 + 2 * i : 3 + 2 * i]
+        labels_M1, cotangent_M1 = labels_M[:, None], cotangent_M[:, None]
+        # The share of each id, of which the label should have all.
+        slope_MV = powers_MV * (cotangent_M1 / sum_M1)
+        missing_M1 = mx.take_along_axis(slope_MV, labels_M1, axis=-1) - cotangent_M1
+        slopes_MV.append(mx.put_along_axis(slope_MV, labels_M1, missing_M1, axis=-1))
+    return mx.concatenate(slopes_MV), mx.zeros_like(primals[1])
+
+
+def _sums(x_MV: mx.array) -> mx.array:
+    """(M, V) -> (M, 1). A product adds up some at a time, where a sum goes one by one; but what is small beside the sum
+    is lost in either, 1.2e-4 of a loss over 49,152: so parts are added up, and these then."""
+    M, V = x_MV.shape
+    even = V // SUM_PARTS * SUM_PARTS
+    parts_MP = x_MV[:, :even].reshape(M, SUM_PARTS, -1) @ mx.ones(V // SUM_PARTS)
+    return (parts_MP.sum(axis=-1) + x_MV[:, even:].sum(axis=-1))[:, None]
+
+
+def _pieces(x: mx.array, rows: int) -> list[mx.array]:
+    # What is computed on the way is then never there for all rows at once, and stays in the processor's caches.
+    return [x[first : first + rows] for first in range(0, len(x), rows)]
+
+
+@mx.custom_function
 def _softmax(x: mx.array) -> mx.array:
     powers = _exp(x - x.max(axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-@mx.compile
-def _exp(x: mx.array) -> mx.array:
+def _power(x: mx.array) -> mx.array:
     """Of what is not above 0."""
     # 2^y is 2^n 2^f, with n the nearest whole number: its bits, moved to where a float32 has its exponent, are 2^n.
     # From -127 down they are 0, as is what a mask makes of minus infinity.
@@ -162,6 +235,9 @@ def _exp(x: mx.array) -> mx.array:
     rounded = y + ROUNDING
     whole = mx.view(rounded, mx.int32) - ROUNDING_BITS
     return _polynomial(POWER, y - (rounded - ROUNDING)) * mx.view(whole + 127 << 23, mx.float32)
+
+
+_exp = mx.compile(_power)
 
 
 @_softmax.vjp

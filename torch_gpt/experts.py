@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
-from torch_gpt.kernels import upcast
+from torch_gpt.kernels import silu, upcast
 from torch_gpt.layers import Linear, StackedLinear
 
 
@@ -33,7 +32,7 @@ class Experts(nn.Module):
         N, K = experts_NK.shape
         order_M = torch.argsort(experts_NK.flatten(), stable=True)
         expert_M, x_MD = experts_NK.flatten()[order_M], x_ND[order_M // K]
-        h_MF = F.silu(self.gate_proj(x_MD, expert_M)) * self.up_proj(x_MD, expert_M)
+        h_MF = silu(self.gate_proj(x_MD, expert_M)) * self.up_proj(x_MD, expert_M)
         y_MD = self.down_proj(h_MF, expert_M)[torch.argsort(order_M)]
         return (y_MD.reshape(N, K, -1) * gates_NK[..., None].to(x_ND.dtype)).sum(dim=1)
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gpt_common.config import ModelConfig
 from torch_gpt.experts import MixtureOfExperts
-from torch_gpt.kernels import gelu
+from torch_gpt.kernels import gelu, silu
 from torch_gpt.layers import Linear
 
 ACTIVATIONS = {
@@ -46,7 +46,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x_XD: Tensor) -> Tensor:
         """(X, D) -> (X, D)."""
-        return self.down_proj(F.silu(self.gate_proj(x_XD)) * self.up_proj(x_XD))
+        return self.down_proj(silu(self.gate_proj(x_XD)) * self.up_proj(x_XD))
 
 
 def feed_forward(config: ModelConfig, layer: int) -> FeedForward | SwiGLU | MixtureOfExperts:

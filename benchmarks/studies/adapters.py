@@ -48,6 +48,8 @@ from gpt_common.errors import UserError, nearest, run_main
 PROG = "python benchmarks/studies/adapters.py"
 STEPS = 30
 """Steps whose losses must agree."""
+RATE = 1e-3
+"""Learning rate, without a warm-up: at ten times as much rounding grows a thousandfold in 30 steps."""
 LARGEST_DIFFERENCE = 1e-4
 """Nats per token by which a loss may be another than ours: rounding, in 30 steps."""
 AIMS = {("torch", "peft"): 1.0, ("mlx", "mlx-lm"): 1.3}
@@ -64,7 +66,7 @@ class AdaptersStudy:
     sides: str = ",".join(SIDES)
     """Who, with commas: torch and peft, mlx and mlx-lm, or all."""
     preset: str = "llama-tiny"
-    """The shape, and rate and decay of the optimiser; without dropout, and with a block as long as the longest row."""
+    """The shape, and what AdamW has beside its rate; without dropout, and with a block as long as the longest row."""
     config: Path | None = None
     """The same from this TOML file, and its adapter, if it has one."""
     rank: int = 8
@@ -135,7 +137,7 @@ def the_work(command: AdaptersStudy, *, packing: bool = False) -> tuple[RunConfi
     config = dataclasses.replace(
         config,
         model=dataclasses.replace(model, vocab_size=model.vocab_size or dataset.tokenizer.vocab_size),
-        optim=dataclasses.replace(config.optim, optimizer="adamw", grad_clip=0.0, ema_decay=0.0),
+        optim=dataclasses.replace(config.optim, optimizer="adamw", learning_rate=RATE, grad_clip=0.0, ema_decay=0.0),
         train=dataclasses.replace(
             config.train, batch_size=command.batch_size, grad_accum_steps=1, dtype="float32", short_context=0,
             gradient_checkpointing=False,

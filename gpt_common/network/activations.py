@@ -10,26 +10,28 @@ Letters: D width, H heads, G key heads, K width of a head's key, V of its value,
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from gpt_common.config import Device, ModelConfig
 
-LONG_SUM = 2048
-"""So many exponentials are added up in one go at most on MLX's CPU (mlx_gpt/kernels.py)."""
+PIECE = 1 << 17
+"""Logits that MLX's CPU makes a loss of at once (mlx_gpt/kernels.py): half a megabyte."""
 GELU, GELU_OWN, GELU_AGAIN = 4.0, 2.3, 6.5
 """Numbers per unit of width that a GELU of MLX's keeps, one of our own, and that one where it is computed again."""
+SWIGLU, SWIGLU_OWN = 5.25, 4.5
+"""The same of a SwiGLU with MLX's SiLU, and with our own."""
 
 
-def sum_parts(terms: int) -> int | None:
-    """In how many equal parts MLX's CPU adds up so many exponentials (mlx_gpt/kernels.py): about their root.
+def loss_rows(vocab_size: int) -> int:
+    """Tokens of which MLX's CPU computes the loss at once (mlx_gpt/kernels.py)."""
+    return max(1, PIECE // vocab_size)
 
-    1 of a few; None of many that have no such divisor.
-    """
-    if terms <= LONG_SUM:
-        return 1
-    parts = max(number for number in range(1, math.isqrt(terms) + 1) if terms % number == 0)
-    return parts if terms // parts <= LONG_SUM else None
+
+def loss_numbers(tokens: int, vocab_size: int) -> int:
+    """Numbers that are there at the peak of the loss on MLX's CPU: the logits, their exponentials or slopes, and what
+    is computed on the way of a few pieces (18, measured from 50,000 to 40 million logits)."""
+    rows = min(tokens, loss_rows(vocab_size))
+    return 2 * tokens * vocab_size + min(8 * tokens, 18 * rows) * vocab_size
 
 
 def query_rows(block_size: int) -> int:
@@ -143,13 +145,14 @@ def mlx_saved(
     # On a CPU and in float32 mlx_gpt/kernels.py has a GELU and an attention of its own.
     own = device == "cpu" and not half
     gelu = GELU if not own else GELU_AGAIN if recomputed else GELU_OWN
+    swiglu = SWIGLU_OWN if own and not recomputed else SWIGLU
     groups = -(-T // query_rows(T)) if own and not model.dropout else 1
     return Saved(
         # With 16 bits the norms keep float32 copies.
         norms=compute * D * (6 + masks + (2 if half else 0)) + 20,
         attention=compute * _mlx_attention(model),
         scores=compute * H * T * (2.25 if model.dropout else (1 + 1 / groups) / 2),
-        feed_forward=compute * _mlx_feed_forward(model, layer, gelu),
+        feed_forward=compute * _mlx_feed_forward(model, layer, gelu, swiglu),
         at_work=2 * compute * H * T / (groups if recomputed else 1),
     )
 
@@ -166,9 +169,9 @@ def _mlx_attention(model: ModelConfig) -> float:
     return (2.5 + more) * H * K + (2.3 + more) * G * K
 
 
-def _mlx_feed_forward(model: ModelConfig, layer: int, gelu: float) -> float:
+def _mlx_feed_forward(model: ModelConfig, layer: int, gelu: float, swiglu: float) -> float:
     if model.has_experts(layer):
         chosen, F = model.experts_per_token, model.expert_width
         return chosen * (4.6 * F + 2 * model.n_embd + 20) + 5 * model.n_shared_expert * F + 2 * model.n_expert
-    of_width = {"gelu": gelu, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": 5.25, "moe": 5.25}
+    of_width = {"gelu": gelu, "gelu_tanh": 4.75, "relu2": 3.25, "swiglu": swiglu, "moe": swiglu}
     return of_width[model.feed_forward] * model.inner_width

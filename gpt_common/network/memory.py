@@ -20,7 +20,7 @@ from typing import Literal
 
 from gpt_common.adapting.placement import placed
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
-from gpt_common.network.activations import mlx_saved, sum_parts, torch_saved
+from gpt_common.network.activations import loss_numbers, mlx_saved, torch_saved
 from gpt_common.network.flops import multiplied_parameters
 from gpt_common.network.frozen import kept_otherwise, lowest_trained
 from gpt_common.network.parameters import Shapes, optimizer_shapes, parameter_shapes, trained_shapes
@@ -218,14 +218,17 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
 
     # Logits, log-softmax and gradient; the last norm and what it keeps.
     if twin == "torch":
-        loss_bytes, after = 12.0, float(_torch_after(config) * ND * compute)
+        loss_bytes, after = 12 * NV, float(_torch_after(config) * ND * compute)
     else:
         # A fused loss keeps logits and their gradient as they are, and nothing in float32.
-        copies = (5 if half else 4) - (sum_parts(model.vocab_size) not in (1, None))
-        loss_bytes, after = 2.0 * compute if device == "gpu" else 4.0 * copies, blocks[-1].forward
+        loss_bytes, after = 2 * compute * NV, blocks[-1].forward
+        if device == "cpu":
+            # What is computed on the way to the loss takes the place of the last block's.
+            loss_bytes = 4 * (loss_numbers(N, model.vocab_size) + (NV if half else 0))
+            after = max(0.0, after - (loss_bytes - 8 * NV))
     plans = [
         moment("forward", earlier, sum(kept), 0, _lengths(config)),
-        moment("loss", earlier, sum(kept) + after, loss_bytes * NV + (embedding / 2 if half else 0), 0),
+        moment("loss", earlier, sum(kept) + after, loss_bytes + (embedding / 2 if half else 0), 0),
         moment("update", trained, 0, 0, _update(config, twin) + ND * compute),
     ]
     behind = trained - sum(block.trained for block in blocks) if config.adapter.adapts else embedding

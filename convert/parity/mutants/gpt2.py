@@ -185,9 +185,7 @@ GPT: Changes = {
     ("L1", "one dropout mask for all sites"): lambda: wrap(
         layers, "uniform", lambda f: lambda key, _, shape: f(key, 0, shape)
     ),
-    ("L1", "exponentials of a large vocabulary added up one after the other"): lambda: wrap(
-        kernels, "log_sum_exp", lambda _: lambda x: mx.logsumexp(x, axis=-1)
-    ),
+    ("L1", "exponentials added one by one"): lambda: wrap(kernels, "cross_entropy", lambda _: nn.losses.cross_entropy),
     # ---- L2: layers
     ("L2", "q, k, v interleaved"): lambda: wrap(layers.Linear, "__call__", _interleaved),
     ("L2", "no positions"): lambda: wrap(

@@ -234,7 +234,7 @@ OPERATIONS: dict[str, Callable[..., mx.array]] = {
     )(x),
     "rms_norm": lambda x, weight: _with(layers.RMSNorm(weight.shape[0], 1e-5), weight, None)(x),
     "rotary": _rotary,
-    "silu_product": lambda gate, up: nn.silu(gate) * up,
+    "silu_product": lambda gate, up: kernels.silu(gate) * up,
     "relu2": lambda x: feed_forward.ACTIVATIONS["relu2"](x),
     "stacked_linear": lambda x, weight, expert_M: _with(
         layers.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None

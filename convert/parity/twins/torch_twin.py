@@ -248,7 +248,7 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     ),
     "rms_norm": lambda x, weight: _call(layers.RMSNorm(weight.shape[0], 1e-5), weight, None, x),
     "rotary": _rotary,
-    "silu_product": lambda gate, up: F.silu(gate) * up,
+    "silu_product": lambda gate, up: kernels.silu(gate) * up,
     "relu2": feed_forward.ACTIVATIONS["relu2"],
     "stacked_linear": lambda x, weight, expert_M: _call(
         layers.StackedLinear(weight.shape[0], weight.shape[2], weight.shape[1]), weight, None, x, expert_M

@@ -49,8 +49,6 @@ attention = "grouped_query"
 norm = "rmsnorm"
 positions = "rope"
 feed_forward = "swiglu"
-[optim]
-learning_rate = 1e-2
 """
 ROUNDING = 1e-5
 """Nats per token in 30 steps of float32; the mutants below are off by 1e-3 and more."""
@@ -105,7 +103,7 @@ def of_torch(place: Path) -> list[float]:
 
 def test_peft_does_the_same_and_another_scale_is_seen(place: Path, of_torch: list[float]) -> None:
     assert len(of_torch) == STEPS
-    assert of_torch[-1] < of_torch[0] - 0.1
+    assert np.mean(of_torch[-5:]) < np.mean(of_torch[:5]) - 0.04
     assert compare({"torch": of_torch, "peft": losses_of_peft(place)}, "peft") < ROUNDING
     path = place / "peft-adapter" / "adapter_config.json"
     kept = path.read_text()

@@ -89,4 +89,5 @@ def test_a_fused_loss_keeps_no_logits_in_float32() -> None:
     model = ModelConfig(vocab_size=50_000, block_size=64, n_layer=2, n_head=2, n_embd=16)
     run = RunConfig(model=model, train=TrainConfig(batch_size=8, dtype="bfloat16"))
     cpu, gpu = (memory_plan(run, "mlx", device) for device in ("cpu", "gpu"))
-    assert (cpu.logits, gpu.logits) == pytest.approx((16 * 8 * 64 * 50_000, 4 * 8 * 64 * 50_000), rel=0.02)
+    # On a CPU in float32: two of all, one of the bfloat16 that they were, and a few pieces.
+    assert (cpu.logits, gpu.logits) == pytest.approx((12 * 8 * 64 * 50_000, 4 * 8 * 64 * 50_000), rel=0.04)
