@@ -133,7 +133,10 @@ def named_chip(chip: str, gpu_cores: int | None) -> Hardware:
         full, memory = NVIDIA_CHIPS[name]
         return Hardware(chip=full, kind="cuda", memory_bytes=memory * 2**30)
     if name in APPLE_GPUS:
-        cores = gpu_cores or APPLE_GPUS[name].cores
+        most = APPLE_GPUS[name].cores
+        cores = most if gpu_cores is None else gpu_cores
+        if not most / 2 <= cores <= most:
+            raise UserError(f"--gpu-cores {cores}: an {name} has {most} GPU cores, or somewhat fewer, not under half")
         return Hardware(chip=f"Apple {name}", kind="apple", cpu=f"Apple {name}", gpu_cores=cores)
     if match := re.fullmatch(r"m(\d+)( pro| max| ultra)?", words.lower()):
         # Newer than the table: its memory can be planned, its peak is unknown.
@@ -191,8 +194,10 @@ def print_plan(plan: dict[str, Any]) -> None:
             grid.add_column(column, justify="right" if i and columns else "left", no_wrap=bool(columns))
         for row in rows:
             grid.add_row(*row)
-        console.print(grid)
-        console.print()
+        with console.capture() as printed:
+            console.print(grid)
+        # Cells are as wide as their column: blanks at the end of a line wrap it in a narrower terminal.
+        print(*(line.rstrip() for line in printed.get().splitlines()), "", sep="\n")
 
     def of_twins(title: str, rows: dict[str, Callable[[Any], str]]) -> None:
         lines = [(name, *(write(one) for one in plan["twins"])) for name, write in rows.items()]
@@ -249,7 +254,9 @@ def _memory_rows(plan: dict[str, Any]) -> dict[str, Callable[[Any], str]]:
 
 
 def _batch(size: int) -> str:
-    return f"{size:,}" if size else "none"
+    from benchmarks.planning import MAX_BATCH
+
+    return f"{size:,}" + (" or more" if size == MAX_BATCH else "") if size else "none"
 
 
 def _energy(joules: float) -> str:

@@ -41,6 +41,7 @@ CHINCHILLA = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0
 who corrected the fit; nats per token of their corpus and their tokenizer of 32 000 entries."""
 
 MAX_BATCH = 1 << 16
+"""No larger one is looked for."""
 
 
 @dataclass(frozen=True)

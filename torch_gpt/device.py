@@ -82,7 +82,8 @@ def name_of(device: torch.device) -> Device:
 def describe(device: torch.device) -> str:
     """The framework and device in a few words, for the console."""
     passive = "passive " if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""  # they sleep while they wait
-    threads = f", {torch.get_num_threads()} {passive}threads" if device.type == "cpu" else ""
+    count = torch.get_num_threads()
+    threads = f", {count} {passive}thread{'' if count == 1 else 's'}" if device.type == "cpu" else ""
     products = ", products by oneDNN" if device.type == "cpu" and ONEDNN else ""
     return f"PyTorch {torch.__version__} on {name_of(device)}{threads}{products}"
 

@@ -98,6 +98,8 @@ class PeersStudy:
             raise UserError(f"--json {self.json}: there is no folder {self.json.parent}")
         if self.tokens < 0:
             raise UserError(f"tokens is {self.tokens}: it must not be negative")
+        if self.work == "step" and (self.tokens or self.sampled):
+            raise UserError("--tokens and --sampled are of texts that are written: add --work generation")
 
 
 def chosen_sides(command: PeersStudy) -> list[str]:

@@ -162,7 +162,7 @@ def test_the_command_sets_it_beside_ours(tmp_path: Path) -> None:
     rows = {row.label: row for row in result.cases[0].rows}
     assert (rows["nanogpt-cpu"].peer, rows["nanogpt-cpu"].verified) == ("nanogpt", "losses")
     assert "nanoGPT: no clone" in rows["nanogpt-cpu"].notes[0]
-    assert re.search(r"nanoGPT \(no clone.* 1 (passive )?threads", str(rows["nanogpt-cpu"].description))
+    assert re.search(r"nanoGPT \(no clone.* 1 (passive )?thread\b", str(rows["nanogpt-cpu"].description))
     assert result.environment.variables["OMP_NUM_THREADS"] == "1"
 
 

@@ -222,6 +222,7 @@ def test_the_table_fits_80_columns_and_says_what_is_assumed(capsys: pytest.Captu
     main(["--preset", "gpt2", "--chip", "M3 Max", "--memory", "64GB", "--tokens", "2.5B"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 80
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
     for part in (
         "124,439,808",
         "MFU: assumed",
@@ -273,6 +274,8 @@ def test_flags_and_files_change_the_configuration(tmp_path: Path, capsys: pytest
         (["--watts", "0"], "watts is 0.0"),
         (["--gpu-cores", "0"], "gpu_cores is 0"),
         (["--gpu-cores", "7"], "add --chip"),
+        (["--chip", "M3 Max", "--gpu-cores", "7"], "an M3 Max has 40 GPU cores"),
+        (["--chip", "M1", "--gpu-cores", "10"], "an M1 has 8 GPU cores"),
         (["--mfu", "0.3", "--result", "x.json"], "leave one out"),
         (["--preset", "gpt2", "--n-head", "5"], "n_head 5 does not divide"),
         (["--dataset", "mine", "--preset", "stories-cpu"], "add --vocab-size"),
@@ -305,6 +308,11 @@ def test_help_loads_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "ended 0 []", done.stderr
+
+
+def test_a_batch_that_was_not_looked_beyond_is_no_largest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--chip", "M3 Ultra", "--memory", "500GB", "--n-layer", "1", "--n-embd", "8", "--n-head", "1"])
+    assert re.search(r"^largest batch.* 65,536 or more", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_tiny_configuration_by_default() -> None:

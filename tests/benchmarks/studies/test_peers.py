@@ -132,14 +132,16 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
             chosen_sides(command)
     with pytest.raises(UserError, match="threads is 0"):
         PeersStudy(threads=0)
+    with pytest.raises(UserError, match="add --work generation"):
+        PeersStudy(tokens=8)
     with pytest.raises(UserError, match="seconds is nan"):
         PeersStudy(seconds=float("nan"))
     with pytest.raises(UserError, match="there is no folder"):  # before minutes of measuring, not after
         PeersStudy(json=tmp_path / "missing" / "a.json")
     block = configuration(PeersStudy()).model.block_size
-    assert text_length(PeersStudy()) == block - 1
+    assert text_length(PeersStudy(work="generation")) == block - 1
     with pytest.raises(UserError, match="after a prompt of one"):
-        text_length(PeersStudy(tokens=block))
+        text_length(PeersStudy(work="generation", tokens=block))
     assert chosen_sides(PeersStudy(work="generation")) == ["torch", "mlx", "transformers"]
 
 
