@@ -17,14 +17,13 @@ from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import SPLITS, refuse_existing, write_dataset
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write
-from gpt_common.keyed import keyed_generator
 
 SEED = 1337
 CHARACTERS = {"train": 4_000_000, "val": 400_000}
 SOURCES = ("stories.py", "grammar.py", "../keyed.py")  # every module of ours that the text depends on
 QA_SOURCES = (*SOURCES, *(f"conversations/{name}.py" for name in ("stories_qa", "marking", "written")))
-STORIES = {"train": 20_000, "val": 1_000}
-"""Of stories-worlds."""
+STORIES = {"train": 12_000, "val": 500}
+"""Of stories-worlds, with their notes."""
 CONVERSATIONS = {"train": 16_000, "val": 1_000}
 """Of stories-qa."""
 QA_VOCABULARY = 512
@@ -98,7 +97,7 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
     """Both corpora of small worlds: the one that a base learns, and the questions; one tokenizer for both."""
     from gpt_common.data.conversations.marking import Marker, joined
     from gpt_common.data.conversations.reading import Conversation
-    from gpt_common.data.conversations.stories_qa import told, write_conversations, write_worlds
+    from gpt_common.data.conversations.stories_qa import write_conversations, write_texts
     from gpt_common.data.conversations.written import END, TURN, chatml
     from gpt_common.data.tokenizers import train_bpe_on
     from gpt_common.data.tokenizers.extended import with_tokens
@@ -115,19 +114,19 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
                 marked.append(marker.mark(conversation, chatml(conversation)))
                 split_nats += cost
         else:
-            rng = keyed_generator("told", SEED, split)
-            for world in write_worlds(SEED, split, STORIES[split]):
-                text, log_probability = told(world, rng)
+            for text, cost in write_texts(SEED, split, STORIES[split]):
                 conversation = Conversation("stories-worlds", text=text)
                 marked.append(marker.mark(conversation, chatml(conversation)))
-                split_nats -= log_probability
+                split_nats += cost
         parts[split] = joined(marked)
         nats = split_nats / int(parts[split].counted.sum())
     write_dataset(
         folder,
         tokenizer,
         {split: [np.asarray(part.tokens)] for split, part in parts.items()},
-        prompt=learnt[0].partition(f"{TURN}assistant")[0] + f"{TURN}assistant\n" if asked else "Mia the fox is",
+        prompt=learnt[0].partition(f"{TURN}assistant")[0] + f"{TURN}assistant\n"
+        if asked
+        else "Mia is a fox. Leo is a hen.\nLeo is a",
         recipe=recipe,
         sources=[],
         floor=nats,

@@ -2,8 +2,12 @@
 
 A world has two or three animals, each with a name, a place and a thing; then perhaps one gives its thing away, goes
 elsewhere, or hides its thing in one of two places. What is true at the end can be said in sentences or as JSON. Every
-choice is uniform, so what a story costs, and what an answer costs that is not certain, is exact. One world in ten, by
-its hash, is never trained on, and one phrasing of every question is not either.
+probability is known, so what a story costs, and what an answer costs that is not certain, is exact. One world in ten,
+by its hash, is never trained on, and one phrasing of every question is not either.
+
+Beside them a base reads notes of two or three facts. A small transformer finds out that it can look something up in
+what it has read (Olsson et al. 2022, induction heads) where what is looked up stands right behind what it belongs to,
+"Mia fox. Leo cat.", and long before it would in whole sentences; there it then finds it too.
 """
 
 from __future__ import annotations
@@ -26,6 +30,12 @@ TURNS = 4
 """Questions of a training conversation, about one world: each reads the story again, and only answers teach."""
 HELD_OUT = 10
 """One world in so many is for validation."""
+NOTES = 6
+"""For every story that a base reads, so many notes: half of its tokens and more."""
+SHORT = 6
+"""Of so many notes all but one are in the shortest words."""
+FACTS = {"kind": ("name", "animal"), "where": ("name", "spot"), "who": ("thing", "name")}
+"""By what a fact tells: what it is about, and what it says, keys of WORDS."""
 AS_JSON = "Answer as JSON."
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
@@ -166,6 +176,27 @@ def write_conversations(seed: int, split: Split, count: int) -> list[tuple[Conve
     return found
 
 
+def write_texts(seed: int, split: Split, count: int) -> list[tuple[str, float]]:
+    """What a base reads: so many stories, NOTES notes behind each; and what every text costs after its first word,
+    nats. A text is an example of its own, and of that the first token is given."""
+    rng, found = keyed_generator("told", seed, split), []
+    for world in write_worlds(seed, split, count):
+        texts = (1, told(world, rng)), *((NOTES, noted(rng)) for _ in range(NOTES))
+        for share, (text, log_probability) in texts:
+            found.append((text, _log_first(text.split()[0]) - math.log(share / (1 + NOTES)) - log_probability))
+    return found
+
+
+def _log_first(word: str) -> float:
+    """Log probability that a text begins with this word."""
+    notes, kinds, short = NOTES / (1 + NOTES), len(FACTS), 1 - 1 / SHORT
+    if word == "The":  # of a note in sentences
+        return math.log(notes / kinds * (1 - short))
+    if word in WORDS["thing"]:
+        return math.log(notes / kinds * short / len(WORDS["thing"]))
+    return math.log((1 - notes / kinds) / len(WORDS["name"]))
+
+
 def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     """A world as text for a base, which says at its end what is true now; and its log probability, nats.
 
@@ -179,6 +210,28 @@ def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     ways, as_json = 2 * world.ways * len(facts) ** len(facts), bool(rng.random() < 0.5)
     closing = [_said(*facts[i], as_json=as_json) for i in rng.integers(len(facts), size=len(facts))]
     return "\n".join([world.told, " ".join(closing)]), -math.log(ways)
+
+
+def noted(rng: np.random.Generator) -> tuple[str, float]:
+    """Two or three facts of one kind, said, and said again as often and once more; and the text's log probability,
+    nats."""
+    count, kind = 2 + int(rng.random() * 2), list(FACTS)[int(rng.random() * len(FACTS))]
+    ways, columns = 2 * len(FACTS) * count ** (count + 1), list[list[str]]()
+    for word in FACTS[kind]:
+        words = list(WORDS[word])
+        columns.append([words[i] for i in rng.permutation(len(words))[:count]])
+        ways *= math.perm(len(words), count)
+    short, as_json = bool(rng.random() * SHORT >= 1), bool(rng.random() < 0.5)
+    ways *= 1 if short else 2
+    share = 1 - 1 / SHORT if short else 1 / SHORT
+
+    def say(about: str, value: str, *, as_json: bool = False) -> str:
+        return f"{about} {value}." if short else _said(kind, about, value, as_json=as_json)
+
+    facts = list(zip(*columns, strict=True))
+    again = [facts[i] for i in rng.integers(count, size=count + 1)]
+    lines = [say(*fact) for fact in facts], [say(*fact, as_json=as_json) for fact in again]
+    return "\n".join(" ".join(line) for line in lines), math.log(share / ways)
 
 
 def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -> Question:

@@ -5,21 +5,29 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpt_common.data import open_dataset
 from gpt_common.data.conversations.stories_qa import (
     AS_JSON,
     NEW_PHRASINGS,
+    NOTES,
     PHRASINGS,
     TURNS,
+    _log_first,
+    noted,
     told,
     write_conversations,
     write_questions,
+    write_texts,
     write_worlds,
 )
 from gpt_common.data.stories import WORDS
+from gpt_common.keyed import keyed_generator
 
 COUNT = 400
 QUESTIONS = write_questions(7, "train", COUNT)
@@ -132,3 +140,54 @@ def test_what_is_told_costs_what_its_choices_are() -> None:
         facts_told = 2 * n + (n - 1 if "hid" in story else n)
         assert closing.count("}") + closing.count(".") == facts_told
         assert log_probability == pytest.approx(-math.log(2 * ways * facts_told**facts_told))
+
+
+def test_a_note_costs_what_its_choices_are_and_says_nothing_new_again() -> None:
+    names, animals, things, spots = (len(WORDS[kind]) for kind in ("name", "animal", "thing", "spot"))
+    rng, seen = np.random.default_rng(0), {"short": 0, "sentences": 0, "JSON": 0}
+    for _ in range(1_200):
+        text, log_probability = noted(rng)
+        said, again = text.split("\n")
+        facts = said.removesuffix(".").split(". ")
+        n = len(facts)
+        if short := " is " not in said:
+            values = [(names, spots) if " the " in f or " a " in f else None for f in facts]
+            of = values[0] or ((things, names) if said[0].islower() else (names, animals))
+            assert set(again.removesuffix(".").split(". ")) <= set(facts)
+        else:
+            of = (things, names) if " with " in said else (names, animals) if " is a " in said else (names, spots)
+            if again.startswith("{"):
+                pairs = [pair for line in again.replace("} {", "}\n{").split("\n") for pair in json.loads(line).items()]
+                plain_facts = {re.sub(r"^The | is( with)?\b", "", fact) for fact in facts}
+                assert {f"{about} {value}" for about, value in pairs} <= plain_facts
+            else:
+                assert set(again.removesuffix(".").split(". ")) <= set(facts)
+        form = "short" if short else "JSON" if again.startswith("{") else "sentences"
+        seen[form] += 1
+        ways = 2 * 3 * math.prod(math.perm(number, n) for number in of) * n ** (n + 1)
+        assert log_probability == pytest.approx(math.log((5 / 6 if short else 1 / 12) / ways))
+    # Within four standard deviations.
+    for form, share in {"short": 5 / 6, "sentences": 1 / 12, "JSON": 1 / 12}.items():
+        assert abs(seen[form] / 1_200 - share) < 4 * math.sqrt(share * (1 - share) / 1_200)
+
+
+def test_a_text_costs_what_its_first_word_leaves() -> None:
+    """Of an example the first token is given: what it alone tells is not to be learnt."""
+    texts = write_texts(5, "train", 2_000)
+    assert len(texts) == 2_000 * (1 + NOTES)
+    first = Counter(text.split()[0] for text, _ in texts)
+    assert set(first) == {"The", *WORDS["name"], *WORDS["thing"]}
+    rng = keyed_generator("told", 5, "train")
+    stories = [told(world, rng)[1] for world in write_worlds(5, "train", 1)]
+    shares = {word: math.exp(_log_first(word)) for word in first}
+    assert sum(shares.values()) == pytest.approx(1)
+    for word, number in first.items():
+        share = shares[word]
+        assert abs(number / len(texts) - share) < 4 * math.sqrt(share * (1 - share) / len(texts)), word
+    assert texts[0][1] == pytest.approx(-stories[0] + math.log(1 + NOTES) + math.log(shares[texts[0][0].split()[0]]))
+
+
+def test_every_first_word_is_one_token(tmp_path: Path) -> None:
+    tokenizer = open_dataset("stories-worlds", tmp_path).tokenizer
+    words = ("The", *WORDS["name"], *WORDS["thing"])
+    assert [word for word in words if len(tokenizer.encode(f"{word} is")) != 2] == []
