@@ -105,6 +105,7 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
     asked = folder.name == "stories-qa"
     learnt = [chatml(conversation).text for conversation, _ in write_conversations(SEED, "train", 1_000)]
     plain = [text.replace(TURN, "").replace(END, "") for text in learnt]
+    plain += [text for text, _ in write_texts(SEED, "train", 300)]
     tokenizer = with_tokens(train_bpe_on(plain, QA_VOCABULARY - 2), (TURN, END))
     marker, parts, nats = Marker(tokenizer, "answers"), {}, 0.0
     for split in SPLITS:

@@ -22,6 +22,8 @@ FINE_TUNING_SHARE = 0.1
 ADAPTER_RATE = 10.0
 """An adapter learns best at about ten times the rate that suits the whole model (Schulman et al. 2025, "LoRA without
 regret")."""
+FOR_FINE_TUNING = ("stories-qa",)
+"""Presets whose learning rate is for weights that have learnt already."""
 VALUES_FROM = {"resume": "the run", "init_from": "fine-tuning", "config": "the file", "preset": "preset"}
 """Where the values of flags that are left out come from: the first of these that is given."""
 
@@ -114,8 +116,8 @@ def _fine_tuning(start: TrainCommand, *, adapts: bool) -> tuple[RunConfig, str]:
     base = _preset_and_file(start) if named else source
     train = base.train if named else dataclasses.replace(base.train, device="auto", dtype="auto", compile=False)
     preset = load_preset(start.preset) if start.preset else RunConfig()
-    optim = base.optim
-    if not named or optim.learning_rate == preset.optim.learning_rate:  # no file has chosen it
+    optim, tuned = base.optim, start.preset in FOR_FINE_TUNING and not adapts
+    if not named or (optim.learning_rate == preset.optim.learning_rate and not tuned):  # no file has chosen it
         share = FINE_TUNING_SHARE * (ADAPTER_RATE if adapts and not source.adapter.adapts else 1)
         peak = share * min(source.optim.learning_rate, optim.learning_rate)
         optim = dataclasses.replace(

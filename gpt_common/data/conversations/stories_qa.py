@@ -39,11 +39,23 @@ FACTS = {"kind": ("name", "animal"), "where": ("name", "spot"), "who": ("thing",
 AS_JSON = "Answer as JSON."
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
-    "who": ("Who has the {it}?", "Tell me who has the {it}.", "Who is it that has the {it} now?"),
-    "where": ("Where is {it}?", "Tell me where {it} is.", "Where is {it} now?"),
-    "kind": ("Which animal is {it}?", "Tell me which animal {it} is.", "{it} is which animal?"),
-    "animals": ("Which animals are there?", "Tell me which animals there are.", "List the animals."),
-}
+    "who": (
+        "Who has the {it}?", "Tell me who has the {it}.", "Who is it that has the {it} now?", "Say who has the {it}.",
+        "About the {it}: who has it?", "The {it} is with whom?",
+    ),
+    "where": (
+        "Where is {it}?", "Tell me where {it} is.", "Where is {it} now?", "Say where {it} is.",
+        "About {it}: in which place?", "In which place is {it}?",
+    ),
+    "kind": (
+        "Which animal is {it}?", "Tell me which animal {it} is.", "{it} is which animal?", "Say which animal {it} is.",
+        "About {it}: which animal?", "What animal is {it}?",
+    ),
+    "animals": (
+        "Which animals are there?", "Tell me which animals there are.", "List the animals.",
+        "Say which animals there are.", "About the animals: which are there?", "What animals are there?",
+    ),
+}  # fmt: skip
 """What is asked, by kind."""
 NEW_PHRASINGS = {
     "who": "Now the {it}, who has it?",
@@ -203,12 +215,18 @@ def told(world: World, rng: np.random.Generator) -> tuple[str, float]:
     As many facts as there are, each drawn anew, in sentences or, half the time, as JSON. In every one a base has to
     look something up: what has been said already does not tell what comes next.
     """
-    facts: list[tuple[str, str, str]] = []
+    facts: list[tuple[str, str, tuple[str, ...]]] = [("animals", "", world.animals)]
     for name, animal in zip(world.names, world.animals, strict=True):
-        facts += [("kind", name, animal), ("where", name, world.places[name])]
-    facts += [("who", thing, holder) for thing, holder in world.holders.items()]
-    ways, as_json = 2 * world.ways * len(facts) ** len(facts), bool(rng.random() < 0.5)
-    closing = [_said(*facts[i], as_json=as_json) for i in rng.integers(len(facts), size=len(facts))]
+        facts += [("kind", name, (animal,)), ("where", name, (world.places[name],))]
+    facts += [("who", thing, (holder,)) for thing, holder in world.holders.items()]
+    if world.hidden is not None:
+        facts.append(("where", f"the {world.hidden[0]}", world.hidden[1]))
+    ways, as_json, closing = 2 * world.ways * len(facts) ** len(facts), bool(rng.random() < 0.5), []
+    for i in rng.integers(len(facts), size=len(facts)):
+        kind, about, values = facts[i]
+        if kind == "where" and len(values) > 1:  # one of the places where it may be
+            ways, values = ways * len(values), (values[int(rng.random() * len(values))],)
+        closing.append(_said(kind, about, values, as_json=as_json))
     return "\n".join([world.told, " ".join(closing)]), -math.log(ways)
 
 
@@ -226,7 +244,7 @@ def noted(rng: np.random.Generator) -> tuple[str, float]:
     share = 1 - 1 / SHORT if short else 1 / SHORT
 
     def say(about: str, value: str, *, as_json: bool = False) -> str:
-        return f"{about} {value}." if short else _said(kind, about, value, as_json=as_json)
+        return f"{about} {value}." if short else _said(kind, about, (value,), as_json=as_json)
 
     facts = list(zip(*columns, strict=True))
     again = [facts[i] for i in rng.integers(count, size=count + 1)]
@@ -242,10 +260,7 @@ def ask(world: World, rng: np.random.Generator, *, new_phrasing: bool = False) -
     about, answers = _about(kind, world, rng)
     phrasings = (NEW_PHRASINGS[kind],) if new_phrasing else PHRASINGS[kind]
     question = phrasings[int(rng.random() * len(phrasings))].format(it=about)
-    said = tuple(
-        _list(answer, as_json) if kind == "animals" else _said(kind, about, answer[0], as_json=as_json)
-        for answer in answers
-    )
+    said = tuple(_said(kind, about, tuple(answer), as_json=as_json) for answer in answers)
     prompt = f"{world.told}\n{question}" + (f" {AS_JSON}" if as_json else "")
     return Question(kind, about, as_json, prompt, said, said[int(rng.random() * len(said))])
 
@@ -270,18 +285,17 @@ def _about(kind: str, world: World, rng: np.random.Generator) -> tuple[str, list
     return name, [[world.places[name]]]
 
 
-def _said(kind: str, about: str, value: str, *, as_json: bool) -> str:
+def _said(kind: str, about: str, values: tuple[str, ...], *, as_json: bool) -> str:
     """A fact as a sentence, or as JSON."""
+    if kind == "animals":
+        words = [f"a {word}" for word in values]
+        listed = " and ".join([", ".join(words[:-1]), words[-1]])
+        return json.dumps({"animals": values}) if as_json else f"The animals are {listed}."
+    (value,) = values
     if as_json:
         return json.dumps({about.removeprefix("the "): f"a {value}" if kind == "kind" else value})
     about = about.replace("the ", "The ")
     return {"who": f"The {about} is with {value}.", "kind": f"{about} is a {value}."}.get(kind, f"{about} is {value}.")
-
-
-def _list(words: list[str], as_json: bool) -> str:
-    if as_json:
-        return json.dumps({"animals": words})
-    return " and ".join([", ".join(f"a {word}" for word in words[:-1]), f"a {words[-1]}"])
 
 
 def write_questions(seed: int, split: Split, count: int, *, new_phrasing: bool = False) -> list[Question]:

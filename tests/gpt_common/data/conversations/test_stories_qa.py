@@ -63,7 +63,8 @@ def plain(answer: str, kind: str) -> list[str]:
         (value,) = json.loads(answer).values()
         return value if isinstance(value, list) else [value.removeprefix("a ") if kind == "kind" else value]
     if kind == "animals":
-        return [word.removeprefix("a ") for word in re.split(", | and ", answer)]
+        listed = answer.removeprefix("The animals are ").removesuffix(".")
+        return [word.removeprefix("a ") for word in re.split(", | and ", listed)]
     pattern = {"who": r"The \w+ is with (\w+)\.", "kind": r"\w+ is a (\w+)\.", "where": r"[\w ]+? is (.+)\."}[kind]
     found = re.fullmatch(pattern, answer)
     assert found
@@ -118,7 +119,8 @@ def test_a_conversation_asks_different_things_of_one_world() -> None:
         asked = [message.content.split("\n")[-1] for message in conversation.messages[::2]]
         assert len({question.removesuffix(f" {AS_JSON}") for question in asked}) == TURNS
         assert [message.content.count("\n") for message in conversation.messages] == [1] + [0] * (2 * TURNS - 1)
-        unsure = sum(" the " in question and question.startswith(("Where", "Tell me where")) for question in asked)
+        hidden = [re.escape(phrasing).replace(r"\{it\}", r"the \w+") for phrasing in PHRASINGS["where"]]
+        unsure = sum(any(re.match(each, question) for each in hidden) for question in asked)
         assert nats == pytest.approx(unsure * math.log(2))
 
 
@@ -137,8 +139,11 @@ def test_what_is_told_costs_what_its_choices_are() -> None:
             ways *= n * (spots - n)
         elif "hid" in story:
             ways *= n * (spots - n) * (spots - n - 1)
-        facts_told = 2 * n + (n - 1 if "hid" in story else n)
+        facts_told = 1 + 2 * n + n
         assert closing.count("}") + closing.count(".") == facts_told
+        if "hid" in story:
+            thing = story.split(" hid the ")[1].split(".")[0]
+            ways *= 2 ** len(re.findall(f'{{"{thing}": |The {thing} is ', closing))
         assert log_probability == pytest.approx(-math.log(2 * ways * facts_told**facts_told))
 
 
