@@ -37,6 +37,10 @@ def test_a_preset_does_not_bring_its_pre_training_rate_back(base: Path) -> None:
     assert parsed("--init-from", base, "--preset", "stories-cpu")[0] == pytest.approx(1e-3)
     # A preset for pre-training at a lower rate than the base's is the more careful of the two.
     assert parsed("--init-from", base, "--preset", "gpt2")[0] == pytest.approx(6e-5)
+    # A preset for fine-tuning means what it says; beside a frozen base the rate is that of an adapter.
+    assert parsed("--init-from", base, "--preset", "stories-qa")[:2] == pytest.approx((2e-3, 2e-5))
+    adapted = parsed("--init-from", base, "--preset", "stories-qa", "--adapter", "lora")
+    assert adapted[0] == pytest.approx(min(2e-3, parsed("--init-from", base, "--adapter", "lora")[0]))
 
 
 def test_what_is_said_counts(base: Path, tmp_path: Path) -> None:
