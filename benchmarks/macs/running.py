@@ -29,6 +29,7 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "NO_COLOR": "1",
     "PYTHONIOENCODING": "utf-8",
+    "PYTHONUNBUFFERED": "1",  # otherwise the error would stand before what was printed first
     "TOKENIZERS_PARALLELISM": "false",
 }
 
