@@ -199,10 +199,10 @@ def work_on_request(work: Callable[[], object]) -> None:
 
 
 def requests() -> Iterator[None]:
-    """The same for whom work is fetched from: each item asks for one unit, done when the next is fetched."""
+    """The same for whom work is fetched from: each item asks for one unit, done when the next is fetched; one at least."""
     for line in sys.stdin:
         units, began = 0, time.perf_counter()
-        while time.perf_counter() - began < float(line):
+        while not units or time.perf_counter() - began < float(line):  # however slow the clock or short the time
             yield
             units += 1
         print((time.perf_counter() - began) / units, flush=True)

@@ -70,8 +70,12 @@ def test_a_side_answers_with_seconds_per_unit(
     monkeypatch.setattr(sys, "stdin", io.StringIO("3\n"))
     done: list[int] = []
     work_on_request(lambda: done.append(1))
-    # The clock is read once before the work, before each unit, and at the end.
-    assert float(capsys.readouterr().out) == 4 / len(done)
+    # The clock is read once before the work, before each unit but the first, and twice at the end.
+    assert float(capsys.readouterr().out) == 4 / len(done) == 4 / 3
+    # Time that is over before the first unit is for one.
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1e-9\n"))
+    work_on_request(lambda: done.append(1))
+    assert (float(capsys.readouterr().out), len(done)) == (2, 4)
 
 
 def test_a_side_that_dies_is_an_error() -> None:
