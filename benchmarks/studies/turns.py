@@ -199,7 +199,7 @@ def work_on_request(work: Callable[[], object]) -> None:
 
 
 def requests() -> Iterator[None]:
-    """The same for whom work is fetched from: each item asks for one unit, done when the next is fetched; one at least."""
+    """The same for whom work is fetched from: an item asks for a unit, one at least, done when the next is fetched."""
     for line in sys.stdin:
         units, began = 0, time.perf_counter()
         while not units or time.perf_counter() - began < float(line):  # however slow the clock or short the time
