@@ -141,8 +141,8 @@ PLANTS = (
             Edit(
                 "torch_gpt/optim.py",
                 "clip_gradients",
-                "torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest or",
-                "[p.grad.mul_(largest / norm) for p in model.parameters()]; (lambda *_: None)(model, largest or",
+                "torch.nn.utils.clip_grads_with_norm_(model.parameters(), largest, norm)",
+                "[p.grad.mul_(largest / norm) for p in model.parameters()]",
             ),
             Edit("mlx_gpt/optim.py", "clip_gradients", "mx.minimum(largest / (norm + 1e-6), 1.0)", "largest / norm"),
         ),
