@@ -11,12 +11,13 @@ same as JSON lines, as mlx-lm takes them).
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from tests.gpt_common.training.hostile.trying import peak
 
 BLOCK, BATCH, STEPS, SHOWN = 192, 2, 100, 3
 RANK, ALPHA, RATE = 8, 16.0, 2e-4
@@ -106,15 +107,6 @@ def by_mlx_lm(folder: Path, out: Path) -> list[float]:
     return []
 
 
-def resident() -> int:
-    """Bytes of this process at its peak."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # What a child's ru_maxrss says may be its parent's.
-    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
-
-
 def main(side: str, folder: Path, measure: str) -> None:
     """Run one side."""
     from gpt_common.machine.blas import load_fast_blas
@@ -135,7 +127,7 @@ def main(side: str, folder: Path, measure: str) -> None:
     else:
         losses = work[side]()
         allocated = import_module("mlx.core").get_peak_memory() if SIDES[side] == "mlx" else 0
-    print("\n" + json.dumps({"losses": losses, "allocated": allocated, "resident": resident()}), flush=True)
+    print("\n" + json.dumps({"losses": losses, "allocated": allocated, "resident": peak()}), flush=True)
 
 
 if __name__ == "__main__":
