@@ -125,7 +125,7 @@ def _generate_worlds(folder: Path, recipe: dict[str, Any]) -> None:
         folder,
         tokenizer,
         {split: [np.asarray(part.tokens)] for split, part in parts.items()},
-        prompt=learnt[0].partition(f"{TURN}assistant")[0] + f"{TURN}assistant\n"
+        prompt="".join(learnt[0].partition(f"{TURN}assistant\n")[:2])
         if asked
         else "Mia is a fox. Leo is a hen.\nLeo is a",
         recipe=recipe,
