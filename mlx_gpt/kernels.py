@@ -11,8 +11,8 @@ attention's as in attention.py, there N is a group of queries.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import mlx.core as mx
@@ -62,10 +62,9 @@ def add_linear(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array, scale: float
     """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all.
 
     The inputs of an adapter are few, and a product whose last axis is shorter than 16 takes MKL up to nine times as
-    long as the same one transposed: so the gradients are.
+    long as the same one transposed: so the gradients are. A weight multiplied by its scale first would be kept twice.
     """
-    weight_OI = weight_OI * scale  # of all of them the smallest
-    y: Any = _add_linear(y_XO, x_XI, weight_OI) if is_plain(x_XI) else mx.addmm(y_XO, x_XI, weight_OI.T)
+    y: Any = _adding(scale)(y_XO, x_XI, weight_OI) if is_plain(x_XI) else mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
     return y
 
 
@@ -115,19 +114,20 @@ def is_plain(x: mx.array) -> bool:
     return x.dtype == mx.float32 and on_cpu()
 
 
-@mx.custom_function
-def _add_linear(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array) -> mx.array:
-    return mx.addmm(y_XO, x_XI, weight_OI.T)
+@lru_cache
+def _adding(scale: float) -> Callable[..., Any]:
+    @mx.custom_function
+    def add(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array) -> mx.array:
+        return mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
 
+    @add.vjp
+    def backward(primals: Sequence[mx.array], slope_XO: mx.array, _: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        x_XI, weight_OI = primals[1:]
+        slope_NO, x_NI = slope_XO.flatten(0, -2), x_XI.flatten(0, -2)
+        x_slope_NI = ((weight_OI * scale).T @ slope_NO.T).T
+        return slope_XO, x_slope_NI.reshape(x_XI.shape), (x_NI.T @ slope_NO).T * scale
 
-@_add_linear.vjp
-def _add_linear_backward(
-    primals: Sequence[mx.array], slope_XO: mx.array, _: mx.array
-) -> tuple[mx.array, mx.array, mx.array]:
-    x_XI, weight_OI = primals[1:]
-    slope_NO, x_NI = slope_XO.flatten(0, -2), x_XI.flatten(0, -2)
-    x_slope_NI = (weight_OI.T @ slope_NO.T).T
-    return slope_XO, x_slope_NI.reshape(x_XI.shape), (x_NI.T @ slope_NO).T
+    return cast(Callable[..., Any], add)
 
 
 @mx.custom_function

@@ -34,15 +34,13 @@ def add_linear(y_XO: Tensor, x_XI: Tensor, weight_OI: Tensor, scale: float) -> T
     """`y + scale x @ weight.T`, (X, O), in one product: y is gone over once, and its gradient not at all.
 
     The inputs of an adapter are few, and a product whose last axis is shorter than 16 takes MKL up to nine times as
-    long as the same one transposed: so the gradients are.
+    long as the same one transposed: so the gradients are. A weight multiplied by its scale first would be kept twice.
     """
-    weight_OI = weight_OI * scale  # of all of them the smallest
     y_NO, x_NI = y_XO.flatten(0, -2), x_XI.flatten(0, -2)
     if x_XI.device.type == "cpu" and not torch.compiler.is_compiling():
-        added: Tensor = Adding.apply(y_NO, x_NI, weight_OI)
-    else:
-        added = torch.addmm(y_NO, x_NI, weight_OI.t())
-    return added.view(y_XO.shape)
+        added: Tensor = Adding.apply(y_NO, x_NI, weight_OI, scale)
+        return added.view(y_XO.shape)
+    return torch.addmm(y_NO, x_NI, weight_OI.t(), alpha=scale).view(y_XO.shape)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -73,20 +71,22 @@ def upcast(x: Tensor) -> Tensor:
 
 
 class Adding(torch.autograd.Function):
-    """`y + x @ weight.T`, whose gradients are transposed products."""
+    """`y + scale x @ weight.T`, whose gradients are transposed products."""
 
     @staticmethod
-    def forward(ctx: Any, y_NO: Tensor, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+    def forward(ctx: Any, y_NO: Tensor, x_NI: Tensor, weight_OI: Tensor, scale: float) -> Tensor:
         """(N, O), (N, I) and (O, I) -> (N, O)."""
         ctx.save_for_backward(x_NI, weight_OI)
-        return torch.addmm(y_NO, x_NI, weight_OI.t())
+        ctx.scale = scale
+        return torch.addmm(y_NO, x_NI, weight_OI.t(), alpha=scale)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of y, x and weight."""
         (slope_NO,) = gradients
         x_NI, weight_OI = ctx.saved_tensors
-        return slope_NO, (weight_OI.t() @ slope_NO.t()).t(), (x_NI.t() @ slope_NO).t()
+        x_slope_NI = ((weight_OI * ctx.scale).t() @ slope_NO.t()).t()
+        return slope_NO, x_slope_NI, (x_NI.t() @ slope_NO).t() * ctx.scale, None
 
 
 class OneDNN(torch.autograd.Function):
