@@ -17,6 +17,7 @@ COMMANDS = {
     "mlx2torch": "as export, with --to nanogpt where nothing else is said",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
     "fuse": "merge a run's adapter into its base, as a whole model",
+    "quantise": "keep a run's matrices in a few bits, calibrated on local text",
     "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",
     "parity": "does the MLX twin compute what the PyTorch twin computes?",
 }
@@ -51,6 +52,10 @@ def main(argv: Sequence[str]) -> None:
             from convert.adapters.fuse import Fuse, fuse
 
             fuse(parse(Fuse, rest, prog=prog))
+        case "quantise":
+            from convert.quantising.command import Quantise, quantise
+
+            quantise(parse(Quantise, rest, prog=prog))
         case "diff":
             from convert.difference import Diff, diff
 

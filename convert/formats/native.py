@@ -9,11 +9,14 @@ from pathlib import Path
 from convert.contents import Contents, check_sizes
 from convert.formats.format import Format
 from convert.options import ReadOptions, WriteOptions
+from convert.storage.grids import taken_apart
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
 from convert.storage.tensors import Tensor, hashed
+from gpt_common.adapting.quantisation import NOT_QUANTISED
 from gpt_common.config import from_dict, to_dict, to_toml
 from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
+from gpt_common.network.parameters import tensor_shapes
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest, write_checkpoint
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TOKENIZER_FILE, Manifest
 
@@ -40,6 +43,13 @@ def read(path: Path, options: ReadOptions) -> Contents:
         if file != OPTIMIZER_FILE:
             raise _damaged(folder, f"{STATE_FILE} {'lists' if file in recorded else 'does not list'} {file[:80]!r}")
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
+    words: dict[str, Tensor] = {}
+    grids = NOT_QUANTISED
+    if config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
+        try:
+            tensors, words, grids = taken_apart(tensors, tensor_shapes(config.model))
+        except ValueError as error:
+            raise _damaged(folder, str(error)) from None
     moments = {}
     if OPTIMIZER_FILE in recorded and options.optimizer:
         moments = _checked(folder / OPTIMIZER_FILE, recorded[OPTIMIZER_FILE])
@@ -48,6 +58,8 @@ def read(path: Path, options: ReadOptions) -> Contents:
         path=folder,
         config=config,
         tensors=tensors,
+        words=words,
+        grids=grids,
         moments=moments,
         described_in=STATE_FILE,
         step=manifest.step,
@@ -109,7 +121,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     )
 
     def write_files(folder: Path) -> dict[str, dict[str, str]]:
-        hashes = {MODEL_FILE: write_safetensors(folder / MODEL_FILE, contents.tensors, {}, options.progress)}
+        hashes = {MODEL_FILE: write_safetensors(folder / MODEL_FILE, contents.stored, {}, options.progress)}
         if contents.moments:
             hashes[OPTIMIZER_FILE] = write_safetensors(folder / OPTIMIZER_FILE, contents.moments, {}, options.progress)
         if tokenizer is not None:

@@ -116,7 +116,7 @@ def initial_adapters(
     """Name and initial value of every adapter's tensors, one at a time.
 
     Args:
-        base: the frozen weight of a name.
+        base: the frozen matrix of a layer's name.
     """
     for one in placed(shapes, config):
         *experts, outputs, inputs = one.shape
@@ -125,7 +125,7 @@ def initial_adapters(
         yield name, (2 * drawn - 1) * bound
         yield f"{one.name}.lora_b", np.zeros((*experts, outputs, one.rank), np.float32)
         if config.adapter == "dora":
-            yield f"{one.name}.magnitude", row_lengths(base(f"{one.name}.weight"))
+            yield f"{one.name}.magnitude", row_lengths(base(one.name))
 
 
 def row_lengths(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

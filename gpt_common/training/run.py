@@ -67,6 +67,7 @@ class Run:
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
+        self.grids = opening.grids
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
         self.following = opening.following
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
