@@ -149,7 +149,7 @@ def tune(
                 mean = first[name] / (1 - FIRST_DECAY ** (step + 1))
                 size = (second[name] / (1 - SECOND_DECAY ** (step + 1))).sqrt() + EPS
                 value -= rate(step) * sizes[name] * mean / size
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     return {name: value.cpu().numpy() for name, value in tuned.items()}, losses
 
 

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from tyro.conf import arg
 
 from convert.adapters.exchange import committed, held, tensors_of
+from convert.adapters.keeping import floats_of, onto_grids
 from convert.contents import Contents
 from convert.formats import native
-from convert.options import Source, WriteOptions
+from convert.options import ReadOptions, Source, WriteOptions
+from convert.quantising.material import material
 from convert.storage.tensors import from_array
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import Placed, placed, trained_whole
@@ -40,6 +42,10 @@ class Fuse:
     """Folder of the merged run; if not given, beside SRC with -fused."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
+    keep_grid: bool = False
+    """Of a quantised base: onto the grids that it has, so that what the adapter does not move stays bit for bit."""
+    text: Path | None = None
+    """With --keep-grid: text to choose codes by; if not given, the run's own dataset."""
     overwrite: bool = False
     """Replace an earlier result."""
 
@@ -57,7 +63,11 @@ def fuse(command: Fuse) -> Path:
     base = base_of(checkpoint, manifest)
     assert base is not None
     config, tensors = manifest.run_config, tensors_of(checkpoint)
-    whole, kept = merged(config.model, config.adapter, tensors_of(base), tensors)
+    before = native.read(base, ReadOptions(optimizer=False))
+    if command.keep_grid and not before.grids:
+        raise UserError(f"{base} is not quantised: there is no grid to keep; leave out --keep-grid")
+    whole, kept = merged(config.model, config.adapter, floats_of(before), tensors)
+    adapted = [one.name for one in placed(parameter_shapes(config.model), config.adapter)]
     source = command.src.resolve()
     destination = command.out or source.with_name(f"{source.name}-fused")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
@@ -73,13 +83,19 @@ def fuse(command: Fuse) -> Path:
         best_step=manifest.best_step,
         dataset=manifest.dataset,
     )
+    said = [
+        f"{destination}: {len(kept)} adapters merged into {base}, in float32",
+        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
+        "(root mean square): export in float32 unless that is little",
+    ]
+    if command.keep_grid:
+        text = material(config, manifest, tokenizer, command.text, say)
+        contents, said = onto_grids(contents, before, whole, adapted, text)
+        said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]
     options = WriteOptions(tokenizer=tokenizer)
     committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
-    say(f"{destination}: {len(kept)} adapters merged into {base}, in float32")
-    say(
-        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
-        "(root mean square): export in float32 unless that is little"
-    )
+    for line in said:
+        say(line)
     return destination
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,11 +13,15 @@ import numpy.typing as npt
 from convert.quantising.material import Material
 from gpt_common.adapting.gptq import gptq
 from gpt_common.adapting.quantisation import Grids, Quantised, quantised, rounded_to
+from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
 
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, F32]
 Matrices = Mapping[str, Quantised]
+Moments = Mapping[str, npt.NDArray[np.float64]]
+"""Of the inputs of each layer, as gptq takes them."""
+CALIBRATION_TOKENS, JUDGE_TOKENS = 16384, 8192
 SEED = 1337
 """Of the batches that are calibrated on."""
 BEHIND = 1 << 20
@@ -55,9 +59,7 @@ def rounded(tensors: Arrays, grids: Grids, dtype: str) -> dict[str, Quantised]:
     return {layer: quantised(tensors[f"{layer}.weight"], grid, dtype) for layer, grid in grids.items()}
 
 
-def by_gptq(
-    tensors: Arrays, grids: Grids, moments: Mapping[str, npt.NDArray[np.float64]], dtype: str
-) -> Iterator[tuple[str, Quantised]]:
+def by_gptq(tensors: Arrays, grids: Grids, moments: Moments, dtype: str) -> Iterator[tuple[str, Quantised]]:
     """Every matrix by GPTQ; the token embedding rounded.
 
     Its rows are looked up, and what makes up for a rounding in a product is an error there: of a head that is tied to
@@ -114,3 +116,17 @@ def tuned(
         )
         for layer, matrix in matrices.items()
     }
+
+
+def moments_of(model: ModelConfig, tensors: Arrays, layers: Iterable[str], text: Material) -> Moments:
+    """What a text gives the layers of a float model, by the twin that is the faster one here."""
+    twin = twin_of("auto")
+    return twin.input_moments(twin.quantised(model, tensors), layers, text.enough(SEED, CALIBRATION_TOKENS))
+
+
+def divergence_of(model: ModelConfig, known: Arrays, found: Arrays, text: Material) -> float:
+    """Of a float model from another, nats per token on a text."""
+    twin = twin_of("auto")
+    teacher, student = (twin.quantised(model, tensors) for tensors in (known, found))
+    divergence: float = twin.compare(teacher, student, text.judging(JUDGE_TOKENS)).divergence
+    return divergence

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import numpy as np
-import numpy.typing as npt
 from tyro.conf import arg
 
 from convert.adapters.exchange import committed
@@ -19,7 +16,19 @@ from convert.contents import checked, finite, with_dtype
 from convert.conversion import DTYPES
 from convert.formats import native
 from convert.options import ReadOptions, Source, WriteOptions
-from convert.quantising.calibrating import SEED, Arrays, Matrices, arrays_of, by_gptq, rounded, tuned, twin_of
+from convert.quantising.calibrating import (
+    CALIBRATION_TOKENS,
+    JUDGE_TOKENS,
+    SEED,
+    Arrays,
+    Matrices,
+    Moments,
+    arrays_of,
+    by_gptq,
+    rounded,
+    tuned,
+    twin_of,
+)
 from convert.quantising.choosing import choose
 from convert.quantising.choosing import lines_of as layer_lines
 from convert.quantising.material import Material, material
@@ -27,7 +36,7 @@ from convert.quantising.sensitivity import cheapest, costs
 from convert.quantising.table import Row, float_row, row_of
 from convert.quantising.table import lines_of as table_lines
 from convert.storage.grids import as_tensors
-from convert.storage.tensors import Tensor, values
+from convert.storage.tensors import array
 from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
@@ -37,9 +46,7 @@ from gpt_common.progress import Progress
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.words import duration, say
 
-F64 = npt.NDArray[np.float64]
 FLOAT_BITS = {"float32": 32, "bfloat16": 16, "float16": 16}
-JUDGE_TOKENS = 8192
 ATTEMPTS = 6
 """At bits that keep to --target-loss."""
 PROMPT, SPEED_TOKENS = 8, 48
@@ -71,7 +78,7 @@ class Quantise:
     """Other bits for some layers, as down_proj=6."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Round the model to it first, and keep in it scales, biases and what stays float."""
-    tokens: int = 16384
+    tokens: int = CALIBRATION_TOKENS
     """How many to calibrate on, by GPTQ."""
     steps: int = 200
     """Of tuning."""
@@ -207,7 +214,7 @@ class Quantiser:
             f"by {risen:.4f}: allow more, or take a smaller --group-size"
         )
 
-    def _calibrated(self, grids: Grids, moments: Mapping[str, F64]) -> Matrices:
+    def _calibrated(self, grids: Grids, moments: Moments) -> Matrices:
         command = self.command
         matrices: Matrices = rounded(self.tensors, grids, command.dtype)
         self._row("rounded", grids, matrices)
@@ -229,7 +236,7 @@ class Quantiser:
             self._row("dwq", grids, matrices)
         return matrices
 
-    def _moments(self, grids: Grids) -> Mapping[str, F64]:
+    def _moments(self, grids: Grids) -> Moments:
         assert self.text is not None
         return self.twin.input_moments(self.teacher, grids, self.text.enough(SEED, self.command.tokens))
 
@@ -251,9 +258,3 @@ class Quantiser:
             self.rows.append(float_row(shapes, wide, closeness, speed))
         speed = self.twin.speed(student, prompt, SPEED_TOKENS)
         self.rows.append(row_of(name, shapes, grids, wide, closeness, speed))
-
-
-def array(tensor: Tensor) -> npt.NDArray[np.float32]:
-    """A tensor of floats, read."""
-    parts = [values(block, tensor.dtype) for block in tensor.blocks()]
-    return np.concatenate(parts).astype(np.float32).reshape(tensor.shape)

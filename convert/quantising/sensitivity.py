@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert.quantising.calibrating import Arrays, Twin, arrays_of, rounded
+from convert.quantising.calibrating import Arrays, Moments, Twin, arrays_of, rounded
 from gpt_common.adapting.quantisation import BITS, Grid, Grids, quantised
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
@@ -26,7 +26,7 @@ def costs(
     teacher: Any,
     tensors: Arrays,
     grids: Grids,
-    moments: Mapping[str, npt.NDArray[np.float64]],
+    moments: Moments,
     batches: Iterable[NumpyBatch],
     asked: Callable[[], None],
 ) -> Costs:

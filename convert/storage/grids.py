@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from convert.storage.tensors import Tensor, from_array, load, values
+from convert.storage.tensors import Tensor, array, from_array, load
 from gpt_common.adapting.quantisation import PARTS, Grid, Grids, Quantised, grids_of
 
 Tensors = Mapping[str, Tensor]
@@ -29,16 +29,24 @@ def taken_apart(
     for layer in grids:
         if words[f"{layer}.weight"].dtype != "U32":
             raise ValueError(f"{layer} has scales, and words that are {words[f'{layer}.weight'].dtype} and not U32")
-    floats = {name: tensor for name, tensor in tensors.items() if name not in words}
-    for layer, grid in grids.items():
-        codes, scales, biases = (words[f"{layer}.{part}"] for part in PARTS)
-        floats[f"{layer}.weight"] = dequantised(codes, scales, biases, grid)
+    floats = {}
+    for name, tensor in tensors.items():
+        layer = name.rpartition(".")[0]
+        if name == f"{layer}.weight" and layer in grids:
+            scales, biases = (words[f"{layer}.{part}"] for part in PARTS[1:])
+            floats[name] = dequantised(tensor, scales, biases, grids[layer])
+        elif name not in words:
+            floats[name] = tensor
     return floats, words, grids
 
 
 def together(tensors: Tensors, words: Tensors, grids: Grids) -> dict[str, Tensor]:
-    """What a file holds that keeps the words."""
-    return {name: tensor for name, tensor in tensors.items() if name.removesuffix(".weight") not in grids} | dict(words)
+    """What a file holds that keeps the words, each matrix in its place."""
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        layer = name.removesuffix(".weight")
+        held |= {f"{layer}.{part}": words[f"{layer}.{part}"] for part in PARTS} if layer in grids else {name: tensor}
+    return held
 
 
 def dequantised(words: Tensor, scales: Tensor, biases: Tensor, grid: Grid) -> Tensor:
@@ -53,9 +61,7 @@ def dequantised(words: Tensor, scales: Tensor, biases: Tensor, grid: Grid) -> Te
 
 def as_quantised(words: Tensor, scales: Tensor, biases: Tensor, grid: Grid) -> Quantised:
     """A matrix on its grid, read."""
-    parts = [np.concatenate([values(block, part.dtype) for block in part.blocks()]) for part in (scales, biases)]
-    scales_XG, biases_XG = (part.astype(np.float32).reshape(scales.shape) for part in parts)
-    return Quantised(grid, load(words), scales_XG, biases_XG)
+    return Quantised(grid, load(words), array(scales), array(biases))
 
 
 def as_tensors(layer: str, matrix: Quantised, dtype: str) -> dict[str, Tensor]:

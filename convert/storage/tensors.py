@@ -84,6 +84,17 @@ def load(tensor: Tensor) -> Array:
     return array.reshape(tensor.shape)
 
 
+def array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """A whole tensor of floats, float32."""
+    found = np.empty(tensor.size, np.float32)
+    position = 0
+    for block in tensor.blocks():
+        part = values(block, tensor.dtype)
+        found[position : position + part.size] = part
+        position += part.size
+    return found.reshape(tensor.shape)
+
+
 def from_array(array: Array, dtype: str) -> Tensor:
     """A tensor over an array that is in memory; `dtype` says what its bits mean."""
 

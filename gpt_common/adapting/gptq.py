@@ -19,7 +19,7 @@ DAMPING = 0.01
 """Share of the mean of the diagonal that is added to it (section 3.3, "Cholesky reformulation")."""
 
 
-def gptq(matrix: F32, moments: F64, grid: Grid, dtype: str = "float32") -> Quantised:
+def gptq(matrix: F32, moments: F64, grid: Grid, dtype: str = "float32", kept: Quantised | None = None) -> Quantised:
     """A matrix (O, I), or one for each expert (E, O, I), on a grid.
 
     Args:
@@ -27,15 +27,22 @@ def gptq(matrix: F32, moments: F64, grid: Grid, dtype: str = "float32") -> Quant
         moments: (I, I) or (E, I, I), sums of `x x^T` over the inputs that a text gave it; of any scale.
         grid: which.
         dtype: in which scales and biases will be kept.
+        kept: a matrix whose scales and biases it gets; otherwise each group has its own.
     """
     if matrix.ndim == 2:
-        return _gptq(matrix, moments, grid, dtype)
-    parts = [_gptq(each, own, grid, dtype) for each, own in zip(matrix, moments, strict=True)]
+        return _gptq(matrix, moments, grid, dtype, kept)
+    experts = range(len(matrix))
+    each = [None if kept is None else _expert(kept, e) for e in experts]
+    parts = [_gptq(matrix[e], moments[e], grid, dtype, each[e]) for e in experts]
     stacks = ([getattr(part, name) for part in parts] for name in ("words_XW", "scales_XG", "biases_XG"))
     return Quantised(grid, *(np.stack(stack) for stack in stacks))
 
 
-def _gptq(matrix_OI: F32, moments_II: F64, grid: Grid, dtype: str) -> Quantised:
+def _expert(kept: Quantised, number: int) -> Quantised:
+    return Quantised(kept.grid, kept.words_XW[number], kept.scales_XG[number], kept.biases_XG[number])
+
+
+def _gptq(matrix_OI: F32, moments_II: F64, grid: Grid, dtype: str, kept: Quantised | None) -> Quantised:
     outputs, inputs = matrix_OI.shape
     rest_OI = matrix_OI.astype(np.float64)
     spread_II = _spread(moments_II)
@@ -44,9 +51,13 @@ def _gptq(matrix_OI: F32, moments_II: F64, grid: Grid, dtype: str) -> Quantised:
     scales_OG, biases_OG = (np.empty((outputs, groups), np.float32) for _ in range(2))
     for group in range(groups):
         first, last = group * grid.group_size, (group + 1) * grid.group_size
-        scale, bias = scales_and_biases(rest_OI[:, first:last].astype(np.float32), grid)
-        # With the scale that will be there: what its rounding loses is made up for too.
-        scales_OG[:, group], biases_OG[:, group] = scale, bias = rounded_to(dtype, scale), rounded_to(dtype, bias)
+        if kept is None:
+            # With the scale that will be there: what its rounding loses is made up for too.
+            own = scales_and_biases(rest_OI[:, first:last].astype(np.float32), grid)
+            scale, bias = (rounded_to(dtype, part) for part in own)
+        else:
+            scale, bias = kept.scales_XG[:, group], kept.biases_XG[:, group]
+        scales_OG[:, group], biases_OG[:, group] = scale, bias
         errors_OK = np.empty((outputs, grid.group_size))
         for i in range(first, last):
             column_O = rest_OI[:, i]

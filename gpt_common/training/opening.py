@@ -132,7 +132,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
         device, _ = planned_device(planned_for, config.train, hardware.kind)
         for place in dict.fromkeys((device, "cpu")):
-            check_room(config, planned_for, hardware.memory_bytes, place)
+            check_room(config, planned_for, hardware.memory_bytes, place, grids)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if init_from and manifest:

@@ -60,7 +60,7 @@ def test_ranks_and_scales() -> None:
 def test_initial_values() -> None:
     config = AdapterConfig(adapter="dora", adapter_rank=4)
     base = np.arange(48 * 16, dtype=np.float32).reshape(48, 16)
-    ask = lambda name: base if "qkv" in name else np.ones(parameter_shapes(GPT2)[name], np.float32)  # noqa: E731
+    ask = lambda name: base if "qkv" in name else np.ones(parameter_shapes(GPT2)[f"{name}.weight"], np.float32)  # noqa: E731
     values = dict(initial_adapters(parameter_shapes(GPT2), config, 7, ask))
     assert {name: value.shape for name, value in values.items()} == adapter_shapes(parameter_shapes(GPT2), config)
     a = values["blocks.0.attention.qkv_proj.lora_a"]
