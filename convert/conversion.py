@@ -180,7 +180,8 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     tokenizer, notes = _tokenizer(source.path, source.find_tokenizer, command.tokenizer, config.model.vocab_size)
     for note in (*source.notes, *notes):
         say(f"note: {note}")
-    total = sum(tensor.nbytes for tensor in (*contents.tensors.values(), *contents.moments.values()))
+    weights = contents.stored if target.keeps_words else contents.tensors
+    total = sum(tensor.nbytes for tensor in (*weights.values(), *contents.moments.values()))
     temporary = temporary_beside(destination)
     if destination.suffix == target.single_file:  # which tells the writer to make a file and not a folder
         temporary = temporary.with_name(temporary.name + destination.suffix)
@@ -191,6 +192,8 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
         contents.verify()
     for remark in remarks:
         say(f"note: {remark}")
+    if contents.grids and not target.keeps_words:
+        say(f"note: {len(contents.grids)} quantised matrices were written as the floats that they stand for")
     if command.dtype is not None:
         say(f"cast to {command.dtype}: {rounding}")
     model = config.model

@@ -52,3 +52,5 @@ class Format:
     """Suffix of a destination that becomes one file instead of a folder."""
     holds_optimizer: bool = False
     """Whether it keeps the optimiser's state and the step."""
+    keeps_words: bool = False
+    """Whether it holds quantised matrices as words; others hold what these stand for."""

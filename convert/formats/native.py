@@ -144,4 +144,5 @@ FORMAT = Format(
     suffix="-mlx",
     files=frozenset({"config.toml", "checkpoints"}),
     holds_optimizer=True,
+    keeps_words=True,
 )

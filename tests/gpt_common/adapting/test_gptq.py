@@ -9,16 +9,16 @@ import pytest
 from gpt_common.adapting.gptq import gptq
 from gpt_common.adapting.quantisation import BITS, Grid, quantised, unpacked
 
-O, I = 24, 128
+OUTPUTS, INPUTS = 24, 128
 
 
 def given(seed: int = 0, experts: int = 0) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
     """A matrix, and moments of inputs that are correlated as those of a network are: most of it in few directions."""
     draw = np.random.default_rng(seed)
-    shape = (experts, O, I) if experts else (O, I)
+    shape = (experts, OUTPUTS, INPUTS) if experts else (OUTPUTS, INPUTS)
     matrix = draw.standard_normal(shape).astype(np.float32)
-    mix = draw.standard_normal((*shape[:-2], I, I)) * np.geomspace(1, 1e-2, I)
-    inputs = draw.standard_normal((*shape[:-2], 512, I)) @ np.swapaxes(mix, -1, -2)
+    mix = draw.standard_normal((*shape[:-2], INPUTS, INPUTS)) * np.geomspace(1, 1e-2, INPUTS)
+    inputs = draw.standard_normal((*shape[:-2], 512, INPUTS)) @ np.swapaxes(mix, -1, -2)
     return matrix, np.swapaxes(inputs, -1, -2) @ inputs
 
 
@@ -43,7 +43,7 @@ def test_outputs_move_less_than_by_rounding(bits: int) -> None:
 def test_inputs_that_have_nothing_in_common_are_rounded() -> None:
     matrix, _ = given()
     grid = Grid(4, 64)
-    for moments in (np.eye(I), np.zeros((I, I))):
+    for moments in (np.eye(INPUTS), np.zeros((INPUTS, INPUTS))):
         found = gptq(matrix, moments, grid)
         assert np.array_equal(found.words_XW, quantised(matrix, grid).words_XW)
 

@@ -15,7 +15,7 @@ from gpt_common.adapting.quantisation import BITS, Grid, Grids, Quantised, quant
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from gpt_common.network.parameters import NO_ADAPTER, parameter_shapes
 from tests.twins import TWINS
-from tests.twins.steps import DEEPSEEK, GPT2, LLAMA, Arrays, T, V, apart, batch, drawn_weights
+from tests.twins.steps import DEEPSEEK, GPT2, LLAMA, Arrays, apart, batch, drawn_weights
 
 # Rows of every matrix are whole groups of 32.
 WIDE: dict[str, Any] = {"n_embd": 32}
