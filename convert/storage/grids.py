@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from convert.storage.tensors import Tensor, array, from_array, load
+from convert.storage.tensors import WEIGHT_DTYPES, Tensor, array, from_array, load
 from gpt_common.adapting.quantisation import PARTS, Grid, Grids, Quantised, grids_of
 
 Tensors = Mapping[str, Tensor]
@@ -26,9 +26,10 @@ def taken_apart(
     """
     grids = grids_of({name: tensor.shape for name, tensor in tensors.items()}, shapes)
     words = {f"{layer}.{part}": tensors[f"{layer}.{part}"] for layer in grids for part in PARTS}
-    for layer in grids:
-        if words[f"{layer}.weight"].dtype != "U32":
-            raise ValueError(f"{layer} has scales, and words that are {words[f'{layer}.weight'].dtype} and not U32")
+    for name, tensor in words.items():
+        wanted = ("U32",) if name.endswith(".weight") else tuple(WEIGHT_DTYPES)
+        if tensor.dtype not in wanted:
+            raise ValueError(f"{name} of a quantised matrix is {tensor.dtype} and not {' or '.join(wanted)}")
     floats = {}
     for name, tensor in tensors.items():
         layer = name.rpartition(".")[0]
