@@ -16,6 +16,7 @@ from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Pr
 from convert.parity.twins.backends import open_twin
 from convert.parity.twins.choices import Choices
 from convert.parity.twins.twin import Twin
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import RunConfig
 from gpt_common.machine.backends import BACKENDS, Backend
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
@@ -40,6 +41,8 @@ class Climb:
     precision: Precision = "strict"
     checkpoint_weights: Arrays | None = None
     """Climb with these weights, and not with fresh and widened ones."""
+    grids: Grids = field(default_factory=dict)
+    """Matrices that are quantised in every twin."""
     real: RunConfig | None = None
     """The same before it was made small, for rung S; None: nothing was."""
     most_flops: float = math.inf
@@ -129,7 +132,7 @@ class Climb:
         for backend in sorted(self.backends, key=lambda backend: backend.name != self.reference):
             used = dataclasses.replace(backend, compiled=backend.compiled and not eager)
             if (used, config) not in self._open:
-                self._open[used, config] = open_twin(used, config, DTYPES[self.precision])  # type: ignore[arg-type]
+                self._open[used, config] = open_twin(used, config, DTYPES[self.precision], self.grids)  # type: ignore[arg-type]
             found[backend.name] = self._open[used, config]
         return found
 
@@ -138,7 +141,7 @@ class Climb:
         config = config or self.config
         if (name, config) not in self._open:
             plain = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=False))
-            self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64")
+            self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64", self.grids)
         return self._open[name, config]
 
     def loaded(self, weights: Arrays) -> dict[str, Twin]:

@@ -29,7 +29,7 @@ RENAMES = {
     "mlx_gpt": "torch_gpt",
     "MLX": "PyTorch",
 }
-MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py", "adapters.py")
+MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py", "adapters.py", "quantised.py")
 """Files of layers, whose call is `__call__` in MLX and `forward` in PyTorch."""
 
 # Definitions that only one twin needs, and why.
@@ -60,6 +60,12 @@ ONE_SIDED = {
         "Adding",
         "OneDNN",
         "product",
+    },
+    "checkpoint.py": {"as_words"},  # PyTorch computes with int32
+    "quantised.py": {
+        "_product",  # a gradient of one's own is a function of MLX's,
+        "QuantisedProduct",  # and a class of PyTorch's
+        "unpacked",  # MLX has it built in
     },
     "device.py": {"limit_cache"},  # PyTorch gives back what it keeps before it fails
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters

@@ -241,7 +241,7 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
             "--out",
             str(tmp_path / "x"),
         )
-    with pytest.raises(UserError, match="token_embedding of .* is quantised and cannot be trained"):
+    with pytest.raises(UserError, match=r"token_embedding of .* is quantised and cannot be trained"):
         train(
             "mlx_gpt", "--init-from", str(trained / "words"), "--adapter", "lora", "--adapter-whole", "token_embedding",
             "--data-dir", str(stories_dir), "--out", str(tmp_path / "x"),

@@ -228,9 +228,5 @@ def test_a_wrong_matrix_is_noticed(twin: str, name: str, monkeypatch: pytest.Mon
     grids, matrices, floats = on_grids(model)
     expected = probe(twin, built(twin, model, floats, {})).logits(batch().tokens)
     wrong_dequantised(twin, monkeypatch, MUTANTS[name])
-    if twin == "mlx_gpt":
-        import_module("mlx_gpt.quantised")._product.cache_clear()
     found = probe(twin, built(twin, model, stored(floats, matrices), grids)).logits(batch().tokens)
     assert distance(found, expected) > 100 * SAME
-    if twin == "mlx_gpt":
-        import_module("mlx_gpt.quantised")._product.cache_clear()
