@@ -82,8 +82,8 @@ class Quantise:
     """How many to calibrate on, by GPTQ."""
     steps: int = 200
     """Of tuning."""
-    rate: float = 1e-2
-    """By how much of its size a scale may move in a step of tuning, at first."""
+    rate: float = 0.03
+    """By how much of its size a scale may move in a step of tuning, at first, times the root of the divergence."""
     judge_tokens: int = JUDGE_TOKENS
     """How many to judge by; 0: no table."""
     twin: Literal["auto", "torch", "mlx"] = "auto"
