@@ -9,7 +9,6 @@ V rows of a table, D width, N all leading dimensions in one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -18,11 +17,8 @@ import mlx.nn as nn
 
 from gpt_common.adapting.quantisation import Grid, Grids
 from mlx_gpt.adapters import part
-from mlx_gpt.kernels import linear, on_cpu
+from mlx_gpt.kernels import dequantised, on_cpu, quantised_linear
 from mlx_gpt.layers import Embedding
-
-KERNEL_ROWS = 2
-"""On a CPU, MLX's product with words is the faster one for so few rows: a plain loop, and no matrix is made."""
 
 
 class Quantised:
@@ -99,41 +95,3 @@ class QuantisedLayers:
             # It stays the layer that an adapter, its dropout and its site know, and has its matrix elsewhere.
             layer.__class__ = quantised_kind(kind)
             layer.take(grid)
-
-
-def dequantised(words_XW: mx.array, scales_XG: mx.array, biases_XG: mx.array, grid: Grid) -> mx.array:
-    """The matrix (X, I) that words stand for, float32."""
-    scales_XG, biases_XG = scales_XG.astype(mx.float32), biases_XG.astype(mx.float32)
-    return mx.dequantize(words_XW, scales_XG, biases_XG, grid.group_size, grid.bits)
-
-
-def quantised_linear(
-    x_XI: mx.array, words_OW: mx.array, scales_OG: mx.array, biases_OG: mx.array, grid: Grid
-) -> mx.array:
-    """`x @ matrix.T`, (X, I) -> (X, O)."""
-    if on_cpu() and (x_XI.size > KERNEL_ROWS * x_XI.shape[-1] or x_XI.dtype != mx.float32):
-        y_XO: Any = _product(grid)(x_XI, words_OW, scales_OG, biases_OG)
-        return y_XO
-    parts = (words_OW, scales_OG.astype(x_XI.dtype), biases_OG.astype(x_XI.dtype))
-    return mx.quantized_matmul(x_XI, *parts, group_size=grid.group_size, bits=grid.bits)
-
-
-@lru_cache
-def _product(grid: Grid) -> Callable[..., Any]:
-    """A product with a matrix that is made again for the backward pass."""
-
-    @mx.custom_function
-    def product(x_XI: mx.array, words_OW: mx.array, scales_OG: mx.array, biases_OG: mx.array) -> mx.array:
-        return linear(x_XI, dequantised(words_OW, scales_OG, biases_OG, grid).astype(x_XI.dtype))
-
-    @product.vjp
-    def gradients(primals: tuple[mx.array, ...], slope_XO: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-        x_XI, words_OW, scales_OG, biases_OG = primals
-        x_slope = slope_XO @ dequantised(words_OW, scales_OG, biases_OG, grid).astype(slope_XO.dtype)
-        slope_OI = (slope_XO.flatten(0, -2).T @ x_XI.flatten(0, -2)).astype(mx.float32)
-        slope_OGK = slope_OI.reshape(*scales_OG.shape, grid.group_size)
-        ones, zeros = mx.ones_like(scales_OG), mx.zeros_like(biases_OG)
-        codes_OGK = dequantised(words_OW, ones, zeros, grid).reshape(slope_OGK.shape)
-        return x_slope, mx.zeros_like(words_OW), (slope_OGK * codes_OGK).sum(axis=-1), slope_OGK.sum(axis=-1)
-
-    return product

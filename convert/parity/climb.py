@@ -41,8 +41,6 @@ class Climb:
     precision: Precision = "strict"
     checkpoint_weights: Arrays | None = None
     """Climb with these weights, and not with fresh and widened ones."""
-    grids: Grids = field(default_factory=dict)
-    """Matrices that are quantised in every twin."""
     real: RunConfig | None = None
     """The same before it was made small, for rung S; None: nothing was."""
     most_flops: float = math.inf
@@ -54,6 +52,8 @@ class Climb:
     """Length of generated texts."""
     long_sums: bool = True
     """Whether L1 includes the canary shapes."""
+    grids: Grids = field(default_factory=dict)
+    """Matrices that are quantised in every twin."""
     progress: Callable[[str, int, int], None] = lambda *_: None
     """Is told what is under way, how far it is, and of how much."""
     curves: dict[str, list[float]] = field(default_factory=dict)

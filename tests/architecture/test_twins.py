@@ -57,16 +57,14 @@ ONE_SIDED = {
         "_softmax_backward",
         "attention_by_rows",
         "_adding",
+        "_quantised_product",
+        "QuantisedProduct",
+        "unpacked",
         "Adding",
         "OneDNN",
         "product",
     },
     "checkpoint.py": {"as_words"},  # PyTorch computes with int32
-    "quantised.py": {
-        "_product",  # a gradient of one's own is a function of MLX's,
-        "QuantisedProduct",  # and a class of PyTorch's
-        "unpacked",  # MLX has it built in
-    },
     "device.py": {"limit_cache"},  # PyTorch gives back what it keeps before it fails
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {

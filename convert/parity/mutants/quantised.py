@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import mlx.core as mx
@@ -11,12 +12,15 @@ import numpy as np
 from convert.parity.mutants.climb import Change, Changes, mutants, wrap
 from gpt_common.adapting import quantisation
 from gpt_common.adapting.quantisation import rounded_to
-from mlx_gpt import quantised
+from mlx_gpt import kernels, quantised
 
 
 def _made(wrong: Callable[[Any], Any]) -> Change:
-    """What MLX makes of words becomes another."""
-    return wrap(quantised, "dequantised", wrong)
+    """What MLX makes of words becomes another, in a product and elsewhere."""
+    both = ExitStack()
+    for place in (kernels, quantised):
+        both.enter_context(wrap(place, "dequantised", wrong))
+    return both
 
 
 def _found(wrong: Callable[[Any], Any]) -> Change:

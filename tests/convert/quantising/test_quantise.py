@@ -28,7 +28,7 @@ from tests.convert.conftest import done, refused
 from tests.twins import TWINS, train
 
 WIDE: dict[str, Any] = SIZE | {"n_embd": 64}
-FAMILIES = {"llama": {"n_embd": 64}, "gpt2": {"n_embd": 64}}
+FAMILIES = ("llama", "gpt2")
 MLX_LM = 2e-6
 """Relative L2 between logits of a twin and of mlx-lm for the same words."""
 
@@ -37,7 +37,7 @@ MLX_LM = 2e-6
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of random weights, for transformers and mlx-lm too."""
     folder: Path = tmp_path_factory.mktemp(request.param)
-    base_run(request.param, folder, **FAMILIES[request.param])
+    base_run(request.param, folder, n_embd=64)
     return folder
 
 
@@ -307,7 +307,7 @@ HOSTILE: dict[str, Callable[[Path], None]] = {
 @pytest.fixture(scope="module")
 def quantised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
-    base_run("llama", folder, **FAMILIES["llama"])
+    base_run("llama", folder, n_embd=64)
     done("quantise", folder / "base", "--judge-tokens", "0", "-o", folder / "run")
     done("export", folder / "run", "--to", "mlx-lm", "-o", folder / "words")
     return folder / "words"

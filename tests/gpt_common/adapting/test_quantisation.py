@@ -33,7 +33,7 @@ KINDS = ("normal", "positive", "negative", "zeros", "constant", "denormal", "one
 
 
 def values(kind: str, shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.float32]:
-    draw = np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+    draw: npt.NDArray[np.float32] = np.random.default_rng(seed).standard_normal(shape, np.float32)
     match kind:
         case "positive" | "negative":
             return np.abs(draw) * np.float32(1 if kind == "positive" else -1)
@@ -42,9 +42,10 @@ def values(kind: str, shape: tuple[int, ...], seed: int = 0) -> npt.NDArray[np.f
         case "denormal":
             return draw * np.float32(1e-40)
         case "one sign by rows":
-            return np.abs(draw) * np.sign(np.arange(shape[0]) % 2 - 0.5).astype(np.float32)[:, None]
+            signs = np.where(np.arange(shape[0]) % 2, 1, -1).astype(np.float32)
+            return np.asarray(np.abs(draw) * signs[:, None], np.float32)
         case "steps":  # ties: halves of a step
-            return np.round(draw * 2).astype(np.float32) / 2
+            return np.asarray(np.round(draw * 2).astype(np.float32) / 2, np.float32)
         case "huge":
             return draw * np.float32(1e30)
         case _:
@@ -108,7 +109,7 @@ def test_numbers_are_those_of_mlx(grid: Grid) -> None:
 def test_numbers_are_those_of_torch(grid: Grid) -> None:
     import torch
 
-    from torch_gpt.quantised import dequantised
+    from torch_gpt.kernels import dequantised
 
     ours = quantised(values("normal", (2, 5, 256)), grid)
     words = torch.from_numpy(ours.words_XW).view(torch.int32)

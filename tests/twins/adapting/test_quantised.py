@@ -209,9 +209,9 @@ def test_both_twins_tune_alike() -> None:
 
 
 def wrong_dequantised(twin: str, monkeypatch: pytest.MonkeyPatch, wrong: Any) -> None:
-    module = import_module(f"{twin}.quantised")
-    right = module.dequantised
-    monkeypatch.setattr(module, "dequantised", lambda *given: wrong(right, *given))
+    right = import_module(f"{twin}.kernels").dequantised
+    for module in ("kernels", "quantised"):
+        monkeypatch.setattr(f"{twin}.{module}.dequantised", lambda *given: wrong(right, *given))
 
 
 MUTANTS = {
