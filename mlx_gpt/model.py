@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.adapting.configuration import AdapterConfig
-from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, on_grids
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
@@ -173,7 +173,7 @@ class GPT(nn.Module):
         # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
         # to about the size of one (gpt_common/network/init.py).
         places, weights = self.state_dict(), []
-        for name, value in initial_weights(self.config, seed):
+        for name, value in on_grids(initial_weights(self.config, seed), self.quantised.grids):
             weights.append((name, mx.array(value).astype(places[name].dtype)))
         self.update(tree_unflatten(weights))
 

@@ -9,7 +9,7 @@ V rows of a table, D width, N all leading dimensions in one.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -57,11 +57,22 @@ class QuantisedStack(Quantised):
     def product(self: Any, x_MI: mx.array, expert_M: mx.array) -> mx.array:  # type: ignore[override]
         """(M, I) -> (M, O), each row with the matrix of its expert."""
         if on_cpu():
-            return self.grouped(x_MI, self.matrix(x_MI.dtype), expert_M)
+            # Made again for the backward pass.
+            by_experts = mx.checkpoint(partial(self.by_experts, expert_M=mx.stop_gradient(expert_M)))
+            y_MO: mx.array = by_experts(x_MI, self.scales, self.biases)
+            return y_MO
         parts = (self.weight, self.scales.astype(x_MI.dtype), self.biases.astype(x_MI.dtype))
         sizes = {"group_size": self.grid.group_size, "bits": self.grid.bits}
         y_M1O = mx.gather_qmm(x_MI[:, None], *parts, rhs_indices=expert_M, sorted_indices=True, **sizes)
         return y_M1O[:, 0]
+
+    def by_experts(
+        self: Any, x_MI: mx.array, scales_EOG: mx.array, biases_EOG: mx.array, expert_M: mx.array
+    ) -> mx.array:
+        """The same with these scales and biases, which keeps the matrices that it makes."""
+        weight_EOI = dequantised(self.weight, scales_EOG, biases_EOG, self.grid).astype(x_MI.dtype)
+        y_MO: mx.array = self.grouped(x_MI, weight_EOI, expert_M)
+        return y_MO
 
 
 class QuantisedTable(Quantised):

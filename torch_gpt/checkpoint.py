@@ -16,6 +16,7 @@ from gpt_common.network.parameters import NO_ADAPTER
 from gpt_common.training.checkpoint import read_manifest, validate
 from gpt_common.training.fitting import fitting, grids_at
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
+from torch_gpt.kernels import as_words
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -82,11 +83,6 @@ def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a safetensors file, which must have been validated before."""
     return load_file(path)
-
-
-def as_words(value: torch.Tensor) -> torch.Tensor:
-    """Words of a quantised matrix as PyTorch computes with them; anything else as it is."""
-    return value.view(torch.int32) if value.dtype == torch.uint32 else value
 
 
 def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: torch.dtype) -> GPT:

@@ -71,6 +71,11 @@ def unpacked(words_XW: Tensor, bits: int) -> Tensor:
     return torch.stack(codes, dim=-1).flatten(-2)
 
 
+def as_words(value: Tensor) -> Tensor:
+    """Words of a quantised matrix as PyTorch computes with them; anything else as it is."""
+    return value.view(torch.int32) if value.dtype == torch.uint32 else value
+
+
 def quantised_linear(x_XI: Tensor, words_OW: Tensor, scales_OG: Tensor, biases_OG: Tensor, grid: Grid) -> Tensor:
     """`x @ matrix.T`, (X, I) -> (X, O)."""
     y_XO: Tensor = QuantisedProduct.apply(x_XI, words_OW, scales_OG, biases_OG, grid)

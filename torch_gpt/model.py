@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_common.adapting.configuration import AdapterConfig
-from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, on_grids
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
@@ -23,7 +23,7 @@ from torch_gpt.adapters import Adapters
 from torch_gpt.attention import ATTENTION, KVCache, within_examples
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
-from torch_gpt.kernels import cross_entropy
+from torch_gpt.kernels import as_words, cross_entropy
 from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, restarted
 from torch_gpt.quantised import QuantisedLayers
 
@@ -161,8 +161,8 @@ class GPT(nn.Module):
         # to about the size of one (gpt_common/network/init.py).
         places = self.state_dict()  # beside an adapter they are no parameters
         with torch.no_grad():
-            for name, value in initial_weights(self.config, seed):
-                places[name].copy_(torch.from_numpy(value))
+            for name, value in on_grids(initial_weights(self.config, seed), self.quantised.grids):
+                places[name].copy_(as_words(torch.from_numpy(value)))
 
 
 def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt_common.adapting.quantisation import Grid, Grids
 from torch_gpt.adapters import part
@@ -56,7 +57,15 @@ class QuantisedStack(Quantised):
 
     def product(self: Any, x_MI: Tensor, expert_M: Tensor) -> Tensor:  # type: ignore[override]
         """(M, I) -> (M, O), each row with the matrix of its expert."""
-        return self.grouped(x_MI, self.matrix(x_MI.dtype), expert_M)
+        # Made again for the backward pass.
+        y_MO: Tensor = checkpoint(self.by_experts, x_MI, self.scales, self.biases, expert_M, use_reentrant=False)
+        return y_MO
+
+    def by_experts(self: Any, x_MI: Tensor, scales_EOG: Tensor, biases_EOG: Tensor, expert_M: Tensor) -> Tensor:
+        """The same with these scales and biases, which keeps the matrices that it makes."""
+        weight_EOI = dequantised(self.weight, scales_EOG, biases_EOG, self.grid).to(x_MI.dtype)
+        y_MO: Tensor = self.grouped(x_MI, weight_EOI, expert_M)
+        return y_MO
 
 
 class QuantisedTable(Quantised):

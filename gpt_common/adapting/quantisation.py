@@ -17,7 +17,7 @@ Shape suffixes: X any leading dimensions, I inputs, G groups of a row, K inputs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -192,6 +192,19 @@ def stored_shapes(shapes: Shapes, grids: Grids) -> dict[str, tuple[int, ...]]:
         else:
             stored[name] = shape
     return stored
+
+
+def on_grids(weights: Iterable[tuple[str, F32]], grids: Grids) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Name and value of every tensor of a model whose weights are these, rounded where they are quantised."""
+    for name, value in weights:
+        layer = name.removesuffix(".weight")
+        if layer in grids:
+            matrix = quantised(value, grids[layer])
+            yield name, matrix.words_XW
+            yield f"{layer}.scales", matrix.scales_XG
+            yield f"{layer}.biases", matrix.biases_XG
+        else:
+            yield name, value
 
 
 def quantisable(shapes: Shapes) -> list[str]:

@@ -195,14 +195,18 @@ def planned_device(twin: Twin, train: TrainConfig, kind: str) -> tuple[Device, D
     return device, train.dtype
 
 
-def _made(config: RunConfig, grids: Grids) -> tuple[float, float]:
-    """Bytes of the largest matrix of a block that is made from words where it is used, with its codes, and the head's;
-    0 where a kernel multiplies with words."""
+MADE = {"torch": 5.0, "mlx": 10.0}
+"""Bytes per number of the matrix that a block makes from words, with its codes; MLX makes the next before it is done
+with one (measured)."""
+
+
+def _made(config: RunConfig, grids: Grids, twin: Twin) -> tuple[float, float]:
+    """Bytes of the largest matrix of a block that is made from words where it is used, and of the head's."""
     shapes = parameter_shapes(config.model)
     head = "token_embedding" if config.model.tied_head else "head"
-    sizes = {layer: 5.0 * math.prod(shapes[f"{layer}.weight"]) for layer in grids}
-    within = max((size for layer, size in sizes.items() if layer.startswith("blocks.")), default=0.0)
-    return within, sizes.get(head, 0.0)
+    sizes = {layer: math.prod(shapes[f"{layer}.weight"]) for layer in grids}
+    within = max((size for layer, size in sizes.items() if layer.startswith("blocks.")), default=0)
+    return MADE[twin] * within, MADE["torch"] * sizes.get(head, 0)
 
 
 def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED) -> MemoryPlan:
@@ -221,7 +225,7 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Gr
     N = train.batch_size * model.block_size
     ND, NV = N * model.n_embd, N * model.vocab_size
     blocks = _blocks(config, twin, compute, device, grids)
-    made, made_head = (0.0, 0.0) if device == "gpu" else _made(config, grids)
+    made, made_head = (0.0, 0.0) if device == "gpu" else _made(config, grids, twin)
     weights, trained = _held(config, grids), _bytes(trained_shapes(model, config.adapter))
     moments = _bytes(optimizer_shapes(model, config.optim, config.adapter))
     embedding = 4 * model.vocab_size * model.n_embd

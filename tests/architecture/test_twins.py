@@ -60,11 +60,11 @@ ONE_SIDED = {
         "_quantised_product",
         "QuantisedProduct",
         "unpacked",
+        "as_words",
         "Adding",
         "OneDNN",
         "product",
     },
-    "checkpoint.py": {"as_words"},  # PyTorch computes with int32
     "device.py": {"limit_cache"},  # PyTorch gives back what it keeps before it fails
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {

@@ -55,7 +55,7 @@ class TorchTwin(Twin):
             for name in buffer_shapes(self.config.model):
                 places[name].zero_()
             for name, value in weights.items():
-                places[name].copy_(checkpoint.as_words(torch.from_numpy(value)))
+                places[name].copy_(kernels.as_words(torch.from_numpy(value)))
         self._forget()
 
     def moments(self) -> Arrays:
