@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gpt_common.adapting.placement import placed
-from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, stored_shapes
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids, stored_shapes
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import loss_numbers, mlx_saved, torch_saved
 from gpt_common.network.flops import multiplied_parameters
@@ -299,12 +299,14 @@ def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
     return model.n_layer * model.n_head * (model.key_size + model.value_width) * number_bytes
 
 
-def decode_bytes_per_token(model: ModelConfig, number_bytes: int, context: int) -> int:
+def decode_bytes_per_token(model: ModelConfig, number_bytes: int, context: int, grid: Grid | None = None) -> int:
     """Bytes that generation must at least read for one more token of one sequence: its matrices, and the cache.
 
     Args:
         model: the network.
         number_bytes: size of one number in the compute dtype.
         context: tokens before it.
+        grid: on which its matrices are quantised, with scales and biases of that size; None: they are not.
     """
-    return number_bytes * multiplied_parameters(model) + context * kv_cache_bytes_per_token(model, number_bytes)
+    each = number_bytes if grid is None else grid.bits / 8 + 2 * number_bytes / grid.group_size
+    return int(each * multiplied_parameters(model)) + context * kv_cache_bytes_per_token(model, number_bytes)
