@@ -60,6 +60,19 @@ def test_a_base_that_is_missing_or_changed_is_refused(runs: Path, capsys: pytest
         shutil.copytree(kept, base)
 
 
+def test_a_base_stays_when_its_run_goes_on(runs: Path, stories_dir: Path) -> None:
+    base, adapted = runs / "goes on", runs / "beside it"
+    train("torch_gpt", *tiny(stories_dir, "--out", str(base), "--max-steps", "1", "--keep-checkpoints", "1"))
+    start = ("--init-from", base, "--data-dir", stories_dir, *DORA, "--max-steps", "1", "--out", adapted)
+    train("torch_gpt", *start)
+    longer = ("--max-steps", "4", "--eval-interval", "1", "--checkpoint-interval", "1", "--learning-rate", "1e-2")
+    train("torch_gpt", "--resume", base, *longer)
+    left = {path.name for path in (base / "checkpoints").iterdir()}
+    assert left - {"step-000004"} == {"best", "latest", "kept", "step-000001"}, "and none that nothing stands beside"
+    assert (base / "checkpoints" / "best").read_text() == "step-000004\n"
+    train("torch_gpt", "--resume", adapted, "--max-steps", "2")
+
+
 def test_what_cannot_be(runs: Path, stories_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = ("--data-dir", stories_dir)
     new = tiny(stories_dir, "--adapter", "lora", "--out", str(runs / "none"))
