@@ -64,6 +64,11 @@ class Marker:
                     f"{conversation.where}: message {i} says {found.group()!r}, which divides conversations: take it "
                     "out, or write it otherwise"
                 )
+        if conversation.tools and (found := self._special.search(conversation.tools)):
+            raise UserError(
+                f"{conversation.where}: a tool says {found.group()!r}, which divides conversations: take it out, or "
+                "write it otherwise"
+            )
         return conversation
 
     def mark(self, conversation: Conversation, written: Written) -> Marked:

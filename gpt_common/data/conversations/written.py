@@ -86,7 +86,7 @@ def chatml(conversation: Conversation) -> Written:
     answers, at = [], 0
     for message in _with_tools(conversation):
         head = f"{TURN}{message.role}\n"
-        if message.role == "assistant":
+        if message.role == "assistant" and message.learnt:
             answers.append((at + len(head), at + len(head) + len(message.content)))
         parts.append(f"{head}{message.content}{END}\n")
         at += len(parts[-1])
@@ -245,17 +245,36 @@ def _write(compiled: Any, template: Template, conversation: Conversation) -> Wri
         return "".join(parts)
 
     plain = render(conversation.messages)
+    spoken = [message.learnt for message in conversation.messages if message.role == "assistant"]
     if MARKS[0] in plain:  # it says itself what an answer is
-        return _between_marks(plain)
+        return _learnt(_between_marks(plain), spoken, template)
     for strip in (False, True):  # many templates cut blanks off
         messages = [Message(m.role, m.content.strip() if strip else m.content) for m in conversation.messages]
         marked = [Message(m.role, MARKS[0] + m.content + MARKS[1]) if m.role == "assistant" else m for m in messages]
         found = _between_marks(render(marked))
         if found.text == plain and found.answers:
-            return found
+            return _learnt(found, spoken, template)
     raise UserError(
         f"the template of {template.name} changes answers, so that they cannot be told from the rest: put them "
         "between {% generation %} and {% endgeneration %} in it"
+    )
+
+
+def _learnt(written: Written, spoken: Sequence[bool], template: Template) -> Written:
+    """Without the answers that are only read.
+
+    Args:
+        spoken: of every answer of the conversation, whether it is to be learnt.
+    """
+    if all(spoken):
+        return written
+    if len(written.answers) != len(spoken):
+        raise UserError(
+            f"the template of {template.name} marks {len(written.answers)} answers and the conversation has "
+            f"{len(spoken)}: which of them has the weight 0 is not known"
+        )
+    return Written(
+        written.text, tuple(place for place, is_learnt in zip(written.answers, spoken, strict=True) if is_learnt)
     )
 
 
