@@ -17,9 +17,10 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from gpt_common.data.conversations.reading import MARKS, Conversation, Message
+from gpt_common.data.tokenizers.tokenizer import END_OF_TURN
 from gpt_common.errors import UserError
 
-TURN, END = "<|im_start|>", "<|im_end|>"
+TURN, END = "<|im_start|>", END_OF_TURN
 """ChatML's special tokens."""
 SECONDS = 10.0
 """For so many conversations a template may take, and the first has the start of its process besides."""
