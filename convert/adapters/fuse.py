@@ -23,7 +23,8 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
-from gpt_common.training.manifest import TOKENIZER_FILE, base_of
+from gpt_common.training.checkpoint import find_checkpoint
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_of
 from gpt_common.words import say
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -58,7 +59,7 @@ def fuse(command: Fuse) -> Path:
     assert base is not None
     config, tensors = manifest.run_config, tensors_of(checkpoint)
     whole, kept = merged(config.model, config.adapter, tensors_of(base), tensors)
-    source = command.src.resolve()
+    source = command.src if command.src.name else command.src.resolve()
     destination = command.out or source.with_name(f"{source.name}-fused")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
     contents = Contents(
@@ -72,15 +73,31 @@ def fuse(command: Fuse) -> Path:
         best_val_loss=manifest.best_val_loss,
         best_step=manifest.best_step,
         dataset=manifest.dataset,
+        prompt=manifest.prompt,
     )
     options = WriteOptions(tokenizer=tokenizer)
     committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
     say(f"{destination}: {len(kept)} adapters merged into {base}, in float32")
-    say(
-        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
-        "(root mean square): export in float32 unless that is little"
-    )
+    say(f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add")
+    say(f"merging into bfloat16 {_cost(checkpoint, manifest, destination)}")
     return destination
+
+
+def _cost(checkpoint: Path, manifest: Manifest, merged: Path) -> str:
+    """What merging into bfloat16 costs in loss, or why that is not known; where it is much, float32 is for export."""
+    from convert.parity.merging import cost_of_rounding
+
+    names = [
+        f"{one.name}.weight" for one in placed(parameter_shapes(manifest.run_config.model), manifest.run_config.adapter)
+    ]
+    try:
+        cost = cost_of_rounding(checkpoint, manifest, find_checkpoint(merged, prefer="best"), names)
+    except UserError as error:
+        return f"costs a loss that was not measured: {error}"
+    return (
+        f"costs {cost.merged - cost.adapted:+.1e} nats/token: {cost.merged:.6f} for {cost.adapted:.6f}, on "
+        f"{cost.tokens:,} tokens of {cost.dataset}"
+    )
 
 
 Kept = list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
