@@ -110,6 +110,9 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
     Args:
         base: tensors of the base's model file.
         adapter: of the adapter's.
+
+    Raises:
+        UserError: what comes out is not finite.
     """
     shapes = parameter_shapes(model)
     tensors = dict(base)
@@ -120,7 +123,10 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
         before = base[f"{one.name}.weight"]
         if config.adapter_base_dtype == "bfloat16":
             before = in_bfloat16(before)
-        after = matrix(one, before, adapter)
+        with np.errstate(all="ignore"):
+            after = matrix(one, before, adapter)
+        if not np.isfinite(after).all():
+            raise UserError(f"{one.name} with its adapter holds NaN or infinity: this adapter is not for this base")
         tensors[f"{one.name}.weight"] = after
         kept.append((after, after.astype(np.float64) - before))
     return tensors | {name: adapter[name] for name in trained_whole(shapes, config)}, kept

@@ -114,7 +114,7 @@ def saved_whole(folder: Path, **tables: npt.NDArray[np.float32]) -> None:
 def test_an_embedding_that_is_the_head_is_both_in_peft(bases: Bases, tmp_path: Path) -> None:
     folder = bases("gpt2")
     adapted(next(case for case in CASES if case.name == "gpt2-lora"), folder / "hf", tmp_path / "peft")
-    table = np.random.default_rng(3).standard_normal((40, 32), np.float32) / 10
+    table = np.random.default_rng(3).standard_normal((40, 32), np.float32) * np.float32(0.1)
     saved_whole(tmp_path / "peft", wte=table, lm_head=table.copy())
     expected = peft_logits(folder / "hf", tmp_path / "peft")
     main(["import", str(tmp_path / "peft"), "--base", str(folder / "base"), "-o", str(tmp_path / "run")])
