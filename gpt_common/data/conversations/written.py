@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from gpt_common.data.conversations.reading import MARKS, Conversation, Message
@@ -142,6 +144,7 @@ def _ask(connection: Connection, template: Template, conversations: Iterable[Con
 def _serve(connection: Connection, template: Template) -> None:
     """Write out what is asked for, until nobody asks any more."""
     _hold_memory()
+    _end_with_parent()
     environment, compiled, problem = None, None, None
     try:
         environment = _sandbox()
@@ -180,6 +183,18 @@ def _hold_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, OSError, ValueError):  # macOS has no such limit: the time is bounded all the same
         return
+
+
+def _end_with_parent() -> None:
+    """A template that loops must not go on when who would have ended it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _sandbox() -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gpt_common.errors import UserError
 from tests.gpt_common.data.conversations.test_preparing import PAIR, prepared
+from tests.twins import ROOT
 
 WRONG_TEMPLATES = {
     "not Jinja": ("{% for %}", "cannot be read"),
@@ -52,3 +57,30 @@ def test_a_template_that_loops_is_ended(tmp_path: Path, monkeypatch: pytest.Monk
         prepared(tmp_path, PAIR, PAIR, template=str(tmp_path / "t.jinja"))
     assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.jinja", "talk.jsonl"]
+
+
+VICTIM = """
+import os, signal, threading
+from gpt_common.data.conversations.reading import Conversation, Message
+from gpt_common.data.conversations.written import Template
+
+LOOP = "{% for m in messages %}{{ m.content }}{% if m.content == 'loop' %}{% for i in range(99999) %}" \\
+    "{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{% endfor %}"
+
+if __name__ == "__main__":
+    talks = [Conversation("", (Message("assistant", said),)) for said in ("hello", "loop")]
+    with Template(LOOP).writer() as write:
+        asking = write(iter(talks))
+        next(asking)  # its process is there; the next one is sent to it, and then nobody waits for the answer any more
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        next(asking)
+"""
+
+
+def test_a_template_that_loops_ends_with_who_asked(tmp_path: Path) -> None:
+    (tmp_path / "victim.py").write_text(VICTIM)
+    command = [sys.executable, str(tmp_path / "victim.py")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE) as victim:
+        # The template's process has the same pipe: it is at its end when the last of them is.
+        assert victim.communicate(timeout=60)[0] == b""
+        assert victim.returncode == -signal.SIGKILL
