@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.__main__ import main
 from gpt_common.data.conversations.marking import Marker, TrainOn
 from gpt_common.data.conversations.preparing import prepare_conversations
-from gpt_common.data.conversations.reading import Conversation, Message
-from gpt_common.data.conversations.written import CHATML, END, TURN, Template, chatml
+from gpt_common.data.conversations.reading import Conversation, Message, read_conversations
+from gpt_common.data.conversations.written import AT_ONCE, CHATML, END, TURN, Template, chatml
 from gpt_common.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.errors import UserError
@@ -179,6 +180,24 @@ def test_an_answer_of_weight_0_is_read_only(tmp_path: Path) -> None:
     kept = (tmp_path / "data" / "talk" / "tokenizer.json").rename(tmp_path / "kept.json")
     dataset, _ = prepared(tmp_path, talk, PAIR, template=str(tmp_path / "t.jinja"), tokenizer=str(kept))
     assert learnt(dataset, 0) == [f"Yes — sure.{END}"]
+
+
+def test_no_more_than_a_few_conversations_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: weakref.WeakValueDictionary[int, Conversation] = weakref.WeakValueDictionary()
+    most = 0
+
+    def watched(files: Any) -> Any:
+        nonlocal most
+        for number, conversation in enumerate(read_conversations(files)):
+            held[number] = conversation
+            most = max(most, len(held))
+            yield conversation
+
+    monkeypatch.setattr("gpt_common.data.conversations.preparing.read_conversations", watched)
+    dataset, _ = prepared(tmp_path, *[PAIR] * 600)
+    assert dataset.examples is not None
+    assert len(dataset.examples[0].ends) == 540
+    assert most <= 2 * AT_ONCE, "a template is given so many at once"
 
 
 def test_the_template_beside_a_tokenizer_is_taken(tmp_path: Path) -> None:
