@@ -27,14 +27,16 @@ class Library:
     """Whose adapters."""
 
     name: str
+    home: str
+    """Whose models its adapters stand beside, as `--to` calls it."""
     weights: str
     read: Callable[[Path, ModelConfig], Adapter]
     write: Callable[[Adapter, Path, str], tuple[str, ...]]
 
 
 LIBRARIES = {
-    "peft": Library("peft", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
-    "mlx-lm": Library("mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
+    "peft": Library("peft", "transformers", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
+    "mlx-lm": Library("mlx-lm", "mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
 }
 KINDS = {"lora": "LoRA", "dora": "DoRA"}
 HOW = "name it with --to peft or mlx-lm, or merge it first (python -m convert fuse {})"
@@ -142,7 +144,8 @@ def hand_out(source: Path, found: tuple[Path, Manifest], to: str, out: Path | No
     committed(destination, overwrite, write)
     for note in notes:
         say(f"note: {note}")
-    say(f"{destination}: adapter for {to}; its base goes there by `python -m convert export {base}`")
+    way = f"python -m convert export {base} --to {LIBRARIES[to].home}"
+    say(f"{destination}: adapter for {to}; its base goes there by `{way}`")
     return destination
 
 
