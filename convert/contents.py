@@ -54,6 +54,8 @@ class Contents:
     best_val_loss: float | None = None
     best_step: int | None = None
     dataset: dict[str, Any] | None = None
+    prompt: str | None = None
+    """What samples start from if none is given."""
     find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
     """Reads the tokenizer, which takes longer than all headers."""
     key_map: Mapping[str, str] = field(default_factory=dict)

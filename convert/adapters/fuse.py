@@ -25,7 +25,8 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
-from gpt_common.training.manifest import TOKENIZER_FILE, base_of
+from gpt_common.training.checkpoint import find_checkpoint
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_of
 from gpt_common.words import say
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -68,7 +69,7 @@ def fuse(command: Fuse) -> Path:
         raise UserError(f"{base} is not quantised: there is no grid to keep; leave out --keep-grid")
     whole, kept = merged(config.model, config.adapter, floats_of(before), tensors)
     adapted = [one.name for one in placed(parameter_shapes(config.model), config.adapter)]
-    source = command.src.resolve()
+    source = command.src if command.src.name else command.src.resolve()
     destination = command.out or source.with_name(f"{source.name}-fused")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
     contents = Contents(
@@ -82,11 +83,11 @@ def fuse(command: Fuse) -> Path:
         best_val_loss=manifest.best_val_loss,
         best_step=manifest.best_step,
         dataset=manifest.dataset,
+        prompt=manifest.prompt,
     )
     said = [
         f"{destination}: {len(kept)} adapters merged into {base}, in float32",
-        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
-        "(root mean square): export in float32 unless that is little",
+        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add",
     ]
     if command.keep_grid:
         text = material(config, manifest, tokenizer, command.text, say)
@@ -96,7 +97,26 @@ def fuse(command: Fuse) -> Path:
     committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
     for line in said:
         say(line)
+    if not command.keep_grid:
+        say(f"merging into bfloat16 {_cost(checkpoint, manifest, destination)}")
     return destination
+
+
+def _cost(checkpoint: Path, manifest: Manifest, merged: Path) -> str:
+    """What merging into bfloat16 costs in loss, or why that is not known; where it is much, float32 is for export."""
+    from convert.parity.merging import cost_of_rounding
+
+    names = [
+        f"{one.name}.weight" for one in placed(parameter_shapes(manifest.run_config.model), manifest.run_config.adapter)
+    ]
+    try:
+        cost = cost_of_rounding(checkpoint, manifest, find_checkpoint(merged, prefer="best"), names)
+    except UserError as error:
+        return f"costs a loss that was not measured: {error}"
+    return (
+        f"costs {cost.merged - cost.adapted:+.1e} nats/token: {cost.merged:.6f} for {cost.adapted:.6f}, on "
+        f"{cost.tokens:,} tokens of {cost.dataset}"
+    )
 
 
 Kept = list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
@@ -109,6 +129,9 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
     Args:
         base: tensors of the base's model file.
         adapter: of the adapter's.
+
+    Raises:
+        UserError: what comes out is not finite.
     """
     shapes = parameter_shapes(model)
     tensors = dict(base)
@@ -119,7 +142,10 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
         before = base[f"{one.name}.weight"]
         if config.adapter_base_dtype == "bfloat16":
             before = in_bfloat16(before)
-        after = matrix(one, before, adapter)
+        with np.errstate(all="ignore"):
+            after = matrix(one, before, adapter)
+        if not np.isfinite(after).all():
+            raise UserError(f"{one.name} with its adapter holds NaN or infinity: this adapter is not for this base")
         tensors[f"{one.name}.weight"] = after
         kept.append((after, after.astype(np.float64) - before))
     return tensors | {name: adapter[name] for name in trained_whole(shapes, config)}, kept

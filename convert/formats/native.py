@@ -68,6 +68,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
         best_val_loss=manifest.best_val_loss,
         best_step=manifest.best_step,
         dataset=manifest.dataset,
+        prompt=manifest.prompt,
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
     )
 
@@ -112,6 +113,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         best_val_loss=contents.best_val_loss,
         best_step=contents.step if contents.best_step is None else contents.best_step,
         dataset=contents.dataset,
+        prompt=contents.prompt,
         tokenizer=None if tokenizer is None else identity(tokenizer),
         written_by={
             "program": "convert",

@@ -5,7 +5,7 @@
                     optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>
                     tokenizer.json          so that the folder can be sampled from on its own
                     state.json              step, losses, configuration, fingerprints, SHA-256 per tensor
-        latest, best                        one-line files that name a checkpoint
+        latest, best, kept                  files that name a checkpoint; `kept` those that adapters stand beside
 
 A checkpoint is written to `step-000500.tmp-<pid>`, synced, renamed, and only then named by a pointer: a crash at any
 moment leaves the previous checkpoint valid. Reading trusts nothing: the safetensors library validates the
@@ -39,6 +39,7 @@ from gpt_common.files import (
 )
 from gpt_common.network.parameters import optimizer_shapes, saved_shapes
 from gpt_common.training.manifest import (
+    CHECKPOINT_NAME,
     MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -46,14 +47,14 @@ from gpt_common.training.manifest import (
     Header,
     Manifest,
     base_of,
+    keep_base,
+    kept_for_adapters,
     read_header,
     tensor_hashes,
 )
 from gpt_common.training.pretrained import foreign, missing
 
-FULL_DISK_BYTES = 1 << 16
-CHECKPOINT_NAME = r"step-[0-9]{1,16}"
-LARGEST_POINTER = 1 << 10
+FULL_DISK_BYTES, LARGEST_POINTER = 1 << 16, 1 << 10
 WEIGHT_DTYPES, MOMENT_DTYPES, WORD_DTYPE = ("F32", "BF16", "F16"), ("F32",), "U32"
 """What both twins take, as safetensors calls it."""
 
@@ -100,6 +101,7 @@ def write_checkpoint(
         write_atomically(folder / "latest", final.name + "\n")
         if best:
             write_atomically(folder / "best", final.name + "\n")
+        keep_base(final, manifest)
         _retire(folder, keep)
     except OSError as error:
         raise cannot_write(final, error) from None
@@ -124,8 +126,8 @@ def _library_errors_as_os_errors(folder: Path) -> Iterator[None]:
 
 
 def _retire(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the pointed ones."""
-    protected = {pointed for name in ("best", "latest") if (pointed := _pointed(folder, name))}
+    """Remove all but the `keep` newest checkpoints, the pointed ones, and the bases of adapters."""
+    protected = kept_for_adapters(folder) | {_pointed(folder, name) for name in ("best", "latest")}
     for old in _checkpoints(folder)[:-keep]:
         if old.name not in protected:
             # Renamed first, so that a crash in the middle of deletion never leaves a torn checkpoint.

@@ -103,6 +103,22 @@ def test_an_impossible_adapter_is_refused(fields: dict[str, Any]) -> None:
         AdapterConfig(adapter="lora", **fields)
 
 
+def test_dora_is_refused_beside_a_row_of_zeros() -> None:
+    config = AdapterConfig(adapter="dora", adapter_targets=("qkv_proj",))
+    base = np.ones((48, 16), np.float32)
+    base[7] = 0
+    with pytest.raises(UserError, match=r"row 7 of blocks\.0\.attention\.qkv_proj is zero"):
+        list(initial_adapters(parameter_shapes(GPT2), config, 0, lambda _: base))
+    assert list(initial_adapters(parameter_shapes(GPT2), AdapterConfig(adapter="lora"), 0, lambda _: base))
+
+
+def test_a_rank_for_what_has_no_adapter_is_refused() -> None:
+    with pytest.raises(UserError, match="'out_proj' has no adapter"):
+        shapes(GPT2, adapter_targets=("qkv_proj",), adapter_ranks=("out_proj=2",))
+    with pytest.raises(UserError, match="has no adapter"):
+        shapes(GPT2, adapter_layers=1, adapter_alphas=("blocks.0.attention.qkv_proj=2",))
+
+
 def test_no_adapter_has_no_rank() -> None:
     with pytest.raises(UserError, match="add --adapter"):
         AdapterConfig(adapter_rank=4)
