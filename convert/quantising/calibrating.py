@@ -24,6 +24,10 @@ Moments = Mapping[str, npt.NDArray[np.float64]]
 CALIBRATION_TOKENS, JUDGE_TOKENS, FAR_TOKENS = 16384, 8192, 2048
 SEED = 1337
 """Of the batches that are calibrated on."""
+PARTS_OF_RATE = (1.0, 1 / 4, 1 / 16, 1 / 64)
+"""Of the largest rate of tuning, that are tried."""
+TRIED = 1 << 19
+"""Number of the first batch that says how far they got."""
 BEHIND = 1 << 20
 """Their number where tuning begins: not those that GPTQ saw."""
 
@@ -85,7 +89,7 @@ def arrays_of(tensors: Arrays, matrices: Matrices) -> dict[str, npt.NDArray[Any]
 def tuned(
     twin: Twin,
     teacher: Any,
-    student: Any,
+    new_student: Callable[[], Any],
     matrices: Matrices,
     text: Material,
     tuning: Any,
@@ -93,33 +97,57 @@ def tuned(
 ) -> dict[str, Quantised]:
     """The same codes with scales and biases by which the distributions come nearer to the float model's.
 
+    A rate that suits a small model throws a deep one: several are tried for some steps, from the same beginning, and
+    the one goes on that got nearest. Where none gets nearer, scales and biases stay as they are.
+
     Args:
-        tuning: steps; rate, by how much of a tensor's mean size it may move at first, where the divergence is one nat,
-            else times its root; it falls to 0 as a cosine; and dtype.
-        done: called after each step.
+        new_student: makes the quantised model.
+        tuning: steps; rate, the largest that is tried: by how much of a tensor's mean size it may move at first, where
+            the divergence is one nat, else times its root; it falls to 0 as a cosine; and dtype.
+        done: called after each step, `tuning_steps` times in all.
     """
-
-    def batches() -> Iterator[NumpyBatch]:
-        for step in range(tuning.steps):
-            yield text.calibration(SEED, BEHIND + step)
-            done()
-
+    fixed = text.enough(SEED, FAR_TOKENS, TRIED)
+    before = twin.compare(teacher, new_student(), fixed).divergence
     # How far scales are off goes by the root of what they cost: a fixed rate spoils a model in 8 bits.
-    far = math.sqrt(twin.compare(teacher, student, text.enough(SEED, FAR_TOKENS)).divergence)
+    largest = tuning.rate * math.sqrt(before)
 
-    def falling(step: int) -> float:
-        rate: float = tuning.rate * far * (1 + math.cos(math.pi * step / tuning.steps)) / 2
-        return rate
+    def course(rate: float, steps: int) -> tuple[dict[str, F32], float]:
+        """Values after so many steps, and how far the model is then."""
 
-    found, _ = twin.tune(teacher, student, batches(), falling)
+        def batches() -> Iterator[NumpyBatch]:
+            for step in range(steps):
+                yield text.calibration(SEED, BEHIND + step)
+                done()
+
+        student = new_student()
+        values, _ = twin.tune(
+            teacher, student, batches(), lambda step: rate * (1 + math.cos(math.pi * step / steps)) / 2
+        )
+        reached = twin.compare(teacher, student, fixed).divergence
+        return values, reached if math.isfinite(reached) else math.inf
+
+    tried = {largest * part: course(largest * part, trial_steps(tuning.steps))[1] for part in PARTS_OF_RATE}
+    values, reached = course(min(tried, key=lambda rate: tried[rate]), tuning.steps)
+    if reached >= before:
+        return dict(matrices)
     return {
         layer: dataclasses.replace(
             matrix,
-            scales_XG=rounded_to(tuning.dtype, found[f"{layer}.scales"]),
-            biases_XG=rounded_to(tuning.dtype, found[f"{layer}.biases"]),
+            scales_XG=rounded_to(tuning.dtype, values[f"{layer}.scales"]),
+            biases_XG=rounded_to(tuning.dtype, values[f"{layer}.biases"]),
         )
         for layer, matrix in matrices.items()
     }
+
+
+def trial_steps(steps: int) -> int:
+    """How many steps each rate is tried for."""
+    return max(4, steps // 10)
+
+
+def tuning_steps(steps: int) -> int:
+    """Steps in all, trials among them."""
+    return steps + len(PARTS_OF_RATE) * trial_steps(steps)
 
 
 def moments_of(model: ModelConfig, tensors: Arrays, layers: Iterable[str], text: Material) -> Moments:

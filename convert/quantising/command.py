@@ -6,6 +6,7 @@ import dataclasses
 import os
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -27,6 +28,7 @@ from convert.quantising.calibrating import (
     by_gptq,
     rounded,
     tuned,
+    tuning_steps,
     twin_of,
 )
 from convert.quantising.choosing import choose
@@ -83,7 +85,8 @@ class Quantise:
     steps: int = 200
     """Of tuning."""
     rate: float = 0.03
-    """By how much of its size a scale may move in a step of tuning, at first, times the root of the divergence."""
+    """The largest of four rates that tuning tries: by how much of its size a scale may move, times the root of the
+    divergence."""
     judge_tokens: int = JUDGE_TOKENS
     """How many to judge by; 0: no table."""
     twin: Literal["auto", "torch", "mlx"] = "auto"
@@ -229,10 +232,11 @@ class Quantiser:
             self._row("gptq", grids, matrices)
         if command.calibrate == "dwq":
             assert self.text is not None
-            student = self.twin.quantised(self.model, arrays_of(self.tensors, matrices), grids)
+            arrays = arrays_of(self.tensors, matrices)
+            new_student = partial(self.twin.quantised, self.model, arrays, grids)
             with Progress() as progress:
-                advance = progress.counting("tuning scales and biases", command.steps)
-                matrices = tuned(self.twin, self.teacher, student, matrices, self.text, command, lambda: advance(1))
+                advance = progress.counting("tuning scales and biases", tuning_steps(command.steps))
+                matrices = tuned(self.twin, self.teacher, new_student, matrices, self.text, command, lambda: advance(1))
             self._row("dwq", grids, matrices)
         return matrices
 
