@@ -12,6 +12,7 @@ from convert.formats.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, transla
 from convert.storage.pickles import shown
 from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, WEIGHT_DTYPES, Rounding, Tensor, cast, same
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.data.conversations.written import Template
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
@@ -50,6 +51,8 @@ class Contents:
     dataset: dict[str, Any] | None = None
     find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
     """Reads the tokenizer, which takes longer than all headers."""
+    find_template: Callable[[], Template | None] = lambda: None
+    """Reads the template of conversations, if there is one that is not ours."""
     key_map: Mapping[str, str] = field(default_factory=dict)
     """Our names and the format's; empty where they are ours."""
     names: dict[str, str] = field(default_factory=dict)

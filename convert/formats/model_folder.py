@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, check_sizes, drop_tied_head
-from convert.formats.tokenizer_files import ends_of, read_tokenizer, write_tokenizer
+from convert.formats.tokenizer_files import ends_of, read_template, read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
 from convert.storage.pickles import shown
 from convert.storage.safetensors_file import read_metadata, read_safetensors, write_safetensors
@@ -69,6 +69,7 @@ def with_folder(
         contents,
         config=RunConfig(model=model),
         find_tokenizer=lambda: read_tokenizer(contents.path),
+        find_template=lambda: read_template(contents.path),
         described_in="config.json",
         notes=(*notes, *contents.notes),
         verify=verify,

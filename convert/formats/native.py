@@ -8,10 +8,12 @@ from pathlib import Path
 
 from convert.contents import Contents, check_sizes
 from convert.formats.format import Format
+from convert.formats.tokenizer_files import read_template, write_template
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
 from convert.storage.tensors import Tensor, hashed
 from gpt_common.config import from_dict, to_dict, to_toml
+from gpt_common.data.conversations.preparing import SETTINGS
 from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest, write_checkpoint
@@ -57,6 +59,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
         best_step=manifest.best_step,
         dataset=manifest.dataset,
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
+        find_template=lambda: read_template(folder.parent.parent if folder.parent.name == "checkpoints" else folder),
     )
 
 
@@ -118,6 +121,8 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
 
     write_checkpoint(path, manifest, write_files=write_files, best=True, keep=1)
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    if options.template is not None:
+        write_template(options.template, path)
     return ()
 
 
@@ -130,6 +135,6 @@ FORMAT = Format(
     target="native",
     commands=("torch2mlx",),
     suffix="-mlx",
-    files=frozenset({"config.toml", "checkpoints"}),
+    files=frozenset({"config.toml", "checkpoints", SETTINGS}),
     holds_optimizer=True,
 )

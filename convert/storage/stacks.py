@@ -125,6 +125,48 @@ def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     return woven(parts, columns, (rows, columns * len(parts)))
 
 
+def below(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of rows of one width, below one another, whatever the number of each."""
+
+    def pieces() -> Iterator[memoryview]:
+        for part in parts:
+            yield from _Stream(part).run(0, part.nbytes)
+
+    dtype, shape = parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Tensor(dtype=dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), dtype))
+
+
+def first_rows(tensor: Tensor, count: int) -> Tensor:
+    """The first rows alone; all is read, so that whoever checks it does."""
+    length = tensor.nbytes // tensor.shape[0] * count
+
+    def pieces() -> Iterator[memoryview]:
+        stream = _Stream(tensor)
+        yield from stream.run(0, length)
+        for _ in stream.run(length, tensor.nbytes - length):
+            pass
+
+    shape = (count, *tensor.shape[1:])
+    return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), tensor.dtype))
+
+
+def reordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """In every group of as many rows as `order` has, row number order[i] in place i; a vector's numbers are its rows.
+
+    One group is in memory.
+    """
+    length = tensor.nbytes // tensor.shape[0]
+
+    def pieces() -> Iterator[memoryview]:
+        stream, size = _Stream(tensor), length * len(order)
+        for start in range(0, tensor.nbytes, size):
+            group = memoryview(b"".join(stream.run(start, size)))
+            for row in order:
+                yield group[row * length : (row + 1) * length]
+
+    return Tensor(dtype=tensor.dtype, shape=tensor.shape, blocks=lambda: _in_blocks(pieces(), tensor.dtype))
+
+
 def gather(
     path: Path, raw: Mapping[str, Tensor], pattern: re.Pattern[str], count: int | None
 ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
