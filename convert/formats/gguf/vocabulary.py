@@ -256,7 +256,10 @@ def _read_pieces(
             added.append(_added(token, i, special=types[i] == CONTROL))
     steps = RULES[rule]
     splitter = steps[0] if len(steps) == 1 else {"type": "Sequence", "pretokenizers": steps}
+    # To the letter as `train_bpe` leaves it, so that a tokenizer of ours comes back as the same one.
     definition |= {"added_tokens": added, "pre_tokenizer": splitter, "post_processor": None}
+    definition["decoder"] = {**BYTE_LEVEL, "add_prefix_space": True}
+    definition["model"] |= {"continuing_subword_prefix": None, "end_of_word_suffix": None}
     return with_tokens(known_definition(definition), behind)
 
 
