@@ -173,10 +173,11 @@ def _deepseek_read(
     key, rope = fields["key_size"], fields["rope_size"]
     if type(key) is not int or type(rope) is not int or rope >= key:
         raise model_folder.other_model(path, "deepseek2.attention.key_length", key, f"more than {shown(rope)}")
-    biased = any(name.endswith(".routing_bias") for name in tensors)
     n_dense, n_layer = fields["n_dense_layer"], fields["n_layer"]
     if type(n_dense) is int and type(n_layer) is int:
         n_dense = min(n_dense, n_layer)
+    # Where no block has experts, nothing but the kind of gate tells DeepSeek-V3 from V2, which has no biases on them.
+    biased = any(name.endswith(".routing_bias") for name in tensors) or (n_dense == n_layer and router == "sigmoid")
     return {
         "key_size": None, "n_dense_layer": n_dense, "nope_size": key - rope, "router": router,
         "balancing": "bias" if biased else "none",
