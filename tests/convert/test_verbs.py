@@ -100,7 +100,8 @@ def test_help_lists_what_people_look_for_first() -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"m.gguf": b"GGUF\x03"}, ("m.gguf is a GGUF file",)),
+        ({"m.gguf": b"GGUF\x03"}, ("m.gguf is not a valid GGUF file",)),
+        ({"m/q4.gguf": b"GGUF\x03"}, ("q4.gguf is a GGUF file", "import")),
         ({"a/adapter_config.json": b"{}", "a/adapters.safetensors": b""}, ("is an adapter", "--base RUN")),
         ({"d/train.bin": b"", "d/meta.json": b"{}"}, ("is a dataset",)),
     ],
