@@ -78,9 +78,7 @@ def packed(name: str, tensor: Tensor, kind: Kind) -> Iterator[bytes]:
     for block in tensor.blocks():
         found = values(block, tensor.dtype)
         if float(np.abs(found).max(initial=0.0)) > LARGEST_IN_BLOCKS:
-            raise UserError(
-                f"tensor {name} has numbers that are too large for {kind.name.lower()}: take another --dtype"
-            )
+            raise UserError(f"tensor {name} has numbers too large for {kind.name.lower()}: choose another --dtype")
         with np.errstate(under="ignore", divide="ignore", over="ignore", invalid="ignore"):
             yield quants.quantize(np.ascontiguousarray(found).reshape(1, -1), number).tobytes()
 

@@ -63,7 +63,7 @@ def test_a_latest_checkpoint_may_be_asked_for(checkpoint: Path, tmp_path: Path) 
         (["export", "run"], "missing argument: --to"),
         (
             ["export", "run", "--to", "pytorch"],
-            "is not a choice: choose from: mlx-lm, nanogpt, native, peft, transformers",
+            "is not a choice: choose from: gguf, mlx-lm, nanogpt, native, peft, transformers",
         ),
         (["imprt", "x"], "did you mean 'import'?"),
         (["exprot", "x"], "did you mean 'export'?"),

@@ -30,6 +30,8 @@ MODEL, NO_MODEL = "gpt2", "none"
 TEMPLATE = "tokenizer.chat_template"
 OWN_ROWS = "mlx_torch_gpt.vocab_size"
 """How many rows are the model's own, where one was added for the end of a text."""
+OWN_TOKENS = "mlx_torch_gpt.tokens"
+"""How many tokens are the tokenizer's own, where its end was none of them."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 NEVER = BYTE_LETTERS[255]
 """A byte that no UTF-8 has: two of them are the merge of a vocabulary that needs none, for there must be one."""
@@ -78,8 +80,10 @@ def settings_of(tokenizer: Tokenizer | None, rows: int, template: Template | Non
     rule, merges = _characters(base, table) if isinstance(base, CharTokenizer) else _pieces(base, table)
     for name, number in tokenizer.specials.items():
         table.put(number, name, CONTROL)
+    own: dict[str, Value] = {OWN_ROWS: rows} if added else {}
     if ends[0] == tokenizer.vocab_size:
         table.put(ends[0], END_OF_TEXT, CONTROL)
+        own[OWN_TOKENS] = tokenizer.vocab_size
     begin = ends[-1]
     if template is not None and template.begin in tokenizer.specials:
         begin = tokenizer.specials[template.begin]
@@ -97,7 +101,7 @@ def settings_of(tokenizer: Tokenizer | None, rows: int, template: Template | Non
     if len(ends) > 1:
         found[f"{PREFIX}.eot_token_id"] = ends[0]
     source = template.source if template is not None else CHATML if writes_chatml(tokenizer) else None
-    return found | ({} if source is None else {TEMPLATE: source}) | ({OWN_ROWS: rows} if added else {}), added
+    return found | ({} if source is None else {TEMPLATE: source}) | own, added
 
 
 def names_of_ends(tokenizer: Tokenizer, template: Template | None) -> list[str]:
@@ -208,9 +212,9 @@ def _tokens(path: Path, settings: Mapping[str, Value]) -> tuple[list[str], list[
         end = settings.get(f"{PREFIX}.{key}_token_id")
         if type(end) is int and end < len(kinds):
             kinds[end] = CONTROL
-    own = settings.get(OWN_ROWS, len(tokens))
+    own = settings.get(OWN_TOKENS, len(tokens))
     if type(own) is not int or not 1 <= own <= len(tokens):
-        raise UserError(f"{path}: {OWN_ROWS} is {shown(own)}, and there are {len(tokens):,} tokens: {GIVE}")
+        raise UserError(f"{path}: {OWN_TOKENS} is {shown(own)}, and there are {len(tokens):,} tokens: {GIVE}")
     return tokens[:own], kinds[:own]
 
 
