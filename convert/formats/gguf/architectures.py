@@ -56,6 +56,8 @@ DEEPSEEK = ROTARY | {
 }
 GATES = {"softmax": 1, "sigmoid": 2}
 """`expert_gating_func`."""
+LATENT_NORM_EPS = 1e-6
+"""What DeepSeek's norms of latents add, whatever the others do; llama.cpp adds the same to all."""
 MAY_BE_ZERO = ("leading_dense_block_count", "expert_shared_count", "attention.q_lora_rank")
 NEUTRAL: dict[str, object] = {
     "rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0, "attention.sliding_window": 0,
@@ -231,6 +233,8 @@ DEEPSEEK2 = Architecture(
     },
     written=_deepseek_written,
     read=_deepseek_read,
+    choices=lambda _: {"norm_eps": LATENT_NORM_EPS},
+    fixed={"attention.layer_norm_rms_epsilon": LATENT_NORM_EPS},
 )  # fmt: skip
 ARCHITECTURES = {each.name: each for each in (LLAMA, QWEN3, GPT2, DEEPSEEK2)}
 

@@ -31,7 +31,7 @@ _DEEPSEEK: dict[str, Any] = {
     "q_latent": 64, "kv_latent": 32, "nope_size": 16, "rope_size": 16, "value_size": 16, "feed_forward": "moe",
     "n_dense_layer": 1, "n_expert": 8, "n_shared_expert": 1, "experts_per_token": 2, "expert_width": 64,
     "n_expert_group": 4, "groups_per_token": 2, "router": "sigmoid", "router_scale": 2.5, "balancing": "bias",
-    "tied_head": False,
+    "tied_head": False, "norm_eps": 1e-6,
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"feed_forward": "gelu_tanh", "bias": True},
@@ -61,8 +61,13 @@ def model_of(family: str, tokenizer: Tokenizer, **changes: Any) -> ModelConfig:
     return ModelConfig(**{"vocab_size": tokenizer.vocab_size, **SIZES, **FAMILIES[family], **changes})
 
 
-def weights_of(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    """Random weights by name: attention looks at few places, and the next token is another one."""
+def weights_of(model: ModelConfig, seed: int = 0, gain: float = 2.0) -> dict[str, np.ndarray[Any, Any]]:
+    """Random weights by name.
+
+    Args:
+        gain: of matrices. With 2 attention looks at few places and the next token is another one; with 1 numbers stay
+            of a size from layer to layer, as in models that were trained, and so do errors.
+    """
     generator = np.random.default_rng(seed)
     made = {}
     for name, shape in tensor_shapes(model).items():
@@ -76,14 +81,14 @@ def weights_of(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray[Any, A
         elif len(shape) == 1:
             value = 0.2 * noise
         else:
-            value = noise * 2.0 / np.sqrt(shape[-1])
+            value = noise * gain / np.sqrt(shape[-1])
         made[name] = value.astype(np.float32)
     return made
 
 
-def write_run(folder: Path, tokenizer: Tokenizer | None, model: ModelConfig, seed: int = 0) -> Path:
+def write_run(folder: Path, tokenizer: Tokenizer | None, model: ModelConfig, seed: int = 0, gain: float = 2.0) -> Path:
     """A run of this project with one checkpoint."""
-    weights = weights_of(model, seed)
+    weights = weights_of(model, seed, gain)
 
     def files(place: Path) -> dict[str, dict[str, str]]:
         save_file(weights, place / MODEL_FILE)

@@ -137,6 +137,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "pairs in a Llama": ("llama", {"rope_layout": "interleaved"}, "rope_layout is interleaved"),
     "halves in a DeepSeek": ("deepseek", {"rope_layout": "halves"}, "rope_layout is halves"),
     "biases in a DeepSeek": ("deepseek", {"attention_bias": True}, "attention_bias is True"),
+    "another epsilon than of its latents": ("deepseek", {"norm_eps": 1e-5}, "norm_eps is 1e-05"),
     "no shared expert": ("deepseek", {"n_shared_expert": 0}, "n_shared_expert is 0"),
     "normed queries and biases": ("qwen3", {"bias": True}, "bias is True"),
     "normed queries in a GPT-2": ("gpt2", {"qk_norm": True}, "qk_norm is True"),
