@@ -53,7 +53,7 @@ def install() -> None:
     place.mkdir(parents=True, exist_ok=True)
     (place / "package.json").write_text('{"name": "reader", "private": true}\n')
     packages = [f"node-llama-cpp@{VERSION}", f"@node-llama-cpp/{system}@{VERSION}"]
-    flags = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--save-exact"]
+    flags = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--save-exact", "--fetch-retries=1"]
     done = subprocess.run(["npm", "install", *flags, *packages], cwd=place, stdout=subprocess.DEVNULL, check=False)
     took = f"{time.monotonic() - started:.0f} s"
     print(f"llama.cpp installed in {took}: {place}" if missing() is None else f"npm failed ({done.returncode})")

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
+from convert.formats.tokenizer_files import write_template
 from convert.storage import gguf_file
-from gpt_common.data.conversations.written import CHATML, END, TURN
+from gpt_common.data.conversations.preparing import template_beside
+from gpt_common.data.conversations.written import CHATML, END, TURN, Template
 from gpt_common.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.training.checkpoint import find_checkpoint
@@ -45,6 +47,7 @@ def test_a_file_and_its_modelfile(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "Modelfile").read_text().splitlines()[1:] == [
         "FROM ./small.gguf",
         "PARAMETER num_ctx 128",
+        "PARAMETER repeat_penalty 1",
         'PARAMETER stop "<|endoftext|>"',
         'TEMPLATE "{{ .Prompt }}"',
     ]
@@ -80,6 +83,36 @@ def test_conversations_have_their_template(tmp_path: Path) -> None:
     assert ends == [tokenizer.specials[END], tokenizer.specials[END], tokenizer.end_of_text]
     done("import", file, "-o", tmp_path / "back")
     assert names(tmp_path / "back") == {"config.toml", "checkpoints"}
+
+
+TALK = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{% endfor %}"
+NO_SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nDear.<|im_end|>\n' }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (TALK + "{# another #}", ['"""']),
+        (NO_SYSTEM + TALK, ['"""', 'SYSTEM """Dear."""']),
+        ("{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}", ["# No TEMPLATE"]),
+        ("{{ raise_exception('no') }}", ["# No TEMPLATE"]),
+    ],
+)
+def test_a_template_from_elsewhere_goes_along(tmp_path: Path, source: str, said: list[str]) -> None:
+    tokenizer = with_tokens(BPE(), (TURN, END))
+    run = run_of(tmp_path, tokenizer=tokenizer)
+    write_template(Template(source, "elsewhere", begin="<|im_start|>", end="<|im_end|>"), run)
+    done("export", run, "--to", "gguf", "-o", tmp_path / "out" / "chat.gguf")
+    file = tmp_path / "out" / "chat.gguf"
+    assert setting(file, "tokenizer.chat_template") == source
+    assert setting(file, "tokenizer.ggml.bos_token_id") == tokenizer.specials[TURN]
+    lines = (tmp_path / "out" / "Modelfile").read_text().splitlines()[-len(said) :]
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True)), lines
+    assert ("TEMPLATE" in (tmp_path / "out" / "Modelfile").read_text().partition("# No")[0]) == (said[0] == '"""')
+    # And back, to where conversations are prepared.
+    done("import", file, "-o", tmp_path / "back")
+    found = template_beside(None, str(tmp_path / "back"))
+    assert (found.source, found.begin, found.end) == (source, "<|im_start|>", "<|im_end|>")
 
 
 def test_a_modelfile_of_another_stays(tmp_path: Path) -> None:
