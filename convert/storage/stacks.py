@@ -53,7 +53,7 @@ class _Stream:
             yield piece
 
 
-def _in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
+def in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
     """The same bytes in blocks as `Tensor.blocks` promises them."""
     size = tensors.BLOCK * item_size(dtype)
     block = bytearray()
@@ -66,6 +66,13 @@ def _in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
         block += piece
     if block:
         yield bytes(block)
+
+
+def runs_of(tensor: Tensor, length: int) -> Iterator[bytes]:
+    """The bytes of a tensor, `length` elements at a time; all are read, so that whoever checks them does."""
+    stream, size = _Stream(tensor), length * item_size(tensor.dtype)
+    for start in range(0, tensor.nbytes, size):
+        yield b"".join(stream.run(start, size))
 
 
 def woven(parts: Sequence[Tensor], run: int, shape: tuple[int, ...]) -> Tensor:
@@ -83,7 +90,7 @@ def woven(parts: Sequence[Tensor], run: int, shape: tuple[int, ...]) -> Tensor:
                 yield from stream.run(start, length)
 
     dtype = parts[0].dtype
-    return Tensor(dtype=dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), dtype))
+    return Tensor(dtype=dtype, shape=shape, blocks=lambda: in_blocks(pieces(), dtype))
 
 
 def unwoven(tensor: Tensor, run: int, count: int, shape: tuple[int, ...]) -> list[Tensor]:
@@ -101,7 +108,7 @@ def unwoven(tensor: Tensor, run: int, count: int, shape: tuple[int, ...]) -> lis
             yield from stream.run(start, length)
 
     def part(number: int) -> Tensor:
-        return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: _in_blocks(pieces(number), tensor.dtype))
+        return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: in_blocks(pieces(number), tensor.dtype))
 
     return [part(number) for number in range(count)]
 
@@ -133,7 +140,7 @@ def below(parts: Sequence[Tensor]) -> Tensor:
             yield from _Stream(part).run(0, part.nbytes)
 
     dtype, shape = parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
-    return Tensor(dtype=dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), dtype))
+    return Tensor(dtype=dtype, shape=shape, blocks=lambda: in_blocks(pieces(), dtype))
 
 
 def first_rows(tensor: Tensor, count: int) -> Tensor:
@@ -147,7 +154,7 @@ def first_rows(tensor: Tensor, count: int) -> Tensor:
             pass
 
     shape = (count, *tensor.shape[1:])
-    return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), tensor.dtype))
+    return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: in_blocks(pieces(), tensor.dtype))
 
 
 def reordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
@@ -158,13 +165,12 @@ def reordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
     length = tensor.nbytes // tensor.shape[0]
 
     def pieces() -> Iterator[memoryview]:
-        stream, size = _Stream(tensor), length * len(order)
-        for start in range(0, tensor.nbytes, size):
-            group = memoryview(b"".join(stream.run(start, size)))
+        for run in runs_of(tensor, tensor.size // tensor.shape[0] * len(order)):
+            group = memoryview(run)
             for row in order:
                 yield group[row * length : (row + 1) * length]
 
-    return Tensor(dtype=tensor.dtype, shape=tensor.shape, blocks=lambda: _in_blocks(pieces(), tensor.dtype))
+    return Tensor(dtype=tensor.dtype, shape=tensor.shape, blocks=lambda: in_blocks(pieces(), tensor.dtype))
 
 
 def gather(

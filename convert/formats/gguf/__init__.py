@@ -22,6 +22,7 @@ from convert.formats.gguf.architectures import (
     in_halves,
     side_by_side,
 )
+from convert.formats.gguf.latents import joined
 from convert.formats.gguf.modelfile import NAME as MODELFILE
 from convert.formats.gguf.modelfile import modelfile
 from convert.formats.names import translated
@@ -66,8 +67,8 @@ def read(path: Path, _: ReadOptions) -> Contents:
     header, raw = read_gguf(file)
     settings = header.settings
     architecture = architecture_in(file, settings)
-    # The one buffer of ours whose name has a kind behind it there.
-    renamed = {name.replace("exp_probs_b.bias", "exp_probs_b"): tensor for name, tensor in raw.items()}
+    # exp_probs_b is the one buffer of ours whose name has a kind behind it there.
+    renamed = {name.replace("exp_probs_b.bias", "exp_probs_b"): tensor for name, tensor in joined(raw).items()}
     contents = by_name(file, renamed, architecture.names)
     tensors = contents.tensors
     model = architecture.describe(file, settings, tensors)

@@ -163,16 +163,13 @@ def _deepseek_written(model: ModelConfig) -> dict[str, Value]:
 def _deepseek_read(
     path: Path, found: Mapping[str, Any], fields: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> dict[str, Any]:
-    if found.get("attention.key_length_mla") is not None:
-        raise UserError(
-            f"{path}: its keys and values are kept apart for each head (attn_k_b, attn_v_b), which is not read here: "
-            "choose a file with attn_kv_b"
-        )
     gate = found.get("expert_gating_func", GATES["softmax"])
     router = next((name for name, number in GATES.items() if number == gate), None)
     if router is None:
         raise model_folder.other_model(path, "deepseek2.expert_gating_func", gate, "softmax or sigmoid")
-    key, rope = fields["key_size"], fields["rope_size"]
+    # Where keys and values are apart (latents.py), the other two lengths are of latents.
+    key, value = (found.get(f"attention.{which}_length_mla") for which in ("key", "value"))
+    key, value, rope = key or fields["key_size"], value or fields["value_size"], fields["rope_size"]
     if type(key) is not int or type(rope) is not int or rope >= key:
         raise model_folder.other_model(path, "deepseek2.attention.key_length", key, f"more than {shown(rope)}")
     n_dense, n_layer = fields["n_dense_layer"], fields["n_layer"]
@@ -181,7 +178,7 @@ def _deepseek_read(
     # Where no block has experts, nothing but the kind of gate tells DeepSeek-V3 from V2, which has no biases on them.
     biased = any(name.endswith(".routing_bias") for name in tensors) or (n_dense == n_layer and router == "sigmoid")
     return {
-        "key_size": None, "n_dense_layer": n_dense, "nope_size": key - rope, "router": router,
+        "key_size": None, "n_dense_layer": n_dense, "nope_size": key - rope, "value_size": value, "router": router,
         "balancing": "bias" if biased else "none",
     }  # fmt: skip
 

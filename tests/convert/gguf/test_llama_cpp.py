@@ -13,6 +13,9 @@ import pytest
 import torch
 
 from convert.formats.gguf import architectures, vocabulary
+from convert.storage.gguf_file import read_gguf, write_gguf
+from convert.storage.gguf_header import KINDS
+from convert.storage.tensors import from_array, load
 from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer
 from gpt_common.data.tokenizers.extended import with_tokens
@@ -128,6 +131,37 @@ def test_a_conversation_ends_where_its_answer_does(tmp_path: Path, kind: str, gp
     (answer,) = ask([Job(model=str(tmp_path / "chat.gguf"), texts=texts, vocabulary=tokenizer.vocab_size)])
     assert answer.ids == [tokenizer.encode(text) for text in texts]
     assert set(answer.ends) == {tokenizer.specials[END], tokenizer.end_of_text}
+
+
+def test_keys_and_values_apart_are_the_same_model(tmp_path: Path) -> None:
+    """As llama.cpp's own converter has written DeepSeek since April 2025: it reads both, and so do we."""
+    tokenizer = TOKENIZERS["bpe"]()
+    model = model_of("deepseek", tokenizer)
+    run = write_run(tmp_path / "run", tokenizer, model, SEEDS["deepseek", "bpe"])
+    done("export", run, "--to", "gguf", "-o", tmp_path / "x.gguf")
+    header, found = read_gguf(tmp_path / "x.gguf")
+    named = {}
+    H, N, V, R = model.n_head, model.nope_size, model.value_size, model.kv_latent
+    for name, tensor in found.items():
+        if name.endswith("attn_kv_b.weight"):
+            whole = load(tensor).reshape(H, N + V, R)
+            parts = {"k_b": whole[:, :N].swapaxes(1, 2), "v_b": whole[:, N:]}
+            for part, numbers in parts.items():
+                apart = from_array(np.ascontiguousarray(numbers), "F32")
+                named[name.replace("kv_b", part)] = (apart, KINDS["F32"])
+        else:
+            named[name] = (tensor, KINDS[tensor.dtype])
+    lengths = {
+        "head_count_kv": 1, "key_length": R + model.rope_size, "value_length": R, "key_length_mla": model.key_size,
+        "value_length_mla": V,
+    }  # fmt: skip
+    settings = header.settings | {f"deepseek2.attention.{key}": value for key, value in lengths.items()}
+    write_gguf(tmp_path / "apart.gguf", settings, named, lambda _: None)
+    done("import", tmp_path / "apart.gguf", "-o", tmp_path / "back")
+    done("diff", run, tmp_path / "back")
+    jobs = [Job(model=str(tmp_path / name), prompts=[PROMPT], count=STEPS) for name in ("x.gguf", "apart.gguf")]
+    whole_answer, apart_answer = ask(jobs)
+    assert whole_answer.continuations == apart_answer.continuations == [greedy("torch", run, PROMPT, STEPS)]
 
 
 class TestOfTheTest:
