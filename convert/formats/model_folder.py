@@ -212,14 +212,14 @@ def write_folder(
     """
     path.mkdir()
     begin = None if options.tokenizer is None else options.tokenizer.end_of_text
-    ends = [] if options.tokenizer is None else ends_of(options.tokenizer)
+    ends = [] if options.tokenizer is None else ends_of(options.tokenizer, options.template)
     end = ends if len(ends) > 1 else next(iter(ends), None)
     rest = {"bos_token_id": begin, "eos_token_id": end, "dtype": WEIGHT_DTYPES[dtype_of(contents)]}
     encoded = json.dumps({**settings, **rest}, indent=2) + "\n"
     (path / "config.json").write_text(encoded, encoding="utf-8")
     write_safetensors(path / "model.safetensors", tensors, metadata, options.progress)
     if options.tokenizer is not None:
-        write_tokenizer(options.tokenizer, path, contents.model.block_size)
+        write_tokenizer(options.tokenizer, path, contents.model.block_size, options.template)
 
 
 def write_card(contents: Contents, path: Path, kind: str) -> None:

@@ -75,7 +75,7 @@ def read_meta(path: Path) -> CharTokenizer:
         ) from None
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int, template: Template | None = None) -> None:
     """Files from which `AutoTokenizer` makes the same encoding, and writes conversations out as they were learnt."""
     definition = definition_of(tokenizer, tokenizer.vocab_size)
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
@@ -91,6 +91,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
         settings |= {"unk_token": UNKNOWN}
     if writes_chatml(tokenizer):
         settings |= {"eos_token": END, "chat_template": CHATML}
+    if template is not None:
+        tokens = {"bos_token": template.begin, "eos_token": template.end}
+        settings |= {key: name for key, name in tokens.items() if name in tokenizer.specials}
+        settings |= {"chat_template": template.source}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -115,10 +119,18 @@ def write_template(template: Template, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
-def ends_of(tokenizer: Tokenizer) -> list[int]:
-    """Ids at which a generation ends."""
-    turn = [tokenizer.specials[END]] if writes_chatml(tokenizer) else []
-    return turn if tokenizer.end_of_text is None else [*turn, tokenizer.end_of_text]
+def ends_of(tokenizer: Tokenizer, template: Template | None = None) -> list[int]:
+    """Ids at which a generation ends, that of an answer first.
+
+    Args:
+        template: of conversations, if it is another than ours.
+    """
+    turns = [END] if writes_chatml(tokenizer) else []
+    if template is not None and template.end in tokenizer.specials:
+        turns = [template.end]
+    ends = [tokenizer.specials[turn] for turn in turns]
+    end = tokenizer.end_of_text
+    return ends if end is None or end in ends else [*ends, end]
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:

@@ -70,7 +70,7 @@ def settings_of(tokenizer: Tokenizer | None, rows: int, template: Template | Non
     """
     if tokenizer is None:
         return {f"{PREFIX}.model": NO_MODEL}, False
-    ends = _ends(tokenizer, template)
+    ends = ends_of(tokenizer, template)
     added = not ends and tokenizer.vocab_size == rows
     if not ends:
         ends = [tokenizer.vocab_size]
@@ -107,16 +107,7 @@ def settings_of(tokenizer: Tokenizer | None, rows: int, template: Template | Non
 def names_of_ends(tokenizer: Tokenizer, template: Template | None) -> list[str]:
     """Names of the tokens at which a text ends, as a file has them."""
     names = {number: name for name, number in tokenizer.specials.items()}
-    return [names[end] for end in _ends(tokenizer, template)] or [END_OF_TEXT]
-
-
-def _ends(tokenizer: Tokenizer, template: Template | None) -> list[int]:
-    """Ids at which a text ends, that of an answer first."""
-    ends = ends_of(tokenizer)
-    if template is not None and template.end in tokenizer.specials:
-        turn = tokenizer.specials[template.end]
-        ends = [turn, *(end for end in ends if end != turn)]
-    return ends
+    return [names[end] for end in ends_of(tokenizer, template)] or [END_OF_TEXT]
 
 
 def _characters(base: CharTokenizer, table: _Table) -> tuple[str, list[str]]:

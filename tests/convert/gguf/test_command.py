@@ -111,8 +111,10 @@ def test_a_template_from_elsewhere_goes_along(tmp_path: Path, source: str, said:
     assert ("TEMPLATE" in (tmp_path / "out" / "Modelfile").read_text().partition("# No")[0]) == (said[0] == '"""')
     # And back, to where conversations are prepared.
     done("import", file, "-o", tmp_path / "back")
-    found = template_beside(None, str(tmp_path / "back"))
-    assert (found.source, found.begin, found.end) == (source, "<|im_start|>", "<|im_end|>")
+    done("export", tmp_path / "back", "--to", "transformers", "-o", tmp_path / "folder")
+    for folder in ("back", "folder"):
+        found = template_beside(None, str(tmp_path / folder))
+        assert (found.source, found.begin, found.end) == (source, "<|im_start|>", "<|im_end|>")
 
 
 def test_a_modelfile_of_another_stays(tmp_path: Path) -> None:
