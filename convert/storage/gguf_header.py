@@ -156,6 +156,13 @@ class _Reader:
         except UnicodeDecodeError:
             raise self.damaged(f"{what} is no UTF-8") from None
 
+    def name(self, what: str) -> str:
+        """Of a setting or a tensor: what can stand in a message."""
+        name = self.text(what, LARGEST_NAME)
+        if not name.isprintable():
+            raise self.damaged(f"{what} is no name, but {name[:40]!r}")
+        return name
+
     def header(self) -> Header:
         if self.take(min(len(MAGIC), self.size), "its first word") != MAGIC:
             raise self.damaged("it does not begin with GGUF")
@@ -168,7 +175,7 @@ class _Reader:
         n_settings = self.count("settings", MOST_ENTRIES, 13)
         settings: dict[str, Value] = {}
         for _ in range(n_settings):
-            key = self.text("a key", LARGEST_NAME)
+            key = self.name("a key")
             if key in settings:
                 raise self.damaged(f"the key {key[:80]!r} stands in it twice")
             settings[key] = self.value(key[:80])
@@ -218,7 +225,7 @@ class _Reader:
         known = {kind.number: kind for kind in KINDS.values()}
         found: dict[str, Stored] = {}
         for _ in range(count):
-            name = self.text("the name of a tensor", LARGEST_NAME)
+            name = self.name("the name of a tensor")
             shown = f"tensor {name[:80]}"
             if name in found:
                 raise self.damaged(f"{shown} stands in it twice")

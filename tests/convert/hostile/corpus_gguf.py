@@ -214,6 +214,7 @@ GGUF = [
     # Settings.
     _case("a key of 2^62 bytes", "key & bytes", _more(struct.pack("<Q", LONG) + b"k")),
     _case("a key that is no UTF-8", "UTF-8", _more(text(b"\xff\xfe") + struct.pack("<II", U32, 1))),
+    _case("a key of two lines", "no name", _more(text("a\nb") + struct.pack("<II", U32, 1))),
     _case("a key twice", "llama.block_count & twice", _more(text("llama.block_count") + struct.pack("<II", U32, 1))),
     _case("a type that there is not", "type 13", _more(text("k") + struct.pack("<IQ", 13, 1))),
     _case("true is 2", "neither true nor false", _more(text("k") + struct.pack("<IB", BOOL, 2))),
@@ -234,6 +235,7 @@ GGUF = [
     _case("alignment 2^31", "general.alignment", _u32("general.alignment", 1 << 31)),
     _case("alignment in words", "general.alignment", _set("general.alignment", STRING, text("32"))),
     _case("a name of 5000 bytes", "tensor & 5,000 bytes", _tensor("output_norm.weight", name="x" * 5000)),
+    _case("a name that moves the cursor", "no name", _tensor("output_norm.weight", name="\x1b[2J")),
     _case("one name twice", "output_norm.weight & twice", _tensor("blk.0.ffn_norm.weight", name="output_norm.weight")),
     _case("no dimensions", "0 dimensions", _tensor("output_norm.weight", sizes=[])),
     _case("2^32 - 1 dimensions", "dimensions", _tensor("output_norm.weight", dimensions=(1 << 32) - 1)),
