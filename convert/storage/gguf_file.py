@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from convert.storage.gguf_header import (
     encoded_header,
     read_gguf_header,
 )
-from convert.storage.tensors import Tensor, extent, values
+from convert.storage.tensors import BLOCKS_AHEAD, Tensor, extent, values
 from gpt_common.errors import UserError
 
 LARGEST_IN_BLOCKS = 65504.0
@@ -100,11 +101,15 @@ def write_gguf(
     for name, (tensor, kind) in named.items():
         places[name] = Stored(kind, tensor.shape, position)
         position += _padded(places[name].nbytes)
+    # Blocks that stay a moment longer leave their memory to the next ones. Freed at once it goes back to the system,
+    # and fresh pages cost a sixth of the time.
+    recent: deque[bytes] = deque(maxlen=BLOCKS_AHEAD)
     with create(path) as file:
         file.write(encoded_header(settings, places))
         for name, (tensor, kind) in named.items():
             size = tensor.nbytes / max(1, places[name].nbytes)
             for block in packed(name, tensor, kind):
+                recent.append(block)
                 file.write(block)
                 progress(round(len(block) * size))
             file.write(bytes(_padded(places[name].nbytes) - places[name].nbytes))
