@@ -58,6 +58,8 @@ GATES = {"softmax": 1, "sigmoid": 2}
 """`expert_gating_func`."""
 LATENT_NORM_EPS = 1e-6
 """What DeepSeek's norms of latents add, whatever the others do; llama.cpp adds the same to all."""
+LITE_LAYERS, LITE_OTHER = (26, 27), (48, 128_256)
+"""Layers, or layers and vocabulary, by which llama.cpp tells models whose queries have no latent; tried out."""
 MAY_BE_ZERO = ("leading_dense_block_count", "expert_shared_count", "attention.q_lora_rank")
 NEUTRAL: dict[str, object] = {
     "rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0, "attention.sliding_window": 0,
@@ -157,6 +159,11 @@ def _deepseek_written(model: ModelConfig) -> dict[str, Value]:
         if getattr(model, name) < least:
             found = f"the model's {name} is {getattr(model, name)}"
             raise UserError(f"{found}, and llama.cpp's deepseek2 needs at least {least}: {OTHER_TARGET}")
+    if model.q_latent and (model.n_layer in LITE_LAYERS or (model.n_layer, model.vocab_size) == LITE_OTHER):
+        raise UserError(
+            f"the model's n_layer is {model.n_layer} and it has q_latent, and llama.cpp's deepseek2 takes all of that "
+            f"many layers for DeepSeek-V2 Lite, which has none: {OTHER_TARGET}"
+        )
     return {"attention.head_count_kv": model.n_head, "expert_gating_func": GATES[model.router]}
 
 

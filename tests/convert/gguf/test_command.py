@@ -174,6 +174,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "biases in a DeepSeek": ("deepseek", {"attention_bias": True}, "attention_bias is True"),
     "another epsilon than of its latents": ("deepseek", {"norm_eps": 1e-5}, "norm_eps is 1e-05"),
     "no shared expert": ("deepseek", {"n_shared_expert": 0}, "n_shared_expert is 0"),
+    "as many layers as V2 Lite": ("deepseek", {"n_layer": 27}, "n_layer is 27"),
     "normed queries and biases": ("qwen3", {"bias": True}, "bias is True"),
     "normed queries in a GPT-2": ("gpt2", {"qk_norm": True}, "qk_norm is True"),
     "a bias of the output": ("gpt2", {"tied_head": False, "head_bias": True}, "head_bias is True"),
