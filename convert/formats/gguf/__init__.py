@@ -10,6 +10,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from convert.contents import Contents, by_name, refuse_activation
 from convert.formats.format import Format
 from convert.formats.gguf import vocabulary
@@ -48,9 +50,9 @@ BLOCKS = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
 
 
 def recognise(path: Path) -> bool:
-    """A file that begins as one, or the folder that `write` makes."""
+    """A file that begins as one, or the folder that `write` makes, which has no config.json as others' folders have."""
     file = _file(path)
-    return file.is_file() and is_gguf(file)
+    return file.is_file() and is_gguf(file) and not (path / "config.json").is_file()
 
 
 def _file(path: Path) -> Path:
@@ -124,7 +126,12 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     if architecture is GPT2:
         refuse_activation(model, "gelu_tanh", "llama.cpp", options.other_gelu)
     tokens, added = vocabulary.settings_of(options.tokenizer, model.vocab_size, options.template)
-    tensors, notes = dict(contents.tensors), []
+    tensors = dict(contents.tensors)
+    notes = [
+        f"{key} {value} is {float(str(np.float32(value)))} there"
+        for key, value in settings.items()
+        if _is_rounded(value)
+    ]
     if architecture is GPT2 and not model.bias:
         settings[NO_BIASES] = False
         for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
@@ -163,6 +170,11 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     if file != path:
         (path / MODELFILE).write_text(_modelfile(MODELFILE, contents, FILE, options), encoding="utf-8")
     return tuple(notes)
+
+
+def _is_rounded(value: Value) -> bool:
+    """Whether a number is another one in float32, which settings are."""
+    return isinstance(value, float) and float(str(np.float32(value))) != value
 
 
 def _named(name: str, names: Mapping[str, str]) -> str:

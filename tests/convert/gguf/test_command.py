@@ -154,6 +154,20 @@ def test_what_was_packed_is_said_when_it_is_read(tmp_path: Path) -> None:
     assert "tensors are equal" in done("diff", tmp_path / "x.gguf", tmp_path / "back")
 
 
+def test_a_number_that_float32_does_not_hold_is_said(tmp_path: Path) -> None:
+    run = run_of(tmp_path, rope_theta=123456789.0)
+    said = done("export", run, "--to", "gguf", "-o", tmp_path / "x.gguf")
+    assert "note: llama.rope.freq_base 123456789.0 is 123456790.0 there" in said
+    assert "note: llama" not in done("export", run_of(tmp_path / "b"), "--to", "gguf", "-o", tmp_path / "y.gguf")
+
+
+def test_a_folder_of_transformers_with_a_gguf_in_it_is_that_folder(tmp_path: Path) -> None:
+    run, folder = run_of(tmp_path), tmp_path / "folder"
+    done("export", run, "--to", "transformers", "-o", folder)
+    done("export", run, "--to", "gguf", "-o", folder / "model.gguf", "--dtype", "q4_0")
+    assert "transformers Llama folder" in done("inspect", folder)
+
+
 def test_an_older_gelu_is_asked_about(tmp_path: Path) -> None:
     run = run_of(tmp_path, "gpt2", feed_forward="gelu")
     assert "llama.cpp computes gelu_tanh" in refused("export", run, "--to", "gguf", "-o", tmp_path / "x.gguf")
