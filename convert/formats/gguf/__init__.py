@@ -127,11 +127,8 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         refuse_activation(model, "gelu_tanh", "llama.cpp", options.other_gelu)
     tokens, added = vocabulary.settings_of(options.tokenizer, model.vocab_size, options.template)
     tensors = dict(contents.tensors)
-    notes = [
-        f"{key} {value} is {float(str(np.float32(value)))} there"
-        for key, value in settings.items()
-        if _is_rounded(value)
-    ]
+    in_32_bits = {key: _rounded(value) for key, value in settings.items() if isinstance(value, float)}
+    notes = [f"{key} {settings[key]} is {there} there" for key, there in in_32_bits.items() if there != settings[key]]
     if architecture is GPT2 and not model.bias:
         settings[NO_BIASES] = False
         for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
@@ -172,9 +169,9 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     return tuple(notes)
 
 
-def _is_rounded(value: Value) -> bool:
-    """Whether a number is another one in float32, which settings are."""
-    return isinstance(value, float) and float(str(np.float32(value))) != value
+def _rounded(number: float) -> float:
+    """The shortest number that is the same in float32, which settings are."""
+    return float(str(np.float32(number)))
 
 
 def _named(name: str, names: Mapping[str, str]) -> str:
