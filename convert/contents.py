@@ -14,6 +14,7 @@ from convert.storage.pickles import shown
 from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, WEIGHT_DTYPES, Rounding, Tensor, cast, same
 from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.data.conversations.written import Template
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
@@ -58,6 +59,8 @@ class Contents:
     """What samples start from if none is given."""
     find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
     """Reads the tokenizer, which takes longer than all headers."""
+    find_template: Callable[[], Template | None] = lambda: None
+    """Reads the template of conversations, if there is one that is not ours."""
     key_map: Mapping[str, str] = field(default_factory=dict)
     """Our names and the format's; empty where they are ours."""
     names: dict[str, str] = field(default_factory=dict)

@@ -23,7 +23,7 @@ from convert.hub import HubModel
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
-from gpt_common.files import is_system_file, temporary_beside, written_whole
+from gpt_common.files import cannot_write, is_system_file, temporary_beside, written_whole
 from gpt_common.progress import Progress
 from gpt_common.training.folder import RUNS
 from gpt_common.training.pretrained import HUB_RUNS, PREFIX
@@ -33,9 +33,12 @@ if TYPE_CHECKING:
     ToMlx: TypeAlias = str
     FromMlx: TypeAlias = str
     Target: TypeAlias = str
+    ExportDtype: TypeAlias = str
 else:
     ToMlx, FromMlx = Literal[registry.targets("torch2mlx")], Literal[registry.targets("mlx2torch")]
     Target = Literal[(*registry.targets(), "peft")]
+    ExportDtype = Literal[("float32", "bfloat16", "float16", *registry.blocks())]
+Dtype = Literal["float32", "bfloat16", "float16"]
 DTYPES = {people: ours for ours, people in WEIGHT_DTYPES.items()}
 
 
@@ -49,8 +52,6 @@ class Conversion:
     """Where to write; if not given, beside SRC under its name and the target's; an import into runs/."""
     tokenizer: Literal["none"] | Path | None = None
     """Take the tokenizer from this tokenizer.json, or from nanoGPT's meta.pkl; none: go without."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     optimizer: bool = True
     """Take the optimiser's state along where there is one."""
     overwrite: bool = False
@@ -64,6 +65,8 @@ class Import(Conversion):
     examples: ClassVar[tuple[str, ...]] = ("hf:openai-community/gpt2", "ckpt.pt -o runs/FIRST")
     to: ClassVar[str] = "native"
     other_gelu: ClassVar[bool] = False
+    dtype: Dtype | None = None
+    """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     base: Path | None = None
     """Of an adapter of peft or mlx-lm: the run that it stands beside."""
     preset: str | None = None
@@ -86,7 +89,9 @@ class Export(WithChoice):
 
     examples: ClassVar[tuple[str, ...]] = ("runs/FIRST --to mlx-lm", "runs/FIRST --to nanogpt -o ckpt.pt")
     to: Target
-    """For whom; native is a run of this project, with one checkpoint; peft takes adapters."""
+    """For whom; native is a run of this project, with one checkpoint; peft takes adapters; gguf is for llama.cpp."""
+    dtype: ExportDtype | None = None
+    """Cast the weights; without it they stay bit for bit what they are. Blocks of 4 to 8 bits are for gguf."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
     preset: str | None = None
@@ -99,6 +104,8 @@ class Export(WithChoice):
 class Torch2mlx(WithChoice):
     """Turn a nanoGPT ckpt.pt, a state dict, or a GPT-2, Llama or DeepSeek-V3 folder of transformers into a run."""
 
+    dtype: Dtype | None = None
+    """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     preset: str | None = None
     """Which model a bare state dict is: a preset."""
     config: Path | None = None
@@ -111,6 +118,8 @@ class Torch2mlx(WithChoice):
 class Mlx2torch(WithChoice):
     """Turn a checkpoint of this project into what nanoGPT, transformers or mlx-lm load."""
 
+    dtype: Dtype | None = None
+    """Cast the weights; without it they stay bit for bit what they are. Moments are float32 always."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
     to: FromMlx = "nanogpt"
@@ -176,8 +185,9 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     config = checked(source)
     target = registry.format_for(command.to, config.model)
     assert target.write is not None  # it has a name in --to
-    contents, rounding = with_dtype(source, command.dtype and DTYPES[command.dtype])
+    contents, rounding = with_dtype(source, _cast_before(command, target))
     tokenizer, notes = _tokenizer(source.path, source.find_tokenizer, command.tokenizer, config.model.vocab_size)
+    template = source.find_template() if tokenizer is not None and command.tokenizer is None else None
     for note in (*source.notes, *notes):
         say(f"note: {note}")
     weights = contents.stored if target.keeps_words else contents.tensors
@@ -187,14 +197,25 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
         temporary = temporary.with_name(temporary.name + destination.suffix)
     with written_whole(destination, temporary), Progress(of_bytes=True) as progress:
         advance = progress.counting(f"writing {destination}", total)
-        options = WriteOptions(other_gelu=command.other_gelu, tokenizer=tokenizer, progress=advance)
+        options = WriteOptions(
+            other_gelu=command.other_gelu,
+            overwrite=command.overwrite,
+            dtype=command.dtype,
+            tokenizer=tokenizer,
+            template=template,
+            progress=advance,
+        )
         remarks = target.write(contents, temporary, options)
         contents.verify()
+    if target.beside is not None and destination.is_file():
+        remarks += _beside(target.beside, contents, destination, options)
     for remark in remarks:
         say(f"note: {remark}")
     if contents.grids and not target.keeps_words:
         say(f"note: {len(contents.grids)} quantised matrices were written as the floats that they stand for")
-    if command.dtype is not None:
+    if target.blocks is not None:
+        total = sum(file.stat().st_size for file in (destination, *destination.glob("*")) if file.is_file())
+    elif command.dtype is not None:
         say(f"cast to {command.dtype}: {rounding}")
     model = config.model
     say(
@@ -205,6 +226,31 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
         sample = f"sample it with `python -m mlx_gpt.sample {destination}`, or " if tokenizer else ""
         say(f"{sample}fine-tune it with --init-from {destination}")
     return destination
+
+
+def _cast_before(command: Command, target: Format) -> str | None:
+    """What the weights are cast to before a format gets them.
+
+    Raises:
+        UserError: `--dtype` asks for blocks that the format does not have.
+    """
+    if target.blocks is not None:
+        return command.dtype and "F32"  # it casts from there
+    if command.dtype is not None and command.dtype not in DTYPES:
+        raise UserError(f"--dtype {command.dtype} is for --to gguf: {target.name} holds {', '.join(DTYPES)}")
+    return command.dtype and DTYPES[command.dtype]
+
+
+def _beside(
+    write: Callable[[Contents, Path, WriteOptions], tuple[str, ...]],
+    contents: Contents,
+    destination: Path,
+    options: WriteOptions,
+) -> tuple[str, ...]:
+    try:
+        return write(contents, destination, options)
+    except OSError as error:
+        raise cannot_write(destination, error) from None
 
 
 def _tokenizer(

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from gpt_common.data.conversations.written import Template
 from gpt_common.data.tokenizers import Tokenizer
 
 Source = Annotated[Positional[Path], arg(metavar="SRC")]
@@ -30,6 +31,11 @@ class WriteOptions:
     """How to write a destination."""
 
     other_gelu: bool = False
+    overwrite: bool = False
+    dtype: str | None = None
+    """What the weights shall be, for formats that cast them themselves."""
     tokenizer: Tokenizer | None = None
+    template: Template | None = None
+    """Of conversations, if the source has one that is not ours."""
     progress: Callable[[int], None] = lambda _: None
     """Is told the bytes of every block that was written."""

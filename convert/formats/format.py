@@ -1,7 +1,7 @@
 """What a format declares: how it is recognised, read and written, and what the commands must know about it.
 
-A format is one file in this folder that ends with `FORMAT = Format(...)`; registry.py finds it there. None of them
-imports a framework.
+A format is one file or package in this folder that ends with `FORMAT = Format(...)`; registry.py finds it there. None
+of them imports a framework.
 """
 
 from __future__ import annotations
@@ -50,6 +50,10 @@ class Format:
     """All that lies in a folder it wrote: only such a folder may be replaced."""
     single_file: str | None = None
     """Suffix of a destination that becomes one file instead of a folder."""
+    blocks: tuple[str, ...] | None = None
+    """What `--dtype` offers besides floats; where it is not None, the writer casts, since some tensors stay float32."""
+    beside: Callable[[Contents, Path, WriteOptions], tuple[str, ...]] | None = None
+    """Writes what belongs beside a destination that is one file, once it is there; returns what to say of it."""
     holds_optimizer: bool = False
     """Whether it keeps the optimiser's state and the step."""
     keeps_words: bool = False

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, check_sizes, drop_tied_head
-from convert.formats.tokenizer_files import ends_of, read_tokenizer, write_tokenizer
+from convert.formats.tokenizer_files import ends_of, read_template, read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
 from convert.storage import mlx_grids
 from convert.storage.pickles import shown
@@ -70,6 +70,7 @@ def with_folder(
         contents,
         config=RunConfig(model=model),
         find_tokenizer=lambda: read_tokenizer(contents.path),
+        find_template=lambda: read_template(contents.path),
         described_in="config.json",
         notes=(*notes, *contents.notes),
         verify=verify,
@@ -214,14 +215,14 @@ def write_folder(
     """
     path.mkdir()
     begin = None if options.tokenizer is None else options.tokenizer.end_of_text
-    ends = [] if options.tokenizer is None else ends_of(options.tokenizer)
+    ends = [] if options.tokenizer is None else ends_of(options.tokenizer, options.template)
     end = ends if len(ends) > 1 else next(iter(ends), None)
     rest = {"bos_token_id": begin, "eos_token_id": end, "dtype": WEIGHT_DTYPES[dtype_of(contents)]}
     encoded = json.dumps({**settings, **rest}, indent=2) + "\n"
     (path / "config.json").write_text(encoded, encoding="utf-8")
     write_safetensors(path / "model.safetensors", tensors, metadata, options.progress)
     if options.tokenizer is not None:
-        write_tokenizer(options.tokenizer, path, contents.model.block_size)
+        write_tokenizer(options.tokenizer, path, contents.model.block_size, options.template)
 
 
 def write_card(contents: Contents, path: Path, kind: str) -> None:

@@ -53,6 +53,50 @@ DEEPSEEK_V3 = LLAMA | {
 }
 """DeepSeek-V3's names in `transformers`; `*` stands for the number of an expert."""
 
+_GGUF = {
+    "token_embedding": "token_embd",
+    "blocks.{i}.attention_norm": "blk.{i}.attn_norm",
+    "blocks.{i}.attention.out_proj": "blk.{i}.attn_output",
+    "blocks.{i}.feed_forward_norm": "blk.{i}.ffn_norm",
+    "blocks.{i}.feed_forward.up_proj": "blk.{i}.ffn_up",
+    "blocks.{i}.feed_forward.down_proj": "blk.{i}.ffn_down",
+    "final_norm": "output_norm",
+    "head": "output",
+}
+GGUF_GPT2 = _GGUF | {
+    "position_embedding": "position_embd",
+    "blocks.{i}.attention.qkv_proj": "blk.{i}.attn_qkv",
+}
+GGUF_LLAMA = _GGUF | {
+    "blocks.{i}.attention.q_proj": "blk.{i}.attn_q",
+    "blocks.{i}.attention.k_proj": "blk.{i}.attn_k",
+    "blocks.{i}.attention.v_proj": "blk.{i}.attn_v",
+    "blocks.{i}.feed_forward.gate_proj": "blk.{i}.ffn_gate",
+}
+GGUF_QWEN3 = GGUF_LLAMA | {
+    "blocks.{i}.attention.q_norm": "blk.{i}.attn_q_norm",
+    "blocks.{i}.attention.k_norm": "blk.{i}.attn_k_norm",
+}
+GGUF_DEEPSEEK2 = _GGUF | {
+    "blocks.{i}.attention.q_proj": "blk.{i}.attn_q",
+    "blocks.{i}.attention.q_down_proj": "blk.{i}.attn_q_a",
+    "blocks.{i}.attention.q_latent_norm": "blk.{i}.attn_q_a_norm",
+    "blocks.{i}.attention.q_up_proj": "blk.{i}.attn_q_b",
+    "blocks.{i}.attention.kv_down_proj": "blk.{i}.attn_kv_a_mqa",
+    "blocks.{i}.attention.kv_latent_norm": "blk.{i}.attn_kv_a_norm",
+    "blocks.{i}.attention.kv_up_proj": "blk.{i}.attn_kv_b",
+    "blocks.{i}.feed_forward.gate_proj": "blk.{i}.ffn_gate",
+    "blocks.{i}.feed_forward.router": "blk.{i}.ffn_gate_inp",
+    "blocks.{i}.feed_forward.routing_bias": "blk.{i}.exp_probs_b",
+    "blocks.{i}.feed_forward.experts.gate_proj": "blk.{i}.ffn_gate_exps",
+    "blocks.{i}.feed_forward.experts.up_proj": "blk.{i}.ffn_up_exps",
+    "blocks.{i}.feed_forward.experts.down_proj": "blk.{i}.ffn_down_exps",
+    "blocks.{i}.feed_forward.shared_experts.gate_proj": "blk.{i}.ffn_gate_shexp",
+    "blocks.{i}.feed_forward.shared_experts.up_proj": "blk.{i}.ffn_up_shexp",
+    "blocks.{i}.feed_forward.shared_experts.down_proj": "blk.{i}.ffn_down_shexp",
+}
+"""llama.cpp's names in GGUF files, by architecture; experts lie stacked."""
+
 CUSTOM_LLM = {
     "token_embedding": "token_embeddings",
     "position_embedding": "position_embeddings",
@@ -91,7 +135,7 @@ MASK_BUFFERS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 ANGLE_BUFFERS = re.compile(r"(.*\.)?rotary_emb\.(inv_freq|cos_cached|sin_cached)")
 """Rotary wavelengths and tables, which older versions saved too."""
 
-BUFFERS = ("routing_bias", "e_score_correction_bias")
+BUFFERS = ("routing_bias", "e_score_correction_bias", "exp_probs_b")
 """Tensors whose names end here, without `.weight` or `.bias`."""
 
 NUMBERED_EXPERTS = re.compile(r"(.*\.(?:routed_)?experts\.)(0|[1-9]\d*)(\.(?:gate|up|down)_proj\.weight)")

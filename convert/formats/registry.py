@@ -1,4 +1,4 @@
-"""All formats: every file of this folder that declares one. A new format is one more file, and nothing else."""
+"""All formats: every file or package of this folder that declares one. A new format is one more, and nothing else."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def targets(command: str | None = None) -> tuple[str, ...]:
     """What `--to` of a command offers; everything that can be written if none is named."""
     written = (found for found in FORMATS if found.target and (command is None or command in found.commands))
     return tuple(dict.fromkeys(found.target for found in written))
+
+
+def blocks() -> tuple[str, ...]:
+    """What `--dtype` offers besides floats."""
+    return tuple(dict.fromkeys(name for found in FORMATS for name in found.blocks or ()))
 
 
 def formats_of(target: str) -> list[Format]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from convert.storage.pickles import Refused, read_pickle
-from gpt_common.data.conversations.written import CHATML, END, TURN
+from gpt_common.data.conversations.preparing import SETTINGS, template_beside
+from gpt_common.data.conversations.written import CHATML, END, TURN, Template
 from gpt_common.data.tokenizers import (
     BYTE_LETTERS,
     END_OF_TEXT,
@@ -74,9 +75,9 @@ def read_meta(path: Path) -> CharTokenizer:
         ) from None
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int, template: Template | None = None) -> None:
     """Files from which `AutoTokenizer` makes the same encoding, and writes conversations out as they were learnt."""
-    definition = _definition(tokenizer, tokenizer.vocab_size)
+    definition = definition_of(tokenizer, tokenizer.vocab_size)
     (folder / "tokenizer.json").write_text(json.dumps(definition, ensure_ascii=False), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -90,6 +91,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int) -> None
         settings |= {"unk_token": UNKNOWN}
     if writes_chatml(tokenizer):
         settings |= {"eos_token": END, "chat_template": CHATML}
+    if template is not None:
+        tokens = {"bos_token": template.begin, "eos_token": template.end}
+        settings |= {key: name for key, name in tokens.items() if name in tokenizer.specials}
+        settings |= {"chat_template": template.source}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
@@ -98,10 +103,34 @@ def writes_chatml(tokenizer: Tokenizer) -> bool:
     return isinstance(tokenizer, ExtendedTokenizer) and {TURN, END} <= set(tokenizer.names)
 
 
-def ends_of(tokenizer: Tokenizer) -> list[int]:
-    """Ids at which a generation ends."""
-    turn = [tokenizer.specials[END]] if writes_chatml(tokenizer) else []
-    return turn if tokenizer.end_of_text is None else [*turn, tokenizer.end_of_text]
+def read_template(folder: Path) -> Template | None:
+    """The template of conversations beside a tokenizer; None where there is none, or ours.
+
+    Raises:
+        UserError: there is one that cannot be read.
+    """
+    found = template_beside(None, str(folder))
+    return None if found.source in (None, CHATML) else found
+
+
+def write_template(template: Template, folder: Path) -> None:
+    """A template of conversations, and the tokens that it knows, where `prepare --conversations` looks for them."""
+    settings = {"bos_token": template.begin, "eos_token": template.end, "chat_template": template.source}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def ends_of(tokenizer: Tokenizer, template: Template | None = None) -> list[int]:
+    """Ids at which a generation ends, that of an answer first.
+
+    Args:
+        template: of conversations, if it is another than ours.
+    """
+    turns = [END] if writes_chatml(tokenizer) else []
+    if template is not None and template.end in tokenizer.specials:
+        turns = [template.end]
+    ends = [tokenizer.specials[turn] for turn in turns]
+    end = tokenizer.end_of_text
+    return ends if end is None or end in ends else [*ends, end]
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
@@ -118,12 +147,12 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
             path = folder / "vocab.json"
             vocabulary = json.loads(path.read_text(encoding="utf-8"))
             lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-            definition = _byte_level_bpe(vocabulary, [line.split(" ") for line in lines if not line.startswith("#v")])
+            definition = byte_level_bpe(vocabulary, [line.split(" ") for line in lines if not line.startswith("#v")])
         else:
             return None, ("no tokenizer: the folder has no tokenizer.json",)
         if "kind" in definition:
             return load_tokenizer(path), ()
-        return _characters(definition) or _gpt2(definition) or BpeTokenizer(definition), ()
+        return known_definition(definition), ()
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
         raise UserError(
             f"{path} is not a tokenizer that can be read ({str(error)[:200]}): give another with --tokenizer FILE, "
@@ -131,14 +160,14 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, tuple[str, ...]]:
         ) from None
 
 
-def _definition(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
+def definition_of(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     """What `tokenizer.json` says.
 
     Args:
         size: entries of the whole vocabulary; an id of its own for what is unknown comes behind it.
     """
     if isinstance(tokenizer, ExtendedTokenizer):
-        definition = _definition(tokenizer.base, size)
+        definition = definition_of(tokenizer.base, size)
         names = {name: tokenizer.specials[name] for name in tokenizer.names}
         definition["model"] = {**definition["model"], "vocab": definition["model"]["vocab"] | names}
         definition["added_tokens"] = definition["added_tokens"] + [_special(name, i) for name, i in names.items()]
@@ -162,6 +191,15 @@ def _definition(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
     return found
 
 
+def known_definition(definition: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that a `tokenizer.json` defines: characters, GPT-2's vocabulary, or any byte-level BPE.
+
+    Raises:
+        UserError: it is another.
+    """
+    return _characters(definition) or _gpt2(definition) or BpeTokenizer(definition)
+
+
 def _special(name: str, number: int) -> dict[str, Any]:
     """An entry of added_tokens."""
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -169,7 +207,7 @@ def _special(name: str, number: int) -> dict[str, Any]:
 
 
 def _characters(definition: dict[str, Any]) -> Tokenizer | None:
-    """The vocabulary of a definition that `_definition` made; None if it is another."""
+    """The vocabulary of a definition that `definition_of` made; None if it is another."""
     model = definition["model"]
     if model.get("type") != "WordLevel" or (definition.get("decoder") or {}).get("type") != "Fuse":
         return None
@@ -188,7 +226,7 @@ def _are_added(names: list[str], definition: dict[str, Any]) -> bool:
     return set(names) <= {token["content"] for token in definition["added_tokens"]}
 
 
-def _byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
+def byte_level_bpe(vocabulary: dict[str, int], merges: list[list[str]]) -> dict[str, Any]:
     """GPT-2's pipeline around a vocabulary."""
     splitter = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     added = [_special(END_OF_TEXT, vocabulary[END_OF_TEXT])] if END_OF_TEXT in vocabulary else []
@@ -208,7 +246,7 @@ def _gpt2_definition(tokenizer: Gpt2Tokenizer) -> dict[str, Any]:
     names = {token: "".join([BYTE_LETTERS[byte] for byte in token]) for token in tokens}
     pairs = [_parts(token, rank, tokens) for token, rank in tokens.items() if len(token) > 1]
     merges = [[names[left], names[right]] for left, right in pairs]
-    return _byte_level_bpe({names[token]: i for token, i in tokens.items()} | {END_OF_TEXT: len(tokens)}, merges)
+    return byte_level_bpe({names[token]: i for token, i in tokens.items()} | {END_OF_TEXT: len(tokens)}, merges)
 
 
 def _parts(token: bytes, rank: int, ranks: dict[bytes, int]) -> list[bytes]:

@@ -53,7 +53,7 @@ class _Stream:
             yield piece
 
 
-def _in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
+def in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
     """The same bytes in blocks as `Tensor.blocks` promises them."""
     size = tensors.BLOCK * item_size(dtype)
     block = bytearray()
@@ -66,6 +66,13 @@ def _in_blocks(pieces: Iterator[memoryview], dtype: str) -> Iterator[bytes]:
         block += piece
     if block:
         yield bytes(block)
+
+
+def runs_of(tensor: Tensor, length: int) -> Iterator[bytes]:
+    """The bytes of a tensor, `length` elements at a time; all are read, so that whoever checks them does."""
+    stream, size = _Stream(tensor), length * item_size(tensor.dtype)
+    for start in range(0, tensor.nbytes, size):
+        yield b"".join(stream.run(start, size))
 
 
 def woven(parts: Sequence[Tensor], run: int, shape: tuple[int, ...]) -> Tensor:
@@ -83,7 +90,7 @@ def woven(parts: Sequence[Tensor], run: int, shape: tuple[int, ...]) -> Tensor:
                 yield from stream.run(start, length)
 
     dtype = parts[0].dtype
-    return Tensor(dtype=dtype, shape=shape, blocks=lambda: _in_blocks(pieces(), dtype))
+    return Tensor(dtype=dtype, shape=shape, blocks=lambda: in_blocks(pieces(), dtype))
 
 
 def unwoven(tensor: Tensor, run: int, count: int, shape: tuple[int, ...]) -> list[Tensor]:
@@ -101,7 +108,7 @@ def unwoven(tensor: Tensor, run: int, count: int, shape: tuple[int, ...]) -> lis
             yield from stream.run(start, length)
 
     def part(number: int) -> Tensor:
-        return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: _in_blocks(pieces(number), tensor.dtype))
+        return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: in_blocks(pieces(number), tensor.dtype))
 
     return [part(number) for number in range(count)]
 
@@ -123,6 +130,47 @@ def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
     if axis == 0:
         return woven(parts, parts[0].size, (rows * len(parts), columns))
     return woven(parts, columns, (rows, columns * len(parts)))
+
+
+def below(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors of rows of one width, below one another, whatever the number of each."""
+
+    def pieces() -> Iterator[memoryview]:
+        for part in parts:
+            yield from _Stream(part).run(0, part.nbytes)
+
+    dtype, shape = parts[0].dtype, (sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return Tensor(dtype=dtype, shape=shape, blocks=lambda: in_blocks(pieces(), dtype))
+
+
+def first_rows(tensor: Tensor, count: int) -> Tensor:
+    """The first rows alone; all is read, so that whoever checks it does."""
+    length = tensor.nbytes // tensor.shape[0] * count
+
+    def pieces() -> Iterator[memoryview]:
+        stream = _Stream(tensor)
+        yield from stream.run(0, length)
+        for _ in stream.run(length, tensor.nbytes - length):
+            pass
+
+    shape = (count, *tensor.shape[1:])
+    return Tensor(dtype=tensor.dtype, shape=shape, blocks=lambda: in_blocks(pieces(), tensor.dtype))
+
+
+def reordered(tensor: Tensor, order: Sequence[int]) -> Tensor:
+    """In every group of as many rows as `order` has, row number order[i] in place i; a vector's numbers are its rows.
+
+    One group is in memory.
+    """
+    length = tensor.nbytes // tensor.shape[0]
+
+    def pieces() -> Iterator[memoryview]:
+        for run in runs_of(tensor, tensor.size // tensor.shape[0] * len(order)):
+            group = memoryview(run)
+            for row in order:
+                yield group[row * length : (row + 1) * length]
+
+    return Tensor(dtype=tensor.dtype, shape=tensor.shape, blocks=lambda: in_blocks(pieces(), tensor.dtype))
 
 
 def gather(

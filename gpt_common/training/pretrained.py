@@ -89,10 +89,7 @@ def foreign(path: Path) -> str | None:
 def unusable(path: Path) -> str | None:
     """What a folder or file is, if it is known and no model that can be brought in; None otherwise."""
     try:
-        if path.is_dir():
-            return _unusable_folder(path)
-        with open_file(path) as file:
-            return _gguf(path) if file.read(4) == b"GGUF" else None
+        return _unusable_folder(path) if path.is_dir() else None
     except OSError:
         return None
 
@@ -106,12 +103,7 @@ def _unusable_folder(path: Path) -> str | None:
         return f"{path} is a dataset, not a model: --dataset {path.name} trains on it"
     found = sorted(name for name in names if name.endswith(".gguf"))
     whole = "config.json" in names or any(name.endswith(MODEL_FILES) for name in names)
-    return _gguf(path / found[0]) if found and not whole else None
-
-
-def _gguf(path: Path) -> str:
-    remedy = "take the safetensors folder that it was made from"
-    return f"{path} is a GGUF file, not a model that can be brought in: {remedy}"
+    return _bring_in(f"{path / found[0]} is a GGUF file", path / found[0]) if found and not whole else None
 
 
 def _foreign_folder(path: Path) -> str | None:
@@ -131,6 +123,8 @@ def _foreign_file(path: Path) -> str | None:
         start = file.read(9)
     if (path.parent / "state.json").exists():
         return f"{path} is a file of a checkpoint: give its folder, {path.parent}"
+    if start.startswith(b"GGUF"):
+        return _bring_in(f"{path} is a GGUF file", path)
     if path.suffix in MODEL_FILES and _model_type(path.parent) is not None:
         return _bring_in(f"{path} is a file of a model folder", path.parent)
     if start[8:9] == b"{" or (path.suffix in MODEL_FILES and path.suffix != ".pt" and start[:2] == b"PK"):

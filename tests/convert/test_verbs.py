@@ -63,7 +63,7 @@ def test_a_latest_checkpoint_may_be_asked_for(checkpoint: Path, tmp_path: Path) 
         (["export", "run"], "missing argument: --to"),
         (
             ["export", "run", "--to", "pytorch"],
-            "is not a choice: choose from: mlx-lm, nanogpt, native, peft, transformers",
+            "is not a choice: choose from: gguf, mlx-lm, nanogpt, native, peft, transformers",
         ),
         (["imprt", "x"], "did you mean 'import'?"),
         (["exprot", "x"], "did you mean 'export'?"),
@@ -100,7 +100,8 @@ def test_help_lists_what_people_look_for_first() -> None:
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        ({"m.gguf": b"GGUF\x03"}, ("m.gguf is a GGUF file",)),
+        ({"m.gguf": b"GGUF\x03"}, ("m.gguf is not a valid GGUF file",)),
+        ({"m/q4.gguf": b"GGUF\x03"}, ("q4.gguf is a GGUF file", "import")),
         ({"a/adapter_config.json": b"{}", "a/adapters.safetensors": b""}, ("is an adapter", "--base RUN")),
         ({"d/train.bin": b"", "d/meta.json": b"{}"}, ("is a dataset",)),
     ],

@@ -70,7 +70,7 @@ def prepare_conversations(
     if count < 2:
         raise UserError(f"{files[0]} has {count} examples: at least one is for training and one for validation")
     made = _tokenizer(tokenizer, conversations, bpe_vocab_size)
-    form = _template(template, tokenizer)
+    form = template_beside(template, tokenizer)
     if form.source is None:
         made = with_tokens(made, (TURN, END))
     marker = Marker(made, train_on, 0 if block_size is None else block_size + 1)
@@ -158,8 +158,15 @@ def _tokenizer(choice: str, conversations: Iterable[Conversation], bpe_vocab_siz
     return known_tokenizer(choice, ("char", "bpe"))
 
 
-def _template(choice: str | None, tokenizer: str) -> Template:
-    """The template that was asked for, or the one beside the tokenizer; ChatML where there is none."""
+def template_beside(choice: str | None, tokenizer: str) -> Template:
+    """The template that was asked for, or the one beside the tokenizer; ChatML where there is none.
+
+    Args:
+        tokenizer: the path of one, or of its folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     beside = Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent
     settings = _settings(beside / SETTINGS) if Path(tokenizer).exists() else {}
     tokens = {"begin": _token(settings.get("bos_token")), "end": _token(settings.get("eos_token"))}

@@ -40,6 +40,13 @@ class BpeTokenizer(Tokenizer):
             raise UserError("not a byte-level BPE tokenizer: model must be of type BPE and decoder of type ByteLevel")
         if model.get("dropout"):
             raise UserError("the tokenizer has BPE dropout, so one text has many encodings: set model.dropout to null")
+        merges: list[list[str] | str] = model.get("merges") or []
+        # The library panics over a merge whose token is not there, where it should say so.
+        if not model.get("continuing_subword_prefix"):
+            for merge in merges:
+                made = "".join(merge) if isinstance(merge, list) else merge.replace(" ", "")
+                if made not in model["vocab"]:
+                    raise UserError(f"a merge makes {made[:40]!r}, which is not in the vocabulary")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
         except Exception as error:  # the library raises nothing narrower
@@ -48,7 +55,6 @@ class BpeTokenizer(Tokenizer):
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
         end_of_text = next((vocabulary[end] for end in ENDS if end in added), vocabulary.get(END_OF_TEXT))
-        merges: list[list[str] | str] = model.get("merges") or []
         self._splits_as_gpt2 = _splits_as_gpt2(definition)
         library, blanks = self._tokenizer, safe_blanks(definition)
 

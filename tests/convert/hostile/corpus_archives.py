@@ -202,7 +202,7 @@ ARCHIVES = [
     Case("a web page called ckpt.pt", written(b"<!DOCTYPE html><html>Sign in</html>"), (FORMAT,)),
     Case("JSON called model.safetensors", written(b'{"weights": [1, 2]}', "model.safetensors"), (FORMAT + "|header",)),
     Case("random bytes", written(np.random.default_rng(3).bytes(4096)), (FORMAT,)),
-    Case("a GGUF file", written(b"GGUF\x03\0\0\0" + bytes(64), "model.gguf"), (FORMAT,)),
+    Case("a GGUF file of nothing", written(b"GGUF\x03\0\0\0" + bytes(64), "model.gguf"), ("architecture",)),
     Case("gzip", written(gzip.compress(b"ckpt" * 100)), (FORMAT,)),
     Case("a tar of a checkpoint", _tar, (FORMAT,)),
     Case("numpy's archive", _npz, (r"data\.pkl|numpy|npz|" + FORMAT,)),

@@ -22,6 +22,7 @@ from tests.convert.conftest import Outcome, run_convert
 from tests.convert.hostile.corpus import CANARY, SOUND, Case, nanogpt_file, native_run
 from tests.convert.hostile.corpus_archives import ARCHIVES, TRAPS
 from tests.convert.hostile.corpus_families import FAMILIES, SOUND_FAMILIES
+from tests.convert.hostile.corpus_gguf import GGUF, GREEDY_GGUF, SOUND_GGUF
 from tests.convert.hostile.corpus_models import ARGUMENTS, BARE, OPTIMIZER
 from tests.convert.hostile.corpus_models import TENSORS as MODEL_TENSORS
 from tests.convert.hostile.corpus_native import NATIVE, PATHS
@@ -44,6 +45,7 @@ CASES = [
     *NATIVE,
     *PATHS,
     *FAMILIES,
+    *GGUF,
 ]
 
 # What a person can do: copy or download the file again, save it in another way, give a flag, use another command.
@@ -68,6 +70,7 @@ GREEDY = [
     "weights that are endless",
     "/dev/zero",
     "native: n_layer of 10^9",
+    *GREEDY_GGUF,
 ]
 REPOSITORY = Path(__file__).parents[3]
 
@@ -134,9 +137,9 @@ def label(case: Case) -> str:
     return case.name.replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", SOUND | SOUND_FAMILIES)
+@pytest.mark.parametrize("name", SOUND | SOUND_FAMILIES | SOUND_GGUF)
 def test_what_the_corpus_is_made_from_converts(name: str, tmp_path: Path) -> None:
-    command, make = (SOUND | SOUND_FAMILIES)[name]
+    command, make = (SOUND | SOUND_FAMILIES | SOUND_GGUF)[name]
     tried = attempt(Case(name, make, (), command=command), tmp_path)
     assert tried.outcome.code == 0, tried.outcome.stderr
     assert tried.outputs

@@ -28,6 +28,9 @@ IMPORTABLE: dict[str, tuple[dict[str, bytes], str, str]] = {
     ),
     "weights alone": ({"w.safetensors": SAFETENSORS}, "w.safetensors", "import {}/w.safetensors --preset NAME"),
     "a folder of weights alone": ({"m/w.safetensors": SAFETENSORS}, "m", "import {}/m/w.safetensors --preset NAME"),
+    "a GGUF file": ({"m.gguf": b"GGUF\x03\0\0\0"}, "m.gguf", "import {}/m.gguf"),
+    "a GGUF file of another name": ({"m": b"GGUF\x03\0\0\0"}, "m", "import {}/m"),
+    "a folder of GGUF": ({"m/q4.gguf": b"GGUF"}, "m", "import {}/m/q4.gguf"),
     "a space in the name": ({"my model/config.json": CONFIG}, "my model", "import '{}/my model'"),
 }
 UNUSABLE: dict[str, tuple[dict[str, bytes], str, tuple[str, ...]]] = {
@@ -41,9 +44,6 @@ UNUSABLE: dict[str, tuple[dict[str, bytes], str, tuple[str, ...]]] = {
         "a",
         ("adapter", "mlx_lm.fuse"),
     ),
-    "a GGUF file": ({"m.gguf": b"GGUF\x03\0\0\0"}, "m.gguf", ("m.gguf is a GGUF file", "safetensors")),
-    "a GGUF file of another name": ({"m": b"GGUF\x03\0\0\0"}, "m", ("GGUF",)),
-    "a folder of GGUF": ({"m/q4.gguf": b"GGUF"}, "m", ("q4.gguf is a GGUF file",)),
     "a dataset": ({"data/x/train.bin": b"", "data/x/meta.json": b"{}"}, "data/x", ("is a dataset", "--dataset x")),
     "a file of a checkpoint": (
         {"step-000001/state.json": b"{}", "step-000001/model.safetensors": SAFETENSORS},

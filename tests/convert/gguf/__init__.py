@@ -1,0 +1,1 @@
+"""GGUF: random models, the reader that is asked, and the tests."""
