@@ -11,7 +11,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt_common.data.tokenizers import ExtendedTokenizer
 from gpt_common.drawing import css
+from gpt_common.errors import UserError
 from gpt_common.keyed import draws
 from gpt_common.sampling import Continuation
 from gpt_common.serving import answers
@@ -21,7 +23,7 @@ from gpt_common.serving.command import ServeCommand
 from gpt_common.serving.engine import Answer, Ended, Engine, Event
 from gpt_common.serving.guard import Guard, Receive, Scope, Send
 from gpt_common.serving.models import Library, Served
-from gpt_common.serving.protocol import Order, body_of, chat_order, completion_order, parsed
+from gpt_common.serving.protocol import Order, body_of, chat_order, completion_order, is_id, named, parsed
 from gpt_common.serving.refusals import Refused, wrong
 from gpt_common.serving.streaming import streamed, until_left
 from gpt_common.serving.writing import Piece, Writer
@@ -70,6 +72,33 @@ class Application:
         writing, waiting = self.engine.load
         return _json({"status": "ok", "writing": writing, "waiting": waiting})
 
+    async def tokenizer_info(self, request: Request) -> Response:  # noqa: ARG002
+        """`GET /tokenizer_info`, by which lm-eval finds out that it needs no tokenizer of its own."""
+        tokenizer = self.library.models[0].tokenizer
+        end = None if tokenizer.end_of_text is None else tokenizer.decode([tokenizer.end_of_text])
+        return _json({"tokenizer_class": tokenizer.kind, "eos_token": end, "bos_token": None, "pad_token": None})
+
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`, as vLLM has it: `prompt` to token ids."""
+        document = parsed(await body_of(request))
+        model = self.library.find(named(document, "model"))
+        if not isinstance(text := document.get("prompt"), str):
+            raise wrong("prompt", "`prompt` must be a text")
+        ids = await asyncio.to_thread(model.encode, text, "prompt", written=True)
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": model.block_size})
+
+    async def detokenize(self, request: Request) -> Response:
+        """`POST /detokenize`: `tokens` to text."""
+        document = parsed(await body_of(request))
+        model = self.library.find(named(document, "model"))
+        ids = document.get("tokens")
+        if not isinstance(ids, list) or not all(is_id(token) for token in ids):
+            raise wrong("tokens", "`tokens` must be a list of token ids")
+        try:
+            return _json({"prompt": model.tokenizer.decode(ids)})
+        except UserError as error:
+            raise wrong("tokens", f"`tokens`: {error}") from None
+
     # ---- answers -----------------------------------------------------------------------------------------------------
 
     async def completions(self, request: Request) -> Response:
@@ -113,7 +142,10 @@ class Application:
             found, param = [model.prompt_of(order.messages)], "messages"
         else:
             param = "prompt"
-            found = [model.encode(one, param) if isinstance(one, str) else list(one) for one in order.prompts]
+            # As `sample --prompt`: what was added for a template is there to be said, by its name.
+            own = isinstance(model.tokenizer, ExtendedTokenizer)
+            texts = order.prompts
+            found = [model.encode(one, param, written=own) if isinstance(one, str) else list(one) for one in texts]
         size, block = model.tokenizer.vocab_size, model.block_size
         for ids in found:
             if not ids:
@@ -199,6 +231,9 @@ class Application:
             Route("/page.css", self.page),
             Route("/page.js", self.page),
             Route("/health", self.health),
+            Route("/tokenizer_info", self.tokenizer_info),
+            Route("/tokenize", self.tokenize, methods=["POST"]),
+            Route("/detokenize", self.detokenize, methods=["POST"]),
             Route("/v1/models", self.models),
             Route("/v1/models/{name:path}", self.model),
             Route("/v1/completions", self.completions, methods=["POST"]),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
-from urllib.parse import urlsplit
 
 from gpt_common.cli import parse
 from gpt_common.errors import UserError
@@ -101,10 +101,7 @@ def is_loopback(host: str) -> bool:
 
 def host_of(authority: str) -> str | None:
     """The host in what a `Host` header says, `NAME[:PORT]` or `[ADDRESS][:PORT]`; None where it says something else."""
-    try:
-        parts = urlsplit(f"//{authority}")
-        port = parts.port  # raises where it is none
-    except ValueError:
+    match = re.fullmatch(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::(\d{1,5}))?", authority.lower())
+    if match is None or (match[3] and not 0 < int(match[3]) < 1 << 16):
         return None
-    odd = parts.path or parts.query or parts.fragment or "@" in authority
-    return None if odd or port == 0 else parts.hostname
+    return match[1] or match[2]

@@ -81,10 +81,14 @@ class Served:
             ids += self.encode("\n", f"messages[{i}].content")
         return [*ids, turn, *self.encode("assistant\n", "messages")]
 
-    def encode(self, text: str, param: str) -> list[int]:
-        """Token ids of a text; raises Refused where the vocabulary cannot spell it."""
+    def encode(self, text: str, param: str, *, written: bool = False) -> list[int]:
+        """Token ids of a text; raises Refused where the vocabulary cannot spell it.
+
+        Args:
+            written: the names of special tokens in it are these tokens.
+        """
         try:
-            return self.tokenizer.encode(text)
+            return self.tokenizer.encode_written(text) if written else self.tokenizer.encode(text)
         except UserError as error:
             raise wrong(param, f"`{param}`: {error}") from None
 

@@ -154,9 +154,6 @@ def _order(
     echo: bool,
     messages: tuple[Message, ...] | None = None,
 ) -> Order:
-    model = document.get("model")
-    if model is not None and not isinstance(model, str):
-        raise wrong("model", "`model` must be a name; GET /v1/models lists them")
     made = _whole(document, "max_tokens", min(tokens, most_tokens), fewest, most_tokens)
     choices = _whole(document, "n", 1, 1, MOST_CHOICES)
     assert made is not None
@@ -165,7 +162,7 @@ def _order(
         raise wrong("best_of", "`best_of` is not supported: ask for `n` answers and choose")
     stream = _switch(document, "stream")
     return Order(
-        model=model,
+        model=named(document, "model"),
         prompts=prompts,
         messages=messages,
         settings=SampleSettings(
@@ -185,6 +182,14 @@ def _order(
         adapter=_switch(document, "adapter", True),
         token_ids=_switch(document, "return_token_ids"),
     )
+
+
+def named(document: dict[str, Any], param: str) -> str | None:
+    """The name of a model in a request, if there is one; raises Refused."""
+    model = document.get(param)
+    if model is not None and not isinstance(model, str):
+        raise wrong(param, f"`{param}` must be a name; GET /v1/models lists them")
+    return model
 
 
 def _check_names(document: dict[str, Any], known: Collection[str]) -> None:
@@ -272,7 +277,7 @@ def _check_text(param: str, text: str) -> None:
 
 def _prompts(value: Any) -> tuple[Prompt, ...]:
     """A text, ids, texts, or several of ids."""
-    several = value if isinstance(value, list) and value and not _is_id(value[0]) else [value]
+    several = value if isinstance(value, list) and value and not is_id(value[0]) else [value]
     if len(several) > MOST_PROMPTS:
         raise wrong("prompt", f"`prompt` has {len(several)} prompts: {MOST_PROMPTS} at once, at most")
     return tuple(_prompt(each) for each in several)
@@ -282,12 +287,13 @@ def _prompt(value: Any) -> Prompt:
     if isinstance(value, str):
         _check_text("prompt", value)
         return value
-    if isinstance(value, list) and value and all(map(_is_id, value)):
+    if isinstance(value, list) and value and all(map(is_id, value)):
         return tuple(value)
     raise wrong("prompt", f"`prompt` {_shown(value)} is neither a text nor a list of token ids, nor a list of either")
 
 
-def _is_id(value: Any) -> bool:
+def is_id(value: Any) -> bool:
+    """Whether a value of JSON could be a token id."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
