@@ -136,7 +136,8 @@ class Engine:
     @property
     def load(self) -> tuple[int, int]:
         """How many answers are being written, and how many wait."""
-        return sum(map(len, self._writing.values())), len(self._waiting)
+        # A copy, taken in one go: its thread goes on meanwhile.
+        return sum(map(len, list(self._writing.values()))), len(self._waiting)
 
     # ---- its thread --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ class Server:
         assert status == 200, document
         return dict(document["choices"][0])
 
-    def stream(self, path: str, document: Any) -> Iterator[dict[str, Any]]:
+    def stream(self, path: str, document: Any) -> Generator[dict[str, Any], None, None]:
         """The events of a stream; leaves when nobody asks for more."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(connection):
