@@ -81,12 +81,12 @@ function addColumn(index) {
   const id = `model-${Math.random().toString(36).slice(2)}`;
   column.select.id = id;
   node.querySelector("label").htmlFor = id;
-  const groups = new Map();
+  const groups = new Map(), twins = new Set(models.map((model) => model.twin)).size;
   models.forEach((model, i) => {
     if (!groups.has(model.twin)) groups.set(model.twin, Object.assign(document.createElement("optgroup"), { label: model.twin }));
     const loss = typeof model.val_loss === "number" ? ` · loss ${model.val_loss.toFixed(3)}` : "";
     const step = model.id.includes("/step-") ? "" : ` · step ${model.step}`;
-    groups.get(model.twin).append(new Option(model.id + step + loss, i));
+    groups.get(model.twin).append(new Option(model.id + step + loss + (twins > 1 ? ` · ${model.twin}` : ""), i));
   });
   column.select.append(...(groups.size > 1 ? groups.values() : [...groups.values()][0].children));
   column.select.value = index;
@@ -229,7 +229,7 @@ function append(column, token, picked = false) {
 function sum(column, made, began, reason) {
   const nats = column.said.reduce((total, token) => total - token.logprob, 0) / Math.max(1, column.said.length);
   const rate = (1000 * made) / Math.max(1, performance.now() - began);
-  const why = { stop: "ended by itself", length: "as long as asked", stopped: "stopped" }[reason];
+  const why = { stop: "ended", length: "full length", stopped: "stopped" }[reason];
   column.foot.textContent = [`${column.said.length} tokens`, `${nats.toFixed(2)} nats each`, `${Math.round(rate)} a second`, why]
     .filter(Boolean).join(" · ");
 }

@@ -322,3 +322,25 @@ def test_a_fault_is_told_on_the_console_alone(runs: Path, capfd: pytest.CaptureF
         assert status == 500
         assert "inside" not in json.dumps(answer)
     assert "the inside of the model" in capfd.readouterr().err
+
+
+def test_a_server_beside_this_one(runs: Path) -> None:
+    """The other twin's answers come through, streams and refusals too; no page reaches it past the guard."""
+    with (
+        serving_made_up([runs / "chat"], lambda source: Saying(source.tokenizer, "xyz")) as other,
+        serving_made_up([runs / "plain"], lambda source: Saying(source.tokenizer), beside=other.port) as server,
+    ):
+        assert server.ask("/v1/models")[1]["beside"]
+        assert [one["id"] for one in server.ask("/beside/v1/models")[1]["data"]] == ["chat", "chat/step-000005"]
+        asked = {"prompt": "x", "max_tokens": 3, "temperature": 0}
+        assert server.ask(f"/beside{COMPLETIONS}", asked)[1]["choices"][0]["text"] == "yzx"
+        events = list(server.stream(f"/beside{COMPLETIONS}", {**asked, "stream": True}))
+        assert "".join(event["choices"][0]["text"] for event in events) == "yzx"
+        status, answer, _ = server.ask(f"/beside{COMPLETIONS}", {"prompt": ""})
+        assert (status, answer["error"]["param"]) == (400, "prompt")
+        assert server.ask("/beside/v1/models", Origin="http://evil.example")[0] == 403
+        assert server.ask("/beside/health")[0] == 404, "nothing else of it"
+        assert other.ask("/beside/v1/models")[0] == 404
+    with serving_made_up([runs / "plain"], lambda source: Saying(source.tokenizer), beside=other.port) as server:
+        status, answer, _ = server.ask("/beside/v1/models")
+        assert (status, answer["error"]["type"]) == (502, "server_error")

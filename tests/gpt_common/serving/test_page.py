@@ -169,8 +169,8 @@ def test_what_a_model_says_is_no_markup(window: Page, tmp_path: Path) -> None:
     with serving_made_up([tmp_path / "<b>run"], lambda source: Saying(source.tokenizer, saying)) as server:
         window.show(f"{server.url}/")
         window.wait("document.querySelectorAll('.column').length === 1")
-        go(window, HOSTILE, len(saying))
-        assert texts(window) == [HOSTILE + saying]
+        go(window, f"{HOSTILE}\n", len(saying))
+        assert texts(window) == [f"{HOSTILE}\n{saying}"]
         assert window.run("document.querySelectorAll('main b, main img').length") == 0
 
 
