@@ -58,13 +58,13 @@ class Continuation:
 
 
 def continue_together(
-    batch: Batch, waiting: Iterable[Continuation], at_once: int, is_last: Callable[[int], bool]
+    batch: Batch, waiting: Iterable[Continuation], at_once: int, is_last: Callable[[int, int], bool]
 ) -> Iterator[tuple[int, int | None]]:
     """New tokens of several sequences, each with the number of its sequence; None behind the last of a sequence.
 
     Args:
         at_once: sequences that are continued together, at most; the next one joins when one ends.
-        is_last: whether a token ends its sequence.
+        is_last: whether the sequence of this number ends with this token.
     """
     coming, going = enumerate(waiting), dict[int, Continuation]()
     while True:
@@ -75,7 +75,7 @@ def continue_together(
         for number, one in list(going.items()):
             token = one.advance(logits[number])
             yield number, token
-            if one.is_full or is_last(token):
+            if is_last(number, token) or one.is_full:
                 del going[number]
                 yield number, None
 

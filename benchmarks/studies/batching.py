@@ -70,7 +70,7 @@ def generation(twin: Twin, config: ModelConfig, texts: int, tokens: int, side: S
     def together() -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
         sequences = [Continuation(list(prompt), settings, repeat(0.0)) for prompt in prompts]
-        for number, token in continue_together(sample.ContinuousBatch(model), sequences, texts, lambda _: False):
+        for number, token in continue_together(sample.ContinuousBatch(model), sequences, texts, lambda *_: False):
             if token is not None:
                 found[number].append(token)
         return found

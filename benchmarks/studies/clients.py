@@ -87,7 +87,7 @@ async def client(port: int, number: int, wanted: Wanted, until: float, told: Tol
         at += 1
         began = time.monotonic()
         body = json.dumps({"prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": stream}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         answer = await read_answer(reader)
         text = text_of(answer, stream)

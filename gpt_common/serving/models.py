@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,15 @@ class Served:
     manifest: Manifest
     base: Served | None = None
     """Of an adapter."""
+    tokenizers: dict[str, Tokenizer] = field(default_factory=dict)
+    """By fingerprint, those of all models of a server: the checkpoints of a run have one, and keep it once."""
 
     @cached_property
     def source(self) -> Source:
         """Shape and tokenizer; raises UserError where the checkpoint is damaged."""
-        return open_source(self.checkpoint, latest=False)
+        found = open_source(self.checkpoint, latest=False)
+        own = self.tokenizers.setdefault(found.tokenizer.fingerprint, found.tokenizer)
+        return replace(found, tokenizer=own)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -140,26 +144,28 @@ def open_library(paths: Sequence[Path], *, latest: bool) -> Library:
     """
     models: list[Served] = []
     names: set[str] = set()
+    tokenizers: dict[str, Tokenizer] = {}
     for given in paths:
         path = local_run(given)
         chosen = find_checkpoint(path, prefer="latest" if latest else "best")
         is_run = chosen.resolve() != path.resolve()
         run = _run_name(chosen)
         name = _free(run if is_run else _place_name(chosen), names)
-        first = _served(name, chosen)
+        first = _served(name, chosen, tokenizers)
         _ = first.source  # what was named must be sound; of its neighbours that is asked when they are
         models.append(first)
         for checkpoint in sorted(chosen.parent.glob("step-*")) if is_run else ():
             other = f"{name}/{checkpoint.name}"
             with contextlib.suppress(UserError):
-                models.append(_served(_free(other, names), checkpoint))
+                models.append(_served(_free(other, names), checkpoint, tokenizers))
     return Library(models)
 
 
-def _served(name: str, checkpoint: Path) -> Served:
+def _served(name: str, checkpoint: Path, tokenizers: dict[str, Tokenizer]) -> Served:
     manifest = read_manifest(checkpoint)
     base = base_of(checkpoint, manifest)
-    return Served(name, checkpoint, manifest, _served(f"{name}:base", base) if base is not None else None)
+    beside = None if base is None else _served(f"{name}:base", base, tokenizers)
+    return Served(name, checkpoint, manifest, beside, tokenizers)
 
 
 def _run_name(checkpoint: Path) -> str:

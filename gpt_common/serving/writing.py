@@ -66,7 +66,7 @@ def told(tokenizer: Tokenizer, token: int, logits_V: Logits, count: int) -> tupl
     scores_V = logits_V.astype(np.float64)
     scores_V -= scores_V.max()
     logprobs_V = scores_V - np.log(np.exp(scores_V).sum())
-    best = np.argsort(-logprobs_V, kind="stable")[:count].tolist()
+    best = np.argsort(-logprobs_V, kind="stable")[:count].tolist() if count else []
     chosen = likely(tokenizer, token, float(logprobs_V[token]))
     top = [likely(tokenizer, one, float(logprobs_V[one])) for one in best]
     if count and token not in best:

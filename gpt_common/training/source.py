@@ -101,7 +101,7 @@ def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
         sys.stdout.write(text)
 
     begin(0)
-    for sample, token in continue_together(batch, sequences, AT_ONCE, lambda token: token == tokenizer.end_of_text):
+    for sample, token in continue_together(batch, sequences, AT_ONCE, lambda _, token: token == tokenizer.end_of_text):
         stream = streams.setdefault(sample, TextStream(tokenizer))
         if token is None:
             ended.add(sample)

@@ -82,7 +82,7 @@ def together(twin: str, model: Any, at_once: int) -> list[list[int]]:
         for number, (prompt, settings) in enumerate(zip(PROMPTS, SETTINGS, strict=True))
     ]
     found: list[list[int]] = [[] for _ in sequences]
-    for number, token in continue_together(batch, sequences, at_once, lambda _: False):
+    for number, token in continue_together(batch, sequences, at_once, lambda *_: False):
         if token is not None:
             found[number].append(token)
     return found
