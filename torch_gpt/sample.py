@@ -71,16 +71,12 @@ class BatchKVCache(KVCache):
         self.measure([length + 1 for length in self.rows])
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
-    def join(self, cache: KVCache) -> None:
-        """Take in the sequences of a cache, which are equally long, as rows behind those that are here."""
-        assert cache.keys is not None
-        assert cache.values is not None
-        if self.keys is None or self.values is None:
-            self.keys, self.values = cache.keys, cache.values
-        else:
-            self.keys = torch.cat([self.keys, cache.keys])
-            self.values = torch.cat([self.values, cache.values])
-        self.measure([*self.rows, *[cache.length] * cache.keys.shape[0]])
+    def join(self, caches: Sequence[KVCache], rows: Sequence[int]) -> None:
+        """Take in what other caches hold, as rows behind those that are here; `rows` says how long each is."""
+        held = (self, *caches)
+        self.keys = torch.cat([cache.keys for cache in held if cache.keys is not None])
+        self.values = torch.cat([cache.values for cache in held if cache.values is not None])
+        self.measure([*self.rows, *rows])
 
     def keep(self, rows: Sequence[int]) -> None:
         """Forget all sequences but those of these rows."""
@@ -127,12 +123,15 @@ class ContinuousBatch:
         begin = {number: window(context, block_size) for number, context in contexts.items() if number not in self.rows}
         if self.rows:
             found |= self._logits(self.rows, [[contexts[number][-1]] for number in self.rows], self.caches)
+        joining, new = [], list[int]()
         for numbers in equally_long(begin):
-            caches = self.model.new_caches()
-            found |= self._logits(numbers, [begin[number] for number in numbers], caches)
-            self.rows = [*self.rows, *numbers]
-            for cache, joining in zip(self.caches, caches, strict=True):
-                cache.join(joining)
+            joining.append(self.model.new_caches())
+            found |= self._logits(numbers, [begin[number] for number in numbers], joining[-1])
+            new += numbers
+        if new:
+            self.rows = [*self.rows, *new]
+            for layer, cache in enumerate(self.caches):
+                cache.join([caches[layer] for caches in joining], [len(begin[number]) for number in new])
         return found
 
     @torch.inference_mode()
