@@ -139,9 +139,15 @@ class Application:
     def _prompts(self, order: Order, model: Served) -> list[list[int]]:
         """Token ids of every prompt; raises Refused where one does not fit the model."""
         if order.messages is not None:
+            said = sum(len(message.content) for message in order.messages)
+            if said > model.longest_prompt:
+                raise too_long(f"has {said} characters", model)
             found, param = [model.prompt_of(order.messages)], "messages"
         else:
             param = "prompt"
+            for one in order.prompts:
+                if isinstance(one, str) and len(one.encode()) > model.longest_prompt:
+                    raise too_long(f"has {len(one)} characters", model)
             # As `sample --prompt`: what was added for a template is there to be said, by its name.
             own = isinstance(model.tokenizer, ExtendedTokenizer)
             texts = order.prompts
@@ -151,8 +157,7 @@ class Application:
             if not ids:
                 raise wrong(param, "the prompt is empty: give at least one character")
             if len(ids) > block:
-                text = f"the prompt has {len(ids)} tokens, the block of {model.name} holds {block}: shorten it"
-                raise wrong(param, text, code="context_length_exceeded")
+                raise too_long(f"has {len(ids)} tokens", model)
             if any(not 0 <= token < size for token in ids):
                 raise wrong(param, f"`{param}` has a token id outside the vocabulary: they are below {size}")
         return found
@@ -258,6 +263,12 @@ class Application:
         app = Starlette(routes=routes, exception_handlers={HTTPException: unknown, Refused: refused})
         app.router.redirect_slashes = False
         return Guard(_unfailing(app), _refuse, host=self.command.host, secret=self.command.secret)
+
+
+def too_long(what: str, model: Served) -> Refused:
+    """A prompt that the model's block cannot hold."""
+    text = f"the prompt {what}, the block of {model.name} holds {model.block_size} tokens: shorten it"
+    return wrong("prompt", text, code="context_length_exceeded")
 
 
 async def _all_heard(choices: Sequence[Choice], heard: asyncio.Queue[Heard]) -> None:

@@ -51,6 +51,12 @@ class Served:
         return self.manifest.run_config.model.block_size
 
     @cached_property
+    def longest_prompt(self) -> int:
+        """Bytes of text beyond which no prompt fits the block, whatever its tokens: it need not be encoded."""
+        tokenizer = self.tokenizer
+        return self.block_size * max(len(tokenizer.decode_bytes([token])) for token in tokenizer.known)
+
+    @cached_property
     def ends(self) -> frozenset[int]:
         """Tokens that end an answer: of the document, and of a turn."""
         turn = self.tokenizer.specials.get(END)

@@ -69,6 +69,16 @@ def test_what_asks_for_nothing_is_taken(server: Server) -> None:
     assert server.complete("a", max_tokens=3, temperature=0, stop=None, **empty)["text"] == "bcd"
 
 
+def test_a_prompt_that_cannot_fit_is_not_even_encoded(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gpt_common.serving.models import Served
+
+    monkeypatch.setattr(Served, "encode", None)
+    for letters, said in ((1_000_000, "1000000 characters"), (48 * 3 + 1, "145 characters")):
+        status, answer, _ = server.ask(COMPLETIONS, {"prompt": "a" * letters})
+        assert (status, answer["error"]["code"]) == (400, "context_length_exceeded")
+        assert said in answer["error"]["message"]
+
+
 def test_only_json_is_read(server: Server) -> None:
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", ""):
         status, answer, _ = server.ask(COMPLETIONS, {"prompt": "a"}, Content_Type=kind)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +27,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(runs: Path) -> Iterator[Server]:
-    def open_model(source: object) -> Saying:
-        checkpoint = str(source.checkpoint)  # type: ignore[attr-defined]
-        early = "plain/checkpoints/step-000005" in checkpoint
-        return Saying(source.tokenizer, "zyxwv" if early else "abcdefgh")  # type: ignore[attr-defined]
+    def open_model(source: Any) -> Saying:
+        early = "plain/checkpoints/step-000005" in str(source.checkpoint)
+        return Saying(source.tokenizer, "zyxwv" if early else "abcdefgh")
 
     with serving_made_up([runs / "plain", runs / "chat"], open_model) as found:
         yield found
@@ -152,6 +153,29 @@ def test_a_question(page: Page) -> None:
     page.click(".alternatives button:nth-child(1)")
     done(page)
     assert texts(page) == ["Where?\n\nabcd"]
+
+
+def test_what_is_stopped_stays_as_it_is(window: Page, runs: Path) -> None:
+    def open_model(source: Any) -> Saying:
+        return Saying(source.tokenizer, wait=lambda: time.sleep(0.003))
+
+    with serving_made_up([runs / "plain"], open_model, max_tokens=10**6) as server:
+        window.show(f"{server.url}/")
+        window.wait("document.querySelectorAll('.column').length === 1")
+        fill(window, "prompt", "a")
+        fill(window, "max_tokens", str(10**6))
+        fill(window, "temperature", "0")
+        window.click("#go")
+        window.wait("document.querySelectorAll('.t').length > 20")
+        assert not window.run("document.getElementById('stop').disabled")
+        window.click("#stop")
+        done(window)
+        assert texts(window)[0].startswith("abcdefghabcdefghabcde")
+        assert "stopped" in window.run("document.querySelector('.foot').textContent")
+        assert window.run("document.getElementById('stop').disabled")
+        deadline = time.monotonic() + 20
+        while server.ask("/health")[1]["writing"]:
+            assert time.monotonic() < deadline, "its place is not free"
 
 
 def test_what_cannot_be_answered_is_said(page: Page) -> None:
