@@ -62,10 +62,9 @@ class BatchKVCache(KVCache):
             return super().append(k_BHTK, v_BHTV)
         assert self.keys is not None
         assert self.values is not None
-        rows_B = mx.arange(len(self.rows))
-        ends_B = mx.array(self.rows)
-        self.keys[rows_B, :, ends_B] = k_BHTK[:, :, 0]
-        self.values[rows_B, :, ends_B] = v_BHTV[:, :, 0]
+        ends_B111 = mx.array(self.rows)[:, None, None, None]
+        self.keys = mx.put_along_axis(self.keys, mx.broadcast_to(ends_B111, k_BHTK.shape), k_BHTK, axis=2)
+        self.values = mx.put_along_axis(self.values, mx.broadcast_to(ends_B111, v_BHTV.shape), v_BHTV, axis=2)
         self.measure([length + 1 for length in self.rows])
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 

@@ -64,10 +64,9 @@ class BatchKVCache(KVCache):
             return super().append(k_BHTK, v_BHTV)
         assert self.keys is not None
         assert self.values is not None
-        rows_B = torch.arange(len(self.rows), device=k_BHTK.device)
-        ends_B = torch.tensor(self.rows, device=k_BHTK.device)
-        self.keys[rows_B, :, ends_B] = k_BHTK[:, :, 0]
-        self.values[rows_B, :, ends_B] = v_BHTV[:, :, 0]
+        ends_B111 = torch.tensor(self.rows, device=k_BHTK.device)[:, None, None, None]
+        self.keys.scatter_(2, ends_B111.expand(k_BHTK.shape), k_BHTK)
+        self.values.scatter_(2, ends_B111.expand(v_BHTV.shape), v_BHTV)
         self.measure([length + 1 for length in self.rows])
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
