@@ -90,10 +90,10 @@ def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
     text = printable(tokenizer.decode(prompt))
     samples = range(command.num_samples)
     sequences = (Continuation(list(prompt), command, draws(command.seed, sample)) for sample in samples)
-    said: dict[int, str] = {}
-    streams: dict[int, TextStream] = {}
+    streams: dict[int, TextStream] = {}  # of the samples that have said something
+    unseen: dict[int, str] = {}  # what was said and not written yet
     ended: set[int] = set()
-    shown = 0
+    shown = 0  # the sample that is being written
 
     def begin(sample: int) -> None:
         if command.num_samples > 1:
@@ -102,17 +102,20 @@ def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
 
     begin(0)
     for sample, token in continue_together(batch, sequences, AT_ONCE, lambda _, token: token == tokenizer.end_of_text):
-        stream = streams.setdefault(sample, TextStream(tokenizer))
         if token is None:
             ended.add(sample)
-            said[sample] = said.get(sample, "") + stream.finish() + "\n"
+            rest = streams[sample].finish() if sample in streams else ""
+            unseen[sample] = f"{unseen.get(sample, '')}{rest}\n"
         elif token != tokenizer.end_of_text:
-            said[sample] = said.get(sample, "") + printable(stream.push(token))
-        while shown in said:
-            sys.stdout.write(said.pop(shown))
+            piece = streams.setdefault(sample, TextStream(tokenizer)).push(token)
+            unseen[sample] = unseen.get(sample, "") + printable(piece)
+        while shown in unseen:
+            sys.stdout.write(unseen.pop(shown))
             sys.stdout.flush()
             if shown not in ended:
                 break
+            if shown not in streams:
+                print("the model ended the document at once: give it a --prompt, or another --seed", file=sys.stderr)
             shown += 1
             if shown < command.num_samples:
                 begin(shown)
