@@ -44,6 +44,8 @@ class BatchingStudy:
     """Measure this twin only."""
     texts: int = 8
     """That are continued together."""
+    equal: bool = False
+    """Texts of one length, which need no mask."""
     turns: int = 6
     """Turns per twin; each gives one ratio."""
     seconds: float = 2.0
@@ -57,11 +59,13 @@ class BatchingStudy:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
-def generation(twin: Twin, config: ModelConfig, texts: int, tokens: int, side: Side) -> Callable[[], list[list[int]]]:
-    """A function that continues texts, each longer than the one before, by `tokens`; gives what is new."""
+def generation(
+    twin: Twin, config: ModelConfig, lengths: Sequence[int], tokens: int, side: Side
+) -> Callable[[], list[list[int]]]:
+    """A function that continues texts of these lengths by `tokens`; gives what is new."""
     model = cpu_work(twin, RunConfig(model=config)).model
     sample = import_module(f"{twin}_gpt.sample")
-    prompts = [[(7 * i + j) % config.vocab_size for j in range(5 + 9 * i)] for i in range(texts)]
+    prompts = [[(7 * i + j) % config.vocab_size for j in range(length)] for i, length in enumerate(lengths)]
     settings = SampleSettings(max_new_tokens=tokens, temperature=0)
 
     def one_by_one() -> list[list[int]]:
@@ -70,7 +74,9 @@ def generation(twin: Twin, config: ModelConfig, texts: int, tokens: int, side: S
     def together() -> list[list[int]]:
         found: list[list[int]] = [[] for _ in prompts]
         sequences = [Continuation(list(prompt), settings, repeat(0.0)) for prompt in prompts]
-        for number, token in continue_together(sample.ContinuousBatch(model), sequences, texts, lambda *_: False):
+        for number, token in continue_together(
+            sample.ContinuousBatch(model), sequences, len(lengths), lambda *_: False
+        ):
             if token is not None:
                 found[number].append(token)
         return found
@@ -78,9 +84,9 @@ def generation(twin: Twin, config: ModelConfig, texts: int, tokens: int, side: S
     return together if side == "together" else one_by_one
 
 
-def start_with_texts(texts: int, twin: str, side: str) -> subprocess.Popen[str]:
+def start(command: BatchingStudy, twin: str, side: str) -> subprocess.Popen[str]:
     """One side of the comparison."""
-    return start_side(__file__, side, twin, "--texts", str(texts))
+    return start_side(__file__, side, twin, "--texts", str(command.texts), *["--equal"] * command.equal)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,12 +94,12 @@ def main(argv: Sequence[str]) -> None:
     command = parse(BatchingStudy, argv, prog=PROG)
     if command.side is not None:
         model = load_preset("stories-cpu").with_vocabulary(VOCABULARY).model
-        work_on_request(generation(command.twin or "torch", model, command.texts, TOKENS, command.side))
+        lengths = [5 if command.equal else 5 + 9 * i for i in range(command.texts)]
+        work_on_request(generation(command.twin or "torch", model, lengths, TOKENS, command.side))
         return
     print(f"{'one by one / together':22} {'median':>7} {'range':>16}   tokens a second of each side")
     for twin in [command.twin] if command.twin else ["torch", "mlx"]:
-        start = partial(start_with_texts, command.texts, twin)
-        pairs = take_turns(("one by one", "together"), start, command.turns, command.seconds)
+        pairs = take_turns(("one by one", "together"), partial(start, command, twin), command.turns, command.seconds)
         ratios = [alone / together for alone, together in pairs]
         spread = f"{min(ratios):.2f} .. {max(ratios):.2f}"
         made = command.texts * TOKENS
