@@ -84,7 +84,7 @@ class Engine:
         self._writing: dict[Served, list[Answer]] = {}
         self._batches: OrderedDict[Served, Batch] = OrderedDict()  # the one that was used last, last
         self._events: list[tuple[Answer, Event]] = []
-        self._stopping = False
+        self._stopping = self._abandoned = False
         self._thread: threading.Thread | None = None
 
     # ---- called by others --------------------------------------------------------------------------------------------
@@ -125,10 +125,13 @@ class Engine:
             self._waiting.extend(answers)
             self._changed.notify()
 
-    def stop(self) -> None:
-        """Finish what waits and what is being written, and end."""
+    def stop(self, *, at_once: bool = False) -> None:
+        """End, after what waits and what is being written is finished; `at_once`: after the step that is going on.
+
+        A process that ends while its thread computes would be aborted by the framework.
+        """
         with self._changed:
-            self._stopping = True
+            self._stopping, self._abandoned = True, at_once
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
@@ -159,7 +162,7 @@ class Engine:
         with self._changed:
             while not (self._waiting or self._writing or self._stopping):
                 self._changed.wait()
-            if self._stopping and not self._waiting and not self._writing:
+            if self._abandoned or (self._stopping and not self._waiting and not self._writing):
                 return False
             entering = self._entering()
         for answer in entering:

@@ -73,6 +73,7 @@ async def _serve(
         ws="none",
         lifespan="off",
         log_config=None,
+        log_level="critical",  # what goes wrong in the application, it says itself
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -87,11 +88,14 @@ async def _serve(
         stopped.append(number)
         server.should_exit = True
 
-    with watching_signals(remember):
-        for line in announcement(library, command, twin, listener.getsockname()[1]):
-            print(line, flush=True)
-        await server.serve(sockets=[listener])
-        await asyncio.to_thread(engine.stop)
+    try:
+        with watching_signals(remember):
+            for line in announcement(library, command, twin, listener.getsockname()[1]):
+                print(line, flush=True)
+            await server.serve(sockets=[listener])
+            await asyncio.to_thread(engine.stop)
+    finally:
+        engine.stop(at_once=True)  # where a second Ctrl-C breaks that off
     if stopped:
         raise Stopped(stopped[0])
 

@@ -142,6 +142,14 @@ def test_openais_client(server: Server) -> None:
             client.completions.create(model="other", prompt="a")
 
 
+def listens(server: Server) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port)).close()
+    except ConnectionError:
+        return False
+    return True
+
+
 def test_a_signal_finishes_what_is_being_answered(twin: str, runs: Path) -> None:
     """Answers that are written and answers that wait; then exit code 143."""
     with serving(twin, runs / "plain", "--batch-size", "2") as server:
@@ -161,8 +169,22 @@ def test_a_signal_finishes_what_is_being_answered(twin: str, runs: Path) -> None
             assert last["choices"][0]["finish_reason"] == "length"
             assert {len(other.result()["text"]) for other in others} == {1500}
         assert server.process.wait(30) == 143
-        with pytest.raises(OSError, match="refused"):
-            socket.create_connection(("127.0.0.1", server.port))
+        assert not listens(server)
+
+
+def test_a_second_signal_ends_it_at_once(twin: str, runs: Path) -> None:
+    with serving(twin, runs / "plain", "--max-tokens", "1000000") as server:
+        assert server.process is not None
+        assert server.process.stderr is not None
+        stream = server.stream(COMPLETIONS, {"prompt": "Once", "max_tokens": 10**6, "stream": True})
+        next(stream)
+        server.process.send_signal(signal.SIGINT)
+        while listens(server):  # until the first was heard
+            pass
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(30) == 130
+        assert server.process.stderr.read() == "interrupted\n"
+        stream.close()
 
 
 @pytest.mark.parametrize(
