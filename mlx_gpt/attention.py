@@ -323,5 +323,5 @@ def within_examples(starts_BT: mx.array) -> mx.array:
 def behind_each(lengths: Sequence[int], device: mx.Device) -> tuple[mx.array, mx.array]:  # noqa: ARG001 (as its twin)
     """Where the next token of each sequence stands, (B, 1), and the keys it may see, (B, 1, 1, S): its own sequence's,
     and itself."""
-    positions_B1 = mx.array(lengths)[:, None]
+    positions_B1 = mx.array(list(lengths))[:, None]
     return positions_B1, (mx.arange(max(lengths) + 1) <= positions_B1)[:, None, None]

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from gpt_common import manual
 from gpt_common.cli import parse
 from gpt_common.errors import UserError, WorkFailed, run_main
 from gpt_common.words import in_memory
@@ -138,6 +139,8 @@ async def ask(port: int, process: int, command: ClientsStudy, wanted: Wanted) ->
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
+    if manual.asked(argv):
+        parse(ClientsStudy, argv, prog=f"{PROG} RUN")
     if not argv or argv[0].startswith("-"):
         raise UserError(f"which run? {PROG} RUN")
     run, command = Path(argv[0]), parse(ClientsStudy, argv[1:], prog=f"{PROG} RUN")

@@ -18,9 +18,9 @@ from gpt_common.keyed import draws, keyed_generator
 from gpt_common.network.parameters import NO_ADAPTER, tensor_shapes
 from gpt_common.sampling import Continuation, continue_together, equally_long
 from tests.twins import TWINS
-from tests.twins.test_cache import BASE, KINDS, LATENT
+from tests.twins.test_cache import BASE, KINDS, LATENT, T, V
 
-V, BLOCK = BASE["vocab_size"], BASE["block_size"]
+BLOCK = T
 EXPERTS = {"feed_forward": "moe", "n_expert": 4, "experts_per_token": 2, "expert_width": 16}
 FAMILIES: dict[str, dict[str, Any]] = {name: changes for name, (changes, _) in KINDS.items()}
 FAMILIES["experts"] = {**EXPERTS, "positions": "rope"}
@@ -185,7 +185,7 @@ def test_a_row_that_stays_behind_is_found(twin: str, monkeypatch: pytest.MonkeyP
 @both
 def test_every_position_is_scored(twin: str) -> None:
     module = importlib.import_module(f"{twin}.sample")
-    batch = module.ContinuousBatch(made(twin, ModelConfig(**BASE)), known=40)
+    batch = module.ContinuousBatch(made(twin, ModelConfig(**{**BASE, **FAMILIES["multi-head"]})), known=40)
     scored = batch.all_logits(PROMPTS[2])
     assert scored.shape == (BLOCK, 40)
     last = batch.next_logits({5: PROMPTS[2][:-1]})[5]
