@@ -134,5 +134,5 @@ def _needed() -> None:
         import starlette
         import uvicorn
     except ImportError:
-        raise UserError("serving needs starlette and uvicorn: pip install 'mlx-torch-gpt[serve]'") from None
+        raise UserError("serving needs starlette and uvicorn: pip install -e '.[serve]'") from None
     _: Any = (starlette, uvicorn)

@@ -217,7 +217,7 @@ run_main(main, [{str(runs / "plain")!r}])
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "mlx-torch-gpt[serve]" in done.stderr
+    assert "pip install -e '.[serve]'" in done.stderr
 
 
 def test_what_it_says_of_itself_fits_a_line(server: Server) -> None:
