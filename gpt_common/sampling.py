@@ -6,8 +6,10 @@ equal text in both twins.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice, takewhile
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,77 @@ import numpy.typing as npt
 from gpt_common.commands import SampleSettings
 from gpt_common.data.tokenizers import ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
+
+Logits = npt.NDArray[np.float32]
+MOST_PROMPT_TOKENS = 2048
+"""That are gone through at once: their logits stand beside each other in memory."""
+
+
+class Batch(Protocol):
+    """Sequences that a twin continues together (`ContinuousBatch` in its sample.py)."""
+
+    def next_logits(self, contexts: Mapping[int, Sequence[int]]) -> dict[int, Logits]:
+        """By the number of each sequence the logits (V) of its next token; which are in it may change at each step."""
+
+    def all_logits(self, tokens: Sequence[int]) -> Logits:
+        """Of one text that fits the block the logits behind every token, (T, V)."""
+
+
+@dataclass
+class Continuation:
+    """A sequence on its way: all tokens so far, and how the next ones are chosen."""
+
+    context: list[int]
+    settings: SampleSettings
+    draws: Iterator[float]
+    """Uniform numbers in [0, 1), one per token."""
+    made: int = 0
+    """Tokens that are new."""
+
+    def advance(self, logits_V: Logits) -> int:
+        """Choose the next token, and take it in."""
+        token = choose(logits_V, self.settings, next(self.draws))
+        self.context.append(token)
+        self.made += 1
+        return token
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it has as many new tokens as it may."""
+        return self.made >= self.settings.max_new_tokens
+
+
+def continue_together(
+    batch: Batch, waiting: Iterable[Continuation], at_once: int, is_last: Callable[[int, int], bool]
+) -> Iterator[tuple[int, int | None]]:
+    """New tokens of several sequences, each with the number of its sequence; None behind the last of a sequence.
+
+    Args:
+        at_once: sequences that are continued together, at most; the next one joins when one ends.
+        is_last: whether the sequence of this number ends with this token.
+    """
+    coming, going = enumerate(waiting), dict[int, Continuation]()
+    while True:
+        going |= dict(islice(coming, at_once - len(going)))
+        if not going:
+            return
+        logits = batch.next_logits({number: one.context for number, one in going.items()})
+        for number, one in list(going.items()):
+            token = one.advance(logits[number])
+            yield number, token
+            if is_last(number, token) or one.is_full:
+                del going[number]
+                yield number, None
+
+
+def equally_long(texts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
+    """The numbers of texts that have one length, group by group, none larger than memory should bear."""
+    by_length: dict[int, list[int]] = {}
+    for number, tokens in texts.items():
+        by_length.setdefault(len(tokens), []).append(number)
+    for length, numbers in by_length.items():
+        most = max(1, MOST_PROMPT_TOKENS // length)
+        yield from (numbers[first : first + most] for first in range(0, len(numbers), most))
 
 
 def choose(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: float) -> int:

@@ -7,6 +7,7 @@ V value head size, C the numbers of all heads (H K, G K or H V), R latent width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -24,6 +25,7 @@ class KVCache:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.length = 0
+        self.lengths: list[int] = []  # of the sequences where they are not equally long; see sample.py
         self.keys: mx.array | None = None
         self.values: mx.array | None = None
 
@@ -98,13 +100,18 @@ class Attention(nn.Module):
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
     def attend_latents(
-        self, q_BHTR: mx.array, q_rope_BHTK: mx.array, latent_B1SR: mx.array, k_rope_BGSK: mx.array
+        self,
+        q_BHTR: mx.array,
+        q_rope_BHTK: mx.array,
+        latent_B1SR: mx.array,
+        k_rope_BGSK: mx.array,
+        sees_B1TS: mx.array | None = None,
     ) -> mx.array:
         """Which latents each query finds, (B, H, T, R): the latents are keys and values of all heads at once."""
         T, S = q_BHTR.shape[2], latent_B1SR.shape[2]
         scores_BHTS = q_BHTR @ latent_B1SR.swapaxes(-2, -1) + q_rope_BHTK @ k_rope_BGSK.swapaxes(-2, -1)
         causal_TS = mx.tri(T, S, S - T, dtype=mx.bool_)
-        scores_BHTS = mx.where(causal_TS, scores_BHTS * self.scale, -math.inf)
+        scores_BHTS = mx.where(causal_TS if sees_B1TS is None else sees_B1TS, scores_BHTS * self.scale, -math.inf)
         return softmax(upcast(scores_BHTS)).astype(q_BHTR.dtype) @ latent_B1SR
 
 
@@ -230,7 +237,7 @@ class LatentAttention(Attention):
         else:
             latent_B1SR, k_rope_B1SK = cache.append(latent_BTR[:, None], k_rope_B1TK)
             q_BHTR = self.kv_up_proj.per_head_transposed(q_nope_BHTK)
-            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_B1SK)
+            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_B1SK, sees_B1TT)
             y_BHTV = self.kv_up_proj.per_head(y_BHTR, first=nope)
         return self.out_proj(self.joined(y_BHTV))
 
@@ -275,7 +282,7 @@ class PerHeadLatentAttention(Attention):
         else:
             latent_B1SR, k_rope_BHSK = cache.append(latent_BTR[:, None], k_rope_BHSK)
             q_BHTR = self.k_up_proj.per_head_transposed(q_nope_BHTK)
-            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_BHSK)
+            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_BHSK, sees_B1TT)
             y_BHTV = self.v_up_proj.per_head(y_BHTR)
         return self.out_proj(self.joined(y_BHTV))
 
@@ -301,7 +308,7 @@ def attention_within(
     q_BHTK: mx.array, k_BGTK: mx.array, v_BGTV: mx.array, scale: float, sees_B1TT: mx.array
 ) -> mx.array:
     """Fused attention (B, H, T, V) of each query over the keys that it may see."""
-    if is_plain(q_BHTK):
+    if is_plain(q_BHTK) and q_BHTK.shape[2] == k_BGTK.shape[2]:
         return attention_by_rows(q_BHTK, k_BGTK, v_BGTV, scale, sees_B1TT)
     return mx.fast.scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTV, scale=scale, mask=sees_B1TT)
 
@@ -311,3 +318,10 @@ def within_examples(starts_BT: mx.array) -> mx.array:
     T = starts_BT.shape[1]
     causal_TT = mx.tri(T, T, dtype=mx.bool_)
     return (causal_TT & (starts_BT[:, :, None] == starts_BT[:, None, :]))[:, None]
+
+
+def behind_each(lengths: Sequence[int], device: mx.Device) -> tuple[mx.array, mx.array]:  # noqa: ARG001 (as its twin)
+    """Where the next token of each sequence stands, (B, 1), and the keys it may see, (B, 1, 1, S): its own sequence's,
+    and itself."""
+    positions_B1 = mx.array(list(lengths))[:, None]
+    return positions_B1, (mx.arange(max(lengths) + 1) <= positions_B1)[:, None, None]

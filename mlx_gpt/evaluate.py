@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from gpt_common.cli import answer_early
 from gpt_common.errors import run_main
@@ -18,7 +17,7 @@ from gpt_common.config import TrainConfig
 from mlx_gpt.checkpoint import build_model
 from mlx_gpt.device import compute_dtype, select_device
 from mlx_gpt.probe import TrainingProbe
-from mlx_gpt.sample import generate
+from mlx_gpt.sample import ContinuousBatch
 
 
 def main(argv: Sequence[str]) -> None:
@@ -28,7 +27,9 @@ def main(argv: Sequence[str]) -> None:
     device = select_device(command.device)
     dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
     model = build_model(judged.source.checkpoint, judged.source.model, dtype)
-    print_judged(judged, command, partial(generate, model), TrainingProbe(model).losses)
+    print_judged(
+        judged, command, ContinuousBatch(model, judged.source.tokenizer.vocab_size), TrainingProbe(model).losses
+    )
 
 
 if __name__ == "__main__":

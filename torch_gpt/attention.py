@@ -7,6 +7,7 @@ V value head size, C the numbers of all heads (H K, G K or H V), R latent width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ class KVCache:
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
         self.length = 0
+        self.lengths: list[int] = []  # of the sequences where they are not equally long; see sample.py
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -95,12 +97,19 @@ class Attention(nn.Module):
         weights_BHTS = softmax(upcast(scores_BHTS)).to(q_BHTK.dtype)
         return dropout(weights_BHTS, self.dropout, key, self.site, self.dropout_rng) @ v_BHSV
 
-    def attend_latents(self, q_BHTR: Tensor, q_rope_BHTK: Tensor, latent_B1SR: Tensor, k_rope_BGSK: Tensor) -> Tensor:
+    def attend_latents(
+        self,
+        q_BHTR: Tensor,
+        q_rope_BHTK: Tensor,
+        latent_B1SR: Tensor,
+        k_rope_BGSK: Tensor,
+        sees_B1TS: Tensor | None = None,
+    ) -> Tensor:
         """Which latents each query finds, (B, H, T, R): the latents are keys and values of all heads at once."""
         T, S = q_BHTR.shape[2], latent_B1SR.shape[2]
         scores_BHTS = q_BHTR @ latent_B1SR.transpose(-2, -1) + q_rope_BHTK @ k_rope_BGSK.transpose(-2, -1)
         causal_TS = torch.ones(T, S, dtype=torch.bool, device=q_BHTR.device).tril(S - T)
-        scores_BHTS = torch.where(causal_TS, scores_BHTS * self.scale, -math.inf)
+        scores_BHTS = torch.where(causal_TS if sees_B1TS is None else sees_B1TS, scores_BHTS * self.scale, -math.inf)
         return softmax(upcast(scores_BHTS)).to(q_BHTR.dtype) @ latent_B1SR
 
 
@@ -226,7 +235,7 @@ class LatentAttention(Attention):
         else:
             latent_B1SR, k_rope_B1SK = cache.append(latent_BTR[:, None], k_rope_B1TK)
             q_BHTR = self.kv_up_proj.per_head_transposed(q_nope_BHTK)
-            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_B1SK)
+            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_B1SK, sees_B1TT)
             y_BHTV = self.kv_up_proj.per_head(y_BHTR, first=nope)
         return self.out_proj(self.joined(y_BHTV))
 
@@ -271,7 +280,7 @@ class PerHeadLatentAttention(Attention):
         else:
             latent_B1SR, k_rope_BHSK = cache.append(latent_BTR[:, None], k_rope_BHSK)
             q_BHTR = self.k_up_proj.per_head_transposed(q_nope_BHTK)
-            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_BHSK)
+            y_BHTR = self.attend_latents(q_BHTR, q_rope_BHTK, latent_B1SR, k_rope_BHSK, sees_B1TT)
             y_BHTV = self.v_up_proj.per_head(y_BHTR)
         return self.out_proj(self.joined(y_BHTV))
 
@@ -311,3 +320,10 @@ def within_examples(starts_BT: Tensor) -> Tensor:
     T = starts_BT.shape[1]
     causal_TT = torch.ones(T, T, dtype=torch.bool, device=starts_BT.device).tril()
     return (causal_TT & (starts_BT[:, :, None] == starts_BT[:, None, :]))[:, None]
+
+
+def behind_each(lengths: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Where the next token of each sequence stands, (B, 1), and the keys it may see, (B, 1, 1, S): its own sequence's,
+    and itself."""
+    positions_B1 = torch.tensor(lengths, device=device)[:, None]
+    return positions_B1, (torch.arange(max(lengths) + 1, device=device) <= positions_B1)[:, None, None]

@@ -8,6 +8,8 @@ Shape suffixes: B batch, T time, D model width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -20,7 +22,7 @@ from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.network.init import initial_weights
 from gpt_common.network.parameters import NO_ADAPTER
 from torch_gpt.adapters import Adapters
-from torch_gpt.attention import ATTENTION, KVCache, within_examples
+from torch_gpt.attention import ATTENTION, KVCache, behind_each, within_examples
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
 from torch_gpt.kernels import as_words, cross_entropy
@@ -107,7 +109,7 @@ class GPT(nn.Module):
         self,
         tokens_BT: Tensor,
         key: Tensor | None = None,
-        caches: list[KVCache] | None = None,
+        caches: Sequence[KVCache] | None = None,
         starts_BT: Tensor | None = None,
     ) -> Tensor:
         """(B, T) token ids -> (B, T, V) logits of the next token, in the compute dtype.
@@ -122,13 +124,17 @@ class GPT(nn.Module):
         past = caches[0].length if caches else 0  # how many tokens came before these
         x_BTD = self.token_embedding(tokens_BT, self.compute_dtype)
         T, rotary = tokens_BT.shape[1], self.rotary
-        if starts_BT is None:
-            positions, sees_B1TT = torch.arange(past, past + T, device=tokens_BT.device), None
-            angles = rotary.angles(past, past + T) if rotary is not None else None
-        else:
+        if starts_BT is not None:
             # Examples that share a row are to each other as if they stood in rows of their own.
             positions, sees_B1TT = restarted(starts_BT), within_examples(starts_BT)
             angles = rotary.angles_at(positions) if rotary is not None else None
+        elif caches and caches[0].lengths:
+            # Sequences that are not equally long: each goes on where it stands.
+            positions, sees_B1TT = behind_each(caches[0].lengths, self.device)
+            angles = rotary.angles_at(positions) if rotary is not None else None
+        else:
+            positions, sees_B1TT = torch.arange(past, past + T, device=tokens_BT.device), None
+            angles = rotary.angles(past, past + T) if rotary is not None else None
         # Attention does not see order. Learned positions are added here; rotary ones turn queries and keys within it.
         if self.config.positions != "rope":
             x_BTD = x_BTD + self.position_embedding(positions, self.compute_dtype)

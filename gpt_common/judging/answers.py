@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,11 @@ from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
+from gpt_common.sampling import Batch, Continuation, continue_together
 from gpt_common.words import share
 
-Generate = Callable[[Sequence[int], SampleSettings, Iterator[float], int], Iterator[int]]
+AT_ONCE = 16
+"""Questions that are answered together."""
 SEED = 20_000
 """Of the questions about small worlds: other ones than a dataset has."""
 
@@ -68,7 +70,7 @@ def _put(question: Question, tokenizer: Tokenizer, group: str, *, by_form: bool 
     return Put(group + form, tuple(prompt), answers)
 
 
-def judge(put: Sequence[Put], generate: Generate, tokenizer: Tokenizer, block_size: int) -> dict[str, tuple[int, int]]:
+def judge(put: Sequence[Put], batch: Batch, block_size: int) -> dict[str, tuple[int, int]]:
     """For each group how many answers were right, and how many questions there were.
 
     The likeliest token each time, as far as the longest right answer goes: what differs before is wrong.
@@ -76,7 +78,7 @@ def judge(put: Sequence[Put], generate: Generate, tokenizer: Tokenizer, block_si
     Raises:
         UserError: a question does not fit the block.
     """
-    found: dict[str, tuple[int, int]] = {}
+    sequences = []
     for question in put:
         longest = max(map(len, question.answers))
         if len(question.prompt) + longest > block_size:
@@ -85,15 +87,20 @@ def judge(put: Sequence[Put], generate: Generate, tokenizer: Tokenizer, block_si
                 f"{block_size}"
             )
         settings = SampleSettings(max_new_tokens=longest, temperature=0)
-        said: list[int] = []
-        for token in generate(question.prompt, settings, draws(0, 0), tokenizer.vocab_size):
-            said.append(token)
-            if not any(answer[: len(said)] == tuple(said) for answer in question.answers):
-                break
-            if tuple(said) in question.answers:
-                break
+        sequences.append(Continuation(list(question.prompt), settings, draws(0, 0)))
+    said: list[tuple[int, ...]] = [()] * len(put)
+
+    def is_settled(number: int, token: int) -> bool:
+        said[number] += (token,)
+        answers, length = put[number].answers, len(said[number])
+        return said[number] in answers or not any(answer[:length] == said[number] for answer in answers)
+
+    for _ in continue_together(batch, sequences, AT_ONCE, is_settled):
+        pass
+    found: dict[str, tuple[int, int]] = {}
+    for question, answer in zip(put, said, strict=True):
         right, of = found.get(question.group, (0, 0))
-        found[question.group] = right + (tuple(said) in question.answers), of + 1
+        found[question.group] = right + (answer in question.answers), of + 1
     return found
 
 

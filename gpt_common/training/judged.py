@@ -12,8 +12,9 @@ from gpt_common.cli import parse
 from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.errors import UserError
-from gpt_common.judging.answers import Generate, judge, lines_of, questions_of
+from gpt_common.judging.answers import judge, lines_of, questions_of
 from gpt_common.judging.whole_text import whole_text
+from gpt_common.sampling import Batch
 from gpt_common.training.checkpoint import read_manifest
 from gpt_common.training.folder import newest_run
 from gpt_common.training.manifest import Manifest
@@ -99,13 +100,13 @@ def _own_dataset(source: Source, manifest: Manifest) -> str:
 def print_judged(
     judged: Judged,
     command: EvaluateCommand,
-    generate: Generate,
+    batch: Batch,
     losses: Callable[[Iterable[NumpyBatch]], list[float]],
 ) -> None:
     """Ask, and print what was right; and the loss of the validation split's answers."""
     dataset, block = judged.dataset, judged.source.model.block_size
     put = questions_of(dataset, command.questions)
-    found = judge(put, generate, dataset.tokenizer, block)
+    found = judge(put, batch, block)
     _, val = dataset.splits(block, packing=True)
     whole = whole_text(val, dataset.tokenizer, losses, block_size=block, batch_size=command.batch_size)
     assert whole is not None

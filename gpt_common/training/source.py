@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +13,15 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import TextStream, Tokenizer, default_prompt, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
-from gpt_common.sampling import encode_prompt, until_end
+from gpt_common.sampling import Batch, Continuation, continue_together, encode_prompt
 from gpt_common.training.checkpoint import described, find_checkpoint
 from gpt_common.training.folder import newest_run
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest
 from gpt_common.training.pretrained import local_run
 from gpt_common.words import one_line, printable
 
-# (prompt ids, uniform numbers of one sample) -> new token ids, one at a time.
-Generate = Callable[[Sequence[int], Iterator[float]], Iterator[int]]
+AT_ONCE = 8
+"""Samples that are made together."""
 
 
 def parse_sampling(argv: Sequence[str], *, prog: str) -> tuple[Path, SampleCommand]:
@@ -73,29 +73,49 @@ def _check_tokenizer(checkpoint: Path, tokenizer: Tokenizer, manifest: Manifest)
         raise UserError(f"{path} has {tokenizer.vocab_size} entries, and the model {rows}: {remedy}")
 
 
-def print_samples(command: SampleCommand, source: Source, generate: Generate) -> None:
-    """Write every sample to standard output as it is made.
+def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
+    """Write every sample to standard output, in order: the first that is not finished as it is made, the others, made
+    at the same time, when it is their turn.
 
     Raises:
         UserError: a prompt with a character outside the vocabulary, or longer than the block.
     """
+    tokenizer = source.tokenizer
     if command.prompt is None:
         # The dataset's own, cut to a block too short for it.
-        prompt = source.tokenizer.encode_written(source.prompt)[: source.model.block_size]
+        prompt = tokenizer.encode_written(source.prompt)[: source.model.block_size]
     else:
-        prompt = encode_prompt(command.prompt, source.tokenizer, source.model.block_size)
+        prompt = encode_prompt(command.prompt, tokenizer, source.model.block_size)
     # What the model says comes out of a file, its vocabulary: it must not steer a terminal.
-    text = printable(source.tokenizer.decode(prompt))
-    for sample in range(command.num_samples):
+    text = printable(tokenizer.decode(prompt))
+    samples = range(command.num_samples)
+    sequences = (Continuation(list(prompt), command, draws(command.seed, sample)) for sample in samples)
+    streams: dict[int, TextStream] = {}  # of the samples that have said something
+    unseen: dict[int, str] = {}  # what was said and not written yet
+    ended: set[int] = set()
+    shown = 0  # the sample that is being written
+
+    def begin(sample: int) -> None:
         if command.num_samples > 1:
             print(f"--- sample {sample + 1} of {command.num_samples} (seed {command.seed})")
-        stream = TextStream(source.tokenizer)
         sys.stdout.write(text)
-        said = False
-        for token in until_end(generate(prompt, draws(command.seed, sample)), source.tokenizer):
-            sys.stdout.write(printable(stream.push(token)))
+
+    begin(0)
+    for sample, token in continue_together(batch, sequences, AT_ONCE, lambda _, token: token == tokenizer.end_of_text):
+        if token is None:
+            ended.add(sample)
+            rest = streams[sample].finish() if sample in streams else ""
+            unseen[sample] = f"{unseen.get(sample, '')}{rest}\n"
+        elif token != tokenizer.end_of_text:
+            piece = streams.setdefault(sample, TextStream(tokenizer)).push(token)
+            unseen[sample] = unseen.get(sample, "") + printable(piece)
+        while shown in unseen:
+            sys.stdout.write(unseen.pop(shown))
             sys.stdout.flush()
-            said = True
-        print(stream.finish())
-        if not said:
-            print("the model ended the document at once: give it a --prompt, or another --seed", file=sys.stderr)
+            if shown not in ended:
+                break
+            if shown not in streams:
+                print("the model ended the document at once: give it a --prompt, or another --seed", file=sys.stderr)
+            shown += 1
+            if shown < command.num_samples:
+                begin(shown)

@@ -50,7 +50,7 @@ sys.meta_path.insert(0, Block())
 
 
 @both
-@pytest.mark.parametrize("program", ["train", "sample"])
+@pytest.mark.parametrize("program", ["train", "sample", "serve"])
 def test_help_loads_no_framework(twin: str, program: str) -> None:
     done = command(twin, "--help", program=program, PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0

@@ -25,6 +25,7 @@ from gpt_common.commands import SampleCommand, TrainCommand
 from gpt_common.config import RunConfig, load_preset, preset_names
 from gpt_common.data.__main__ import List, Prepare
 from gpt_common.network.width import heads_for, rate_for
+from gpt_common.serving.command import ServeCommand
 from gpt_common.training.command_line import parse_training
 
 ROOT = Path(__file__).parents[2]
@@ -33,6 +34,8 @@ COMMANDS = {
     "-m mlx_gpt.train": TrainCommand,
     "-m torch_gpt.sample": SampleCommand,
     "-m mlx_gpt.sample": SampleCommand,
+    "-m torch_gpt.serve": ServeCommand,
+    "-m mlx_gpt.serve": ServeCommand,
     "-m gpt_common.data prepare": Prepare,
     "-m gpt_common.data list": List,
     "-m convert import": Import,

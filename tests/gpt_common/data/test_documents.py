@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -237,8 +238,38 @@ def test_a_sample_ends_with_its_document(count: int, capsys: pytest.CaptureFixtu
     tokenizer = CharTokenizer("abc\n", end_of_text=True)
     source = Source(Path("run"), ModelConfig(block_size=8), tokenizer, "\n")
     command = SampleCommand(prompt="a", num_samples=count)
-    print_samples(command, source, lambda _prompt, _draws: iter([1, 2, 4, 0, 0]))
+
+    print_samples(command, source, Telling(["bc"] * count, tokenizer))
     assert capsys.readouterr().out.count("abc\n") == count
+
+
+class Telling:
+    """Says to each sequence its own text, and ends; what is behind the end is never asked for."""
+
+    def __init__(self, texts: Sequence[str], tokenizer: CharTokenizer) -> None:
+        assert tokenizer.end_of_text is not None
+        self.ids = [[*tokenizer.encode(text), tokenizer.end_of_text] for text in texts]
+        self.size = tokenizer.vocab_size
+
+    def next_logits(self, contexts: Mapping[int, Sequence[int]]) -> dict[int, Any]:
+        return {
+            number: 50.0 * np.eye(self.size)[self.ids[number][len(context) - 1]] for number, context in contexts.items()
+        }
+
+    def all_logits(self, tokens: Sequence[int]) -> Any:
+        raise NotImplementedError
+
+
+def test_samples_stand_in_order_however_long_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """They are made together; one that says nothing is mentioned."""
+    tokenizer = CharTokenizer("abc\n", end_of_text=True)
+    source = Source(Path("run"), ModelConfig(block_size=8), tokenizer, "\n")
+    texts = ["bbbb", "", "c", "cccccc", "ab", "b", "a", "ccc", "bb", "c", ""]
+    print_samples(SampleCommand(prompt="a", num_samples=len(texts)), source, Telling(texts, tokenizer))
+    told = capsys.readouterr()
+    heads = [f"--- sample {i} of {len(texts)} (seed 1337)\na{text}\n" for i, text in enumerate(texts, 1)]
+    assert told.out == "".join(heads)
+    assert told.err.count("the model ended the document at once") == texts.count("")
 
 
 @pytest.mark.parametrize("characters", ["abc", " abc", "\n abc", "é"])
