@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -24,6 +24,7 @@ from gpt_common.machine.peaks import APPLE_GPUS
 from gpt_common.words import WIDTH, in_memory, share
 
 PROG = "python benchmarks/plan.py"
+GROUP = 64
 NVIDIA_CHIPS = {
     "A100": ("NVIDIA A100-SXM4-80GB", 80),
     "H100": ("NVIDIA H100 80GB HBM3", 80),
@@ -57,6 +58,8 @@ class Plan:
     """Power to reckon energy with."""
     result: Path | None = None
     """Result of benchmarks/run.py on the machine planned for: its measured speed and power replace assumptions."""
+    base_bits: Literal[2, 3, 4, 5, 6, 8] | None = None
+    """With an adapter: the matrices of the base are quantised, in groups of 64."""
     json: Path | None = None
     """Write all figures as JSON to this file; `-` writes them to the standard output, without tables."""
     run: RunConfig = field(default_factory=RunConfig)
@@ -85,10 +88,13 @@ def main(argv: Sequence[str]) -> None:
 
     from benchmarks.gpu_memory import limit_here
     from benchmarks.planning import make_plan, measured_speeds
+    from gpt_common.adapting.quantisation import Grid
 
     hardware = _hardware(command)
     name, base = base_config(argv, has_gpu=hardware.kind != "cpu")
     command = parse(Plan, argv, prog=PROG, default=replace(command, run=base))
+    if command.base_bits is not None and not command.run.adapter.adapts:
+        raise UserError("--base-bits is for a base with an adapter beside it: add --adapter lora")
     # Only the vocabulary is wanted: where and in which dtype is decided for each twin.
     model = resolve(replace(command.run, train=TrainConfig())).model
     # Of this very Mac its owner and Metal know better than any rule.
@@ -103,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
         measured=measured_speeds(command.result, hardware, command.run.train) if command.result else None,
         limit=limit_here() if here and command.run.train.device != "cpu" else None,
         assume=True,
+        grid=None if command.base_bits is None else Grid(command.base_bits, GROUP),
     )
     if command.json is not None:
         _write_json(plan, command.json)

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
 from benchmarks.gpu_memory import usable_memory
 from benchmarks.shares import nearest_share
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids, quantisable
 from gpt_common.config import Device, RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
@@ -32,6 +33,7 @@ from gpt_common.network.memory import (
     memory_plan,
     planned_device,
 )
+from gpt_common.network.parameters import parameter_shapes
 
 VERSION = 1
 TOKENS_PER_PARAMETER = 20
@@ -69,6 +71,7 @@ def make_plan(
     measured: dict[Twin, Measured] | None = None,
     limit: tuple[int, str] | None = None,
     assume: bool = False,
+    grid: Grid | None = None,
 ) -> dict[str, Any]:
     """All figures as plain values, for JSON and for the tables.
 
@@ -83,6 +86,7 @@ def make_plan(
         limit: bytes that the GPU of this very Mac may hold, and who says so.
         assume: whether a memory, peak or power that is not known is assumed, and said to be; otherwise what follows
             from it is None.
+        grid: on which the matrices of the base are quantised, beside an adapter.
 
     Raises:
         UserError: an MFU is given for a chip whose peak nobody has published.
@@ -97,7 +101,7 @@ def make_plan(
     usable, basis = usable_memory(hardware, train.device, limit)
     per_token = flops_per_token_palm(model, adapter=config.adapter)
     twins = [
-        _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin), assume)
+        _twin(twin, config, hardware, usable, count * per_token, mfu, watts, (measured or {}).get(twin), assume, grid)
         for twin in get_args(Twin)
     ]
     return {
@@ -141,11 +145,13 @@ def _twin(
     watts: float | None,
     measured: Measured | None,
     assume: bool,
+    grid: Grid | None,
 ) -> dict[str, Any]:
     """Memory, time and energy of one twin."""
     device, dtype = planned_device(twin, config.train, hardware.kind)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype=dtype))
-    plan = memory_plan(config, twin, device)
+    grids = grids_on(config, grid)
+    plan = memory_plan(config, twin, device, grids)
     peak = published_peak(hardware, device, dtype) or (measured.peak if measured else None)
     if assume and peak is None and device != "cpu":
         peak = estimated_peak(hardware.chip, hardware.gpu_cores, dtype)
@@ -172,9 +178,9 @@ def _twin(
         "fits": None if usable is None else plan.total <= usable,
         "kv_cache_bytes_per_token": kv_cache_bytes_per_token(config.model, number),
         "full_kv_bytes_per_token": full_kv_bytes_per_token(config.model, number),
-        "largest_batch": largest_batch(config, twin, device, usable, checkpointing=False),
-        "largest_batch_checkpointing": largest_batch(config, twin, device, usable, checkpointing=True),
-        "decode": _decode(config, hardware, number),
+        "largest_batch": largest_batch(config, twin, device, usable, checkpointing=False, grids=grids),
+        "largest_batch_checkpointing": largest_batch(config, twin, device, usable, checkpointing=True, grids=grids),
+        "decode": _decode(config, hardware, number, grid),
         "peak": asdict(peak) if peak else None,
         "speed": {
             "flops_per_second": rate,
@@ -188,7 +194,7 @@ def _twin(
     }
 
 
-def _decode(config: RunConfig, hardware: Hardware, number: int) -> dict[str, Any] | None:
+def _decode(config: RunConfig, hardware: Hardware, number: int, grid: Grid | None) -> dict[str, Any] | None:
     """The most tokens per second that memory allows one sequence, whose cache is as long as a block; None if unknown.
 
     Every token needs all matrices, and nothing says that they are read only once: the true rate is lower.
@@ -196,7 +202,7 @@ def _decode(config: RunConfig, hardware: Hardware, number: int) -> dict[str, Any
     if (bandwidth := apple_bandwidth(hardware.chip, hardware.gpu_cores)) is None:
         return None
     context = config.model.block_size
-    read = decode_bytes_per_token(config.model, number, context)
+    read = decode_bytes_per_token(config.model, number, context, grid)
     return {
         "bytes_per_token": read,
         "context": context,
@@ -223,8 +229,21 @@ def this_machine(hardware: Hardware) -> Hardware:
     return dataclasses.replace(hardware, memory_bytes=found[0][1] if found else None)
 
 
+def grids_on(config: RunConfig, grid: Grid | None) -> Grids:
+    """Every matrix of a model that can be on one grid."""
+    shapes = parameter_shapes(config.model)
+    names = [] if grid is None else quantisable(shapes)
+    return {name: grid for name in names if grid is not None and grid.fits(shapes[f"{name}.weight"][-1])}
+
+
 def largest_batch(
-    config: RunConfig, twin: Twin, device: Device, usable: int | None, *, checkpointing: bool
+    config: RunConfig,
+    twin: Twin,
+    device: Device,
+    usable: int | None,
+    *,
+    checkpointing: bool,
+    grids: Grids = NOT_QUANTISED,
 ) -> int | None:
     """Most sequences in a micro-step that fit; 0 if not even one does, None if the memory is unknown."""
     if usable is None:
@@ -232,7 +251,7 @@ def largest_batch(
 
     def fits(size: int) -> bool:
         train = dataclasses.replace(config.train, batch_size=size, gradient_checkpointing=checkpointing)
-        return memory_plan(dataclasses.replace(config, train=train), twin, device).total <= usable
+        return memory_plan(dataclasses.replace(config, train=train), twin, device, grids).total <= usable
 
     return largest(fits, MAX_BATCH)
 

@@ -11,13 +11,14 @@ from gpt_common.errors import Stopped, UserError, nearest, run_main
 from gpt_common.manual import HELP_WORDS
 
 COMMANDS = {
-    "import": "bring in a model as a run: nanoGPT's, a folder of transformers or mlx-lm, or hf:OWNER/NAME",
-    "export": "write a run as what nanoGPT, transformers or mlx-lm load",
-    "torch2mlx": "as import, but the result lies beside the source; --to mlx-lm goes straight there",
+    "import": "bring in a model or adapter as a run: file, folder, hf:OWNER/NAME",
+    "export": "write a run as what nanoGPT, transformers, mlx-lm or peft load",
+    "torch2mlx": "as import, beside the source; with --to mlx-lm straight there",
     "mlx2torch": "as export, with --to nanogpt where nothing else is said",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",
     "fuse": "merge a run's adapter into its base, as a whole model",
-    "diff": "compare two checkpoints of any format, tensor by tensor; exit 1 if they differ",
+    "quantise": "keep a run's matrices in a few bits, calibrated on local text",
+    "diff": "compare two checkpoints tensor by tensor; exit 1 if they differ",
     "parity": "does the MLX twin compute what the PyTorch twin computes?",
 }
 
@@ -51,6 +52,10 @@ def main(argv: Sequence[str]) -> None:
             from convert.adapters.fuse import Fuse, fuse
 
             fuse(parse(Fuse, rest, prog=prog))
+        case "quantise":
+            from convert.quantising.command import Quantise, quantise
+
+            quantise(parse(Quantise, rest, prog=prog))
         case "diff":
             from convert.difference import Diff, diff
 

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from convert.formats.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
+from convert.storage.grids import together
 from convert.storage.pickles import shown
 from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, WEIGHT_DTYPES, Rounding, Tensor, cast, same
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.conversations.written import Template
 from gpt_common.data.tokenizers import Tokenizer
@@ -40,6 +42,10 @@ class Contents:
     """None where the source does not say enough (a bare state dict)."""
     tensors: dict[str, Tensor]
     """Weights by canonical name, in the file's layout turned into ours: matrices are (out, in)."""
+    words: dict[str, Tensor] = field(default_factory=dict)
+    """Of its quantised matrices words, scales and biases as they are in the file; `tensors` has what they stand for."""
+    grids: Grids = field(default_factory=dict)
+    """Those matrices."""
     moments: dict[str, Tensor] = field(default_factory=dict)
     """exp_avg.<name> and exp_avg_sq.<name>, momentum.<name>; empty if there is no optimiser state."""
     step: int = 0
@@ -49,6 +55,8 @@ class Contents:
     best_val_loss: float | None = None
     best_step: int | None = None
     dataset: dict[str, Any] | None = None
+    prompt: str | None = None
+    """What samples start from if none is given."""
     find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
     """Reads the tokenizer, which takes longer than all headers."""
     find_template: Callable[[], Template | None] = lambda: None
@@ -73,6 +81,11 @@ class Contents:
         """The model's configuration, once `checked` has found that there is one."""
         assert self.config is not None
         return self.config.model
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """What a file of it holds that keeps its words."""
+        return together(self.tensors, self.words, self.grids)
 
     def own_name(self, name: str) -> str:
         """What the file calls a tensor, or would call it."""
@@ -166,8 +179,12 @@ def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Roundin
                 f"{contents.path}: tensor {contents.own_name(name)} is float64, which no format here holds: "
                 "add --dtype float32 to round it"
             )
+    words = dict(contents.words)
+    for name, tensor in words.items():
+        if dtype is not None and tensor.dtype != "U32":
+            words[name] = cast(contents.own_name(name), tensor, dtype, rounding)
     moments = {name: cast(name, tensor, "F32", Rounding()) for name, tensor in contents.moments.items()}
-    return dataclasses.replace(contents, tensors=tensors, moments=moments), rounding
+    return dataclasses.replace(contents, tensors=tensors, words=words, moments=moments), rounding
 
 
 def finite(contents: Contents) -> Contents:
@@ -187,11 +204,12 @@ def finite(contents: Contents) -> Contents:
 
     own = contents.own_name
     tensors = {name: read_as_finite(f"tensor {own(name)}", tensor) for name, tensor in contents.tensors.items()}
+    words = {name: read_as_finite(f"tensor {own(name)}", tensor) for name, tensor in contents.words.items()}
     moments = {}
     for key, tensor in contents.moments.items():
         moment, _, name = key.partition(".")
         moments[key] = read_as_finite(f"{moment} of tensor {own(name)}", tensor)
-    return dataclasses.replace(contents, tensors=tensors, moments=moments)
+    return dataclasses.replace(contents, tensors=tensors, words=words, moments=moments)
 
 
 def by_name(path: Path, raw: Mapping[str, Tensor], key_map: Mapping[str, str]) -> Contents:

@@ -190,7 +190,8 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
     template = source.find_template() if tokenizer is not None and command.tokenizer is None else None
     for note in (*source.notes, *notes):
         say(f"note: {note}")
-    total = sum(tensor.nbytes for tensor in (*contents.tensors.values(), *contents.moments.values()))
+    weights = contents.stored if target.keeps_words else contents.tensors
+    total = sum(tensor.nbytes for tensor in (*weights.values(), *contents.moments.values()))
     temporary = temporary_beside(destination)
     if destination.suffix == target.single_file:  # which tells the writer to make a file and not a folder
         temporary = temporary.with_name(temporary.name + destination.suffix)
@@ -210,6 +211,8 @@ def _convert(command: Command, destination: Path, published: Mapping[str, str] |
         remarks += _beside(target.beside, contents, destination, options)
     for remark in remarks:
         say(f"note: {remark}")
+    if contents.grids and not target.keeps_words:
+        say(f"note: {len(contents.grids)} quantised matrices were written as the floats that they stand for")
     if target.blocks is not None:
         total = sum(file.stat().st_size for file in (destination, *destination.glob("*")) if file.is_file())
     elif command.dtype is not None:

@@ -56,9 +56,9 @@ def inspect(command: Inspect) -> None:
     active = count
     if contents.config is not None and not found:
         active = active_parameter_count(contents.config.model)
-    dtypes = Counter(tensor.dtype for tensor in weights.values())
+    dtypes = Counter(_dtype(contents, name) for name in weights)
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
-    size = in_bytes(sum(t.nbytes for t in weights.values()))
+    size = in_bytes(sum(t.nbytes for t in {**contents.stored, **contents.unknown}.values()))
     parameters = parameters_in_words(count, active)
     say(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
     _print_state(contents)
@@ -81,6 +81,9 @@ def _print_state(contents: Contents) -> None:
     else:
         settings = shape_of_model(contents.tensors) | {"n_head": "?", "feed_forward": "? (add --preset or --config)"}
     _print_settings(settings)
+    if contents.grids:
+        kinds = Counter(f"{grid.bits} bits, groups of {grid.group_size}" for grid in contents.grids.values())
+        say("quantised: " + "; ".join(f"{n} matrices in {kind}" for kind, n in kinds.most_common()))
     loss = "" if contents.best_val_loss is None else f", best validation loss {contents.best_val_loss:.4f}"
     state = "no optimiser state"
     if contents.moments:
@@ -115,7 +118,7 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
     names = {name: contents.own_name(name) for name in tensors}
     width = max([len(name) for name in tensors] + [6])
     own = max([len(name) for name in names.values()] + [16])
-    kinds = {name: f"{tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}" for name, tensor in tensors.items()}
+    kinds = {name: f"{_dtype(contents, name):<5} {'x'.join(map(str, t.shape))}" for name, t in tensors.items()}
     total = width + own + 4 + max([len(kind) for kind in kinds.values()] + [0])
     foreign = any(name != theirs for name, theirs in names.items())
     apart = foreign and not hashes and sys.stdout.isatty() and total > shutil.get_terminal_size().columns
@@ -130,6 +133,12 @@ def _print_tensors(contents: Contents, tensors: Mapping[str, Tensor], hashes: bo
     if hashes:
         for name, tensor in contents.moments.items():
             say(f"{name:<{width}}  {tensor.dtype:<5} {'x'.join(map(str, tensor.shape))}  {_sha256(tensor)}", flush=True)
+
+
+def _dtype(contents: Contents, name: str) -> str:
+    """Of a tensor; of a quantised matrix its bits."""
+    grid = contents.grids.get(name.removesuffix(".weight"))
+    return {**contents.tensors, **contents.unknown}[name].dtype if grid is None else f"{grid.bits}bit"
 
 
 def _sha256(tensor: Tensor) -> str:

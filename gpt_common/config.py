@@ -24,6 +24,8 @@ Device = Literal["cpu", "gpu", "mps", "cuda"]
 DType = Literal["float32", "bfloat16"]
 """In which it computes."""
 PRESETS_FOLDER = Path(__file__).parent / "presets"
+FINE_TUNING = "fine_tuning"
+"""What a preset says of itself above its tables, where it is for a run that begins with --init-from."""
 LARGEST_CONFIGURATION = 1 << 16
 """Bytes of a TOML file."""
 MOST_LAYERS, LARGEST_NUMBER = 10_000, (1 << 63) - 1
@@ -427,10 +429,18 @@ def load_preset(name: str) -> RunConfig:
     Raises:
         UserError: there is none; the message names the nearest.
     """
-    path = PRESETS_FOLDER / f"{name}.toml"
+    return load_toml(_preset_file(name))
+
+
+def is_for_fine_tuning(preset: str) -> bool:
+    """Whether the learning rate of a preset is for weights that have learnt already: its file says `fine_tuning`."""
+    return tomllib.loads(_preset_file(preset).read_text(encoding="utf-8")).get(FINE_TUNING) is True
+
+
+def _preset_file(name: str) -> Path:
     if name not in preset_names():
         raise UserError(f"no preset '{name}': {nearest(name, preset_names())}")
-    return load_toml(path)
+    return PRESETS_FOLDER / f"{name}.toml"
 
 
 def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
@@ -447,6 +457,8 @@ def load_toml(path: Path, base: RunConfig | None = None) -> RunConfig:
         raise UserError(f"cannot read configuration {path}: {error.strerror}") from None
     except ValueError as error:  # a number of 5000 digits is one too
         raise UserError(f"cannot read configuration {path}: {error}") from None
+    if tables.get(FINE_TUNING) is True:  # of a preset, for `is_for_fine_tuning`
+        del tables[FINE_TUNING]
     return from_dict(tables, base=base, where=str(path))
 
 

@@ -52,7 +52,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Compare:
-    """Write a page with the losses of runs over each other, and what differs in them."""
+    """Write a page with the losses of runs over each other."""
 
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], _plain("RUN RUN...")] = ()
     """Folders of runs of either twin, or their names in runs/."""

@@ -40,8 +40,9 @@ def choose(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: fl
 
 
 def until_end(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:
-    """Generated tokens up to the one that ends the document, which is no text; all where there is no such token."""
-    return takewhile(lambda token: token != tokenizer.end_of_text, tokens)
+    """Generated tokens up to the one that ends document or turn, which is no text; all where there is no such token."""
+    ends = tokenizer.ends
+    return takewhile(lambda token: token not in ends, tokens)
 
 
 def window(context: Sequence[int], block_size: int) -> list[int]:

@@ -19,7 +19,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import adapter_shapes, initial_adapters, placed
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import parameter_shapes
-from mlx_gpt.kernels import add_linear, linear, upcast
+from mlx_gpt.kernels import add_linear, linear
 from mlx_gpt.layers import Linear, StackedLinear, dropout
 
 
@@ -96,7 +96,7 @@ class DoRALinear(LoRALinear):
 
     def __call__(self, x_XI: mx.array) -> mx.array:
         """(X, I) -> (X, O)."""
-        y_XO = self.onto(linear(x_XI, self.weight.astype(x_XI.dtype)), x_XI)
+        y_XO = self.onto(self.product(x_XI), x_XI)
         y_XO = y_XO * self.stretch().astype(x_XI.dtype)
         return y_XO if self.bias is None else y_XO + self.bias.astype(x_XI.dtype)
 
@@ -112,7 +112,7 @@ class DoRALinear(LoRALinear):
 
     def stretch(self) -> mx.array:
         """By how much each row is longer than it would be, (O), float32."""
-        adapted_OI = upcast(self.weight) + self.scale * (self.lora_b @ self.lora_a)
+        adapted_OI = self.matrix(self.magnitude.dtype) + self.scale * (self.lora_b @ self.lora_a)
         return self.magnitude / mx.stop_gradient(adapted_OI.square().sum(axis=-1).sqrt())
 
 
@@ -131,8 +131,8 @@ class LoRAStackedLinear(StackedLinear):
 
     def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
-        h_MR = self.product(self.drops(x_MI, self.site), self.lora_a, expert_M)
-        return super().__call__(x_MI, expert_M) + self.product(h_MR * self.scale, self.lora_b, expert_M)
+        h_MR = self.grouped(self.drops(x_MI, self.site), self.lora_a, expert_M)
+        return super().__call__(x_MI, expert_M) + self.grouped(h_MR * self.scale, self.lora_b, expert_M)
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}
@@ -171,11 +171,10 @@ class Adapters:
 
     def initialise(self, model: nn.Module, seed: int) -> None:
         """Set every adapter of the model to its initial value, beside weights that are there already."""
-        places = dict(tree_flatten(model.parameters()))
         weights = [
             (name, mx.array(value))
             for name, value in initial_adapters(
-                self.shapes, self.config, seed, lambda name: np.array(places[name].astype(mx.float32))
+                self.shapes, self.config, seed, lambda layer: np.array(part(model, layer).matrix(mx.float32))
             )
         ]
         model.update(tree_unflatten(weights))

@@ -11,7 +11,8 @@ from mlx.utils import tree_unflatten
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers.growth import GROWING, Growth
 from gpt_common.network.parameters import NO_ADAPTER
-from gpt_common.training.checkpoint import fitting, read_manifest, validate
+from gpt_common.training.checkpoint import read_manifest, validate
+from gpt_common.training.fitting import fitting, grids_at
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
 from mlx_gpt.model import GPT
 from mlx_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
@@ -64,7 +65,7 @@ def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> 
     places, adapter = model.state_dict(), model.adapters.config if base is not None else NO_ADAPTER
     growing = GROWING if growth else ()
     weights = []
-    for name, rows in fitting(checkpoint, shapes, model.config, adapter, growing).items():
+    for name, rows in fitting(checkpoint, shapes, model.config, adapter, model.quantised.grids, growing).items():
         if growth and name in growing:
             tensors[name] = mx.array(growth.rows(np.array(tensors[name].astype(mx.float32)), rows))
         weights.append((name, tensors[name][:rows].astype(places[name].dtype)))
@@ -83,6 +84,7 @@ def read_tensors(path: Path) -> dict[str, mx.array]:
 
 def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: mx.Dtype) -> GPT:
     """A model for generation, with the weights of a checkpoint, and with its adapter."""
-    model = GPT(config, compute_dtype, adapter=read_manifest(checkpoint).run_config.adapter)
+    adapter = read_manifest(checkpoint).run_config.adapter
+    model = GPT(config, compute_dtype, adapter=adapter, grids=grids_at(checkpoint))
     load_weights(checkpoint, model)
     return model

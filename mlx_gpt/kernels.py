@@ -5,7 +5,8 @@ time, 0.5 ns: a small model's step was exponentials for the most part. So they a
 iterated least squares with the largest error as small as it gets, and as exact as MLX's own.
 
 Shape suffixes: X any leading dimensions, N all of them in one, M a piece of N, I inputs, O outputs, V vocabulary;
-attention's as in attention.py, there N is a group of queries.
+attention's as in attention.py, there N is a group of queries; of quantised matrices W words and G groups of a row, K
+inputs of a group.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, cast
 import mlx.core as mx
 import mlx.nn as nn
 
+from gpt_common.adapting.quantisation import Grid
 from gpt_common.network.activations import loss_rows, query_rows
 
 # Coefficients from the lowest power on.
@@ -46,6 +48,8 @@ ROUNDING_BITS = 0x4B400000
 """It as bits."""
 SUM_PARTS = 64
 """In how many parts the exponentials of a vocabulary are added up."""
+KERNEL_ROWS = 2
+"""On a CPU, MLX's product with words is the faster one for so few rows: a plain loop, and no matrix is made."""
 
 
 def linear(x_XI: mx.array, weight_OI: mx.array, bias_O: mx.array | None = None) -> mx.array:
@@ -66,6 +70,23 @@ def add_linear(y_XO: mx.array, x_XI: mx.array, weight_OI: mx.array, scale: float
     """
     y: Any = _adding(scale)(y_XO, x_XI, weight_OI) if is_plain(x_XI) else mx.addmm(y_XO, x_XI, weight_OI.T, alpha=scale)
     return y
+
+
+def dequantised(words_XW: mx.array, scales_XG: mx.array, biases_XG: mx.array, grid: Grid) -> mx.array:
+    """The matrix (X, I) that words stand for, float32."""
+    scales_XG, biases_XG = scales_XG.astype(mx.float32), biases_XG.astype(mx.float32)
+    return mx.dequantize(words_XW, scales_XG, biases_XG, grid.group_size, grid.bits)
+
+
+def quantised_linear(
+    x_XI: mx.array, words_OW: mx.array, scales_OG: mx.array, biases_OG: mx.array, grid: Grid
+) -> mx.array:
+    """`x @ matrix.T`, (X, I) -> (X, O)."""
+    if on_cpu() and (x_XI.size > KERNEL_ROWS * x_XI.shape[-1] or x_XI.dtype != mx.float32):
+        y_XO: Any = _quantised_product(grid)(x_XI, words_OW, scales_OG, biases_OG)
+        return y_XO
+    parts = (words_OW, scales_OG.astype(x_XI.dtype), biases_OG.astype(x_XI.dtype))
+    return mx.quantized_matmul(x_XI, *parts, group_size=grid.group_size, bits=grid.bits)
 
 
 def gelu(x: mx.array) -> mx.array:
@@ -112,6 +133,27 @@ def on_cpu() -> bool:
 def is_plain(x: mx.array) -> bool:
     """Whether MLX would compute this number by number: float32 on a CPU."""
     return x.dtype == mx.float32 and on_cpu()
+
+
+@lru_cache
+def _quantised_product(grid: Grid) -> Callable[..., Any]:
+    """A product with a matrix that is made again for the backward pass."""
+
+    @mx.custom_function
+    def product(x_XI: mx.array, words_OW: mx.array, scales_OG: mx.array, biases_OG: mx.array) -> mx.array:
+        return linear(x_XI, dequantised(words_OW, scales_OG, biases_OG, grid).astype(x_XI.dtype))
+
+    @product.vjp
+    def gradients(primals: tuple[mx.array, ...], slope_XO: mx.array, _: mx.array) -> tuple[mx.array, ...]:
+        x_XI, words_OW, scales_OG, biases_OG = primals
+        x_slope = slope_XO @ dequantised(words_OW, scales_OG, biases_OG, grid).astype(slope_XO.dtype)
+        slope_OI = (slope_XO.flatten(0, -2).T @ x_XI.flatten(0, -2)).astype(mx.float32)
+        slope_OGK = slope_OI.reshape(*scales_OG.shape, grid.group_size)
+        ones, zeros = mx.ones_like(scales_OG), mx.zeros_like(biases_OG)
+        codes_OGK = dequantised(words_OW, ones, zeros, grid).reshape(slope_OGK.shape)
+        return x_slope, mx.zeros_like(words_OW), (slope_OGK * codes_OGK).sum(axis=-1), slope_OGK.sum(axis=-1)
+
+    return product
 
 
 @lru_cache

@@ -34,7 +34,15 @@ class Linear(nn.Module):
 
     def __call__(self, x_XI: mx.array) -> mx.array:
         """(X, I) -> (X, O)."""
-        return linear(x_XI, self.weight.astype(x_XI.dtype), self.bias)
+        return self.product(x_XI, self.bias)
+
+    def product(self, x_XI: mx.array, bias_O: mx.array | None = None) -> mx.array:
+        """(X, I) -> (X, O), with this bias."""
+        return linear(x_XI, self.matrix(x_XI.dtype), bias_O)
+
+    def matrix(self, dtype: mx.Dtype) -> mx.array:
+        """The weight (O, I)."""
+        return self.weight.astype(dtype)
 
     def per_head(self, x_BHTI: mx.array, first: int = 0) -> mx.array:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
@@ -46,9 +54,8 @@ class Linear(nn.Module):
 
     def rows_of_heads(self, x_BHTI: mx.array) -> mx.array:
         """The weight (H, O / H, I) in the dtype of x: its rows belong to the heads in turn."""
-        outputs, inputs = self.weight.shape
-        H = x_BHTI.shape[1]
-        return self.weight.astype(x_BHTI.dtype).reshape(H, outputs // H, inputs)
+        weight_OI, H = self.matrix(x_BHTI.dtype), x_BHTI.shape[1]
+        return weight_OI.reshape(H, weight_OI.shape[0] // H, -1)
 
 
 class StackedLinear(nn.Module):
@@ -60,10 +67,14 @@ class StackedLinear(nn.Module):
 
     def __call__(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
-        return self.product(x_MI, self.weight, expert_M)
+        return self.product(x_MI, expert_M)
 
-    def product(self, x_MI: mx.array, weight_EOI: mx.array, expert_M: mx.array) -> mx.array:
+    def product(self, x_MI: mx.array, expert_M: mx.array) -> mx.array:
         """(M, I) -> (M, O), each row with the matrix of its expert."""
+        return self.grouped(x_MI, self.weight, expert_M)
+
+    def grouped(self, x_MI: mx.array, weight_EOI: mx.array, expert_M: mx.array) -> mx.array:
+        """(M, I) -> (M, O), each row with that matrix of these (E, O, I) that is its expert's."""
         # On a CPU MLX gathers matrices in float32 only.
         dtype = mx.float32 if on_cpu() else x_MI.dtype
         weight_EIO, x_M1I = weight_EOI.astype(dtype).swapaxes(1, 2), x_MI[:, None].astype(dtype)
@@ -116,7 +127,15 @@ class Embedding(nn.Module):
 
     def as_linear(self, x_XD: mx.array) -> mx.array:
         """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
-        return linear(x_XD, self.weight.astype(x_XD.dtype))
+        return self.product(x_XD)
+
+    def product(self, x_XD: mx.array) -> mx.array:
+        """(X, D) -> (X, V)."""
+        return linear(x_XD, self.matrix(x_XD.dtype))
+
+    def matrix(self, dtype: mx.Dtype) -> mx.array:
+        """The table (V, D)."""
+        return self.weight.astype(dtype)
 
 
 class Rotary:

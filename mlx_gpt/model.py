@@ -15,6 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, on_grids
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
@@ -26,6 +27,7 @@ from mlx_gpt.experts import Routers
 from mlx_gpt.feed_forward import feed_forward
 from mlx_gpt.kernels import cross_entropy
 from mlx_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, restarted
+from mlx_gpt.quantised import QuantisedLayers
 
 LEAST_WEIGHT = 1e-9
 """Where no position of a batch counts its loss is 0, and not 0 / 0."""
@@ -73,6 +75,7 @@ class GPT(nn.Module):
         compute_dtype: dtype of activations; parameters stay float32.
         gradient_checkpointing: recompute each block in the backward pass.
         adapter: what is trained in place of the parameters, if not they.
+        grids: the layers whose matrices are kept in a few bits.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class GPT(nn.Module):
         compute_dtype: mx.Dtype = mx.float32,
         gradient_checkpointing: bool = False,
         adapter: AdapterConfig = NO_ADAPTER,
+        grids: Grids = NOT_QUANTISED,
     ) -> None:
         super().__init__()
         self.config = config
@@ -99,6 +103,7 @@ class GPT(nn.Module):
         if not config.tied_head:
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
         self.adapters = Adapters(self, config, adapter)
+        self.quantised = QuantisedLayers(self, grids)
 
     def __call__(
         self,
@@ -168,7 +173,7 @@ class GPT(nn.Module):
         # Normal, 0.02; what a layer adds to the residual stream, by 1 / sqrt(2 n_layer) smaller: so many terms add up
         # to about the size of one (gpt_common/network/init.py).
         places, weights = self.state_dict(), []
-        for name, value in initial_weights(self.config, seed):
+        for name, value in on_grids(initial_weights(self.config, seed), self.quantised.grids):
             weights.append((name, mx.array(value).astype(places[name].dtype)))
         self.update(tree_unflatten(weights))
 

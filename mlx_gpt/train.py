@@ -137,7 +137,7 @@ def train(run: Run) -> None:
     device = select_device(config.train.device)
     limit_cache(config, device)
     dtype = compute_dtype(config.train, device)
-    model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter)
+    model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter, run.grids)
     optimizer = build_optimizer(model, config.optim)
     average = Average(model, config.optim)
     if run.resume_from:

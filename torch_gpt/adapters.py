@@ -17,7 +17,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import adapter_shapes, initial_adapters, placed
 from gpt_common.config import ModelConfig
 from gpt_common.network.parameters import parameter_shapes
-from torch_gpt.kernels import add_linear, linear, upcast
+from torch_gpt.kernels import add_linear, linear
 from torch_gpt.layers import Linear, StackedLinear, dropout
 
 
@@ -94,7 +94,7 @@ class DoRALinear(LoRALinear):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        y_XO = self.onto(linear(x_XI, self.weight.to(x_XI.dtype)), x_XI)
+        y_XO = self.onto(self.product(x_XI), x_XI)
         y_XO = y_XO * self.stretch().to(x_XI.dtype)
         return y_XO if self.bias is None else y_XO + self.bias.to(x_XI.dtype)
 
@@ -110,7 +110,7 @@ class DoRALinear(LoRALinear):
 
     def stretch(self) -> Tensor:
         """By how much each row is longer than it would be, (O), float32."""
-        adapted_OI = upcast(self.weight) + self.scale * (self.lora_b @ self.lora_a)
+        adapted_OI = self.matrix(self.magnitude.dtype) + self.scale * (self.lora_b @ self.lora_a)
         return self.magnitude / adapted_OI.square().sum(dim=-1).sqrt().detach()
 
 
@@ -129,8 +129,8 @@ class LoRAStackedLinear(StackedLinear):
 
     def forward(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
-        h_MR = self.product(self.drops(x_MI, self.site), self.lora_a, expert_M)
-        return super().forward(x_MI, expert_M) + self.product(h_MR * self.scale, self.lora_b, expert_M)
+        h_MR = self.grouped(self.drops(x_MI, self.site), self.lora_a, expert_M)
+        return super().forward(x_MI, expert_M) + self.grouped(h_MR * self.scale, self.lora_b, expert_M)
 
 
 KINDS = {"lora": LoRALinear, "dora": DoRALinear}
@@ -172,7 +172,7 @@ class Adapters:
         places = model.state_dict()
         with torch.no_grad():
             for name, value in initial_adapters(
-                self.shapes, self.config, seed, lambda name: places[name].float().cpu().numpy()
+                self.shapes, self.config, seed, lambda layer: part(model, layer).matrix(torch.float32).cpu().numpy()
             ):
                 places[name].copy_(torch.from_numpy(value))
 

@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers.growth import GROWING, Growth
 from gpt_common.network.parameters import NO_ADAPTER
-from gpt_common.training.checkpoint import fitting, read_manifest, validate
+from gpt_common.training.checkpoint import read_manifest, validate
+from gpt_common.training.fitting import fitting, grids_at
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, Manifest, base_of
+from torch_gpt.kernels import as_words
 from torch_gpt.model import GPT
 from torch_gpt.optim import Average, Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -70,11 +72,11 @@ def load_weights(checkpoint: Path, model: GPT, growth: Growth | None = None) -> 
             found |= {name: file.get_slice(name) for name in names}  # what was trained whole is in both
         shapes = {name: tuple(tensor.get_shape()) for name, tensor in found.items()}
         # One by one: all together would be there twice, and take more than any step does.
-        for name, rows in fitting(checkpoint, shapes, model.config, adapter, growing).items():
+        for name, rows in fitting(checkpoint, shapes, model.config, adapter, model.quantised.grids, growing).items():
             if growth and name in growing:
                 places[name].copy_(torch.from_numpy(growth.rows(found[name][:].float().numpy(), rows)))
             else:
-                places[name].copy_(found[name][:rows])
+                places[name].copy_(as_words(found[name][:rows]))
     return manifest
 
 
@@ -85,6 +87,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def build_model(checkpoint: Path, config: ModelConfig, compute_dtype: torch.dtype) -> GPT:
     """A model for generation, with the weights of a checkpoint, and with its adapter."""
-    model = GPT(config, compute_dtype, adapter=read_manifest(checkpoint).run_config.adapter)
+    adapter = read_manifest(checkpoint).run_config.adapter
+    model = GPT(config, compute_dtype, adapter=adapter, grids=grids_at(checkpoint))
     load_weights(checkpoint, model)
     return model

@@ -1,6 +1,7 @@
 """Products, activations, softmax and loss by the fastest way that a device has. In MLX: mlx_gpt/kernels.py.
 
-Shape suffixes: X any leading dimensions, I inputs, O outputs, V vocabulary.
+Shape suffixes: X any leading dimensions, I inputs, O outputs, V vocabulary; of quantised matrices W words and G groups
+of a row, K inputs of a group, B bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpt_common.adapting.quantisation import Grid
 from gpt_common.machine.blas import mkl_holds_back
 
 ONEDNN = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and mkl_holds_back()
@@ -41,6 +43,43 @@ def add_linear(y_XO: Tensor, x_XI: Tensor, weight_OI: Tensor, scale: float) -> T
         added: Tensor = Adding.apply(y_NO, x_NI, weight_OI, scale)
         return added.view(y_XO.shape)
     return torch.addmm(y_NO, x_NI, weight_OI.t(), alpha=scale).view(y_XO.shape)
+
+
+def dequantised(words_XW: Tensor, scales_XG: Tensor, biases_XG: Tensor, grid: Grid) -> Tensor:
+    """The matrix (X, I) that words stand for, float32."""
+    codes_XGK = unpacked(words_XW, grid.bits).view(*scales_XG.shape, grid.group_size).float()
+    scales_XG1, biases_XG1 = scales_XG.float()[..., None], biases_XG.float()[..., None]
+    if scales_XG.requires_grad:
+        return (codes_XGK * scales_XG1 + biases_XG1).flatten(-2)
+    # In place: two new matrices more took a CPU ten times as long.
+    return codes_XGK.mul_(scales_XG1).add_(biases_XG1).flatten(-2)
+
+
+def unpacked(words_XW: Tensor, bits: int) -> Tensor:
+    """Words as codes (X, I), uint8."""
+    bytes_XB = words_XW.view(torch.uint8)
+    if 8 % bits == 0:
+        codes = [(bytes_XB >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+        return torch.stack(codes, dim=-1).flatten(-2)
+    # Eight codes lie in as many bytes as a code has bits; each in one byte of them, or in two that are neighbours.
+    bytes_XNB, codes = bytes_XB.unflatten(-1, (-1, bits)), []
+    for first, shift in (divmod(code * bits, 8) for code in range(8)):
+        low = bytes_XNB[..., first] >> shift
+        if shift + bits > 8:
+            low = low | (bytes_XNB[..., first + 1] << (8 - shift))
+        codes.append(low & (2**bits - 1))
+    return torch.stack(codes, dim=-1).flatten(-2)
+
+
+def as_words(value: Tensor) -> Tensor:
+    """Words of a quantised matrix as PyTorch computes with them; anything else as it is."""
+    return value.view(torch.int32) if value.dtype == torch.uint32 else value
+
+
+def quantised_linear(x_XI: Tensor, words_OW: Tensor, scales_OG: Tensor, biases_OG: Tensor, grid: Grid) -> Tensor:
+    """`x @ matrix.T`, (X, I) -> (X, O)."""
+    y_XO: Tensor = QuantisedProduct.apply(x_XI, words_OW, scales_OG, biases_OG, grid)
+    return y_XO
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -87,6 +126,33 @@ class Adding(torch.autograd.Function):
         x_NI, weight_OI = ctx.saved_tensors
         x_slope_NI = ((weight_OI * ctx.scale).t() @ slope_NO.t()).t()
         return slope_NO, x_slope_NI, (x_NI.t() @ slope_NO).t() * ctx.scale, None
+
+
+class QuantisedProduct(torch.autograd.Function):
+    """A product with a matrix that is made again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x_XI: Tensor, words_OW: Tensor, scales_OG: Tensor, biases_OG: Tensor, grid: Grid) -> Tensor:
+        """(X, I) -> (X, O)."""
+        tuned = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        ctx.save_for_backward(x_XI if tuned else None, words_OW, scales_OG, biases_OG)
+        ctx.grid = grid
+        return linear(x_XI, dequantised(words_OW, scales_OG, biases_OG, grid).to(x_XI.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+        """Gradients of x, and of scales and biases where they are tuned."""
+        (slope_XO,) = gradients
+        x_XI, words_OW, scales_OG, biases_OG = ctx.saved_tensors
+        x_slope = scale_slope = bias_slope = None
+        if ctx.needs_input_grad[0]:
+            x_slope = slope_XO @ dequantised(words_OW, scales_OG, biases_OG, ctx.grid).to(slope_XO.dtype)
+        if x_XI is not None:
+            slope_OI = (slope_XO.flatten(0, -2).t() @ x_XI.flatten(0, -2)).float()
+            slope_OGK = slope_OI.view(*scales_OG.shape, ctx.grid.group_size)
+            codes_OGK = unpacked(words_OW, ctx.grid.bits).view(slope_OGK.shape)
+            scale_slope, bias_slope = (slope_OGK * codes_OGK).sum(dim=-1), slope_OGK.sum(dim=-1)
+        return x_slope, None, scale_slope, bias_slope, None
 
 
 class OneDNN(torch.autograd.Function):

@@ -36,7 +36,15 @@ class Linear(nn.Module):
 
     def forward(self, x_XI: Tensor) -> Tensor:
         """(X, I) -> (X, O)."""
-        return linear(x_XI, self.weight.to(x_XI.dtype), self.bias)
+        return self.product(x_XI, self.bias)
+
+    def product(self, x_XI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+        """(X, I) -> (X, O), with this bias."""
+        return linear(x_XI, self.matrix(x_XI.dtype), bias_O)
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The weight (O, I)."""
+        return self.weight.to(dtype)
 
     def per_head(self, x_BHTI: Tensor, first: int = 0) -> Tensor:
         """(B, H, T, I) -> (B, H, T, O / H - first): each head by its own rows of the weight, from `first` on."""
@@ -48,9 +56,8 @@ class Linear(nn.Module):
 
     def rows_of_heads(self, x_BHTI: Tensor) -> Tensor:
         """The weight (H, O / H, I) in the dtype of x: its rows belong to the heads in turn."""
-        outputs, inputs = self.weight.shape
-        H = x_BHTI.shape[1]
-        return self.weight.to(x_BHTI.dtype).reshape(H, outputs // H, inputs)
+        weight_OI, H = self.matrix(x_BHTI.dtype), x_BHTI.shape[1]
+        return weight_OI.reshape(H, weight_OI.shape[0] // H, -1)
 
 
 class StackedLinear(nn.Module):
@@ -62,12 +69,16 @@ class StackedLinear(nn.Module):
 
     def forward(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
         """(M, I) -> (M, O), for rows in the order of their experts, `expert_M`."""
-        return self.product(x_MI, self.weight, expert_M)
+        return self.product(x_MI, expert_M)
+
+    def product(self, x_MI: Tensor, expert_M: Tensor) -> Tensor:
+        """(M, I) -> (M, O), each row with the matrix of its expert."""
+        return self.grouped(x_MI, self.weight, expert_M)
 
     # PyTorch 2.13 compiles grouped products in bfloat16 on CUDA only: they stay eager between compiled parts.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def product(self, x_MI: Tensor, weight_EOI: Tensor, expert_M: Tensor) -> Tensor:
-        """(M, I) -> (M, O), each row with the matrix of its expert."""
+    def grouped(self, x_MI: Tensor, weight_EOI: Tensor, expert_M: Tensor) -> Tensor:
+        """(M, I) -> (M, O), each row with that matrix of these (E, O, I) that is its expert's."""
         ends_E = torch.bincount(expert_M, minlength=weight_EOI.shape[0]).cumsum(0)
         weight_EIO = weight_EOI.to(x_MI.dtype).transpose(1, 2)
         # PyTorch 2.13 has no grouped product in float64, nor of rows that are no multiple of 16 bytes.
@@ -124,7 +135,15 @@ class Embedding(nn.Module):
 
     def as_linear(self, x_XD: Tensor) -> Tensor:
         """(X, D) -> (X, V): the table as an output layer, for a head that is tied to it."""
-        return linear(x_XD, self.weight.to(x_XD.dtype))
+        return self.product(x_XD)
+
+    def product(self, x_XD: Tensor) -> Tensor:
+        """(X, D) -> (X, V)."""
+        return linear(x_XD, self.matrix(x_XD.dtype))
+
+    def matrix(self, dtype: torch.dtype) -> Tensor:
+        """The table (V, D)."""
+        return self.weight.to(dtype)
 
 
 class Rotary(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, on_grids
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from gpt_common.data.tokenizers import Tokenizer
@@ -22,8 +23,9 @@ from torch_gpt.adapters import Adapters
 from torch_gpt.attention import ATTENTION, KVCache, within_examples
 from torch_gpt.experts import Routers
 from torch_gpt.feed_forward import feed_forward
-from torch_gpt.kernels import cross_entropy
+from torch_gpt.kernels import as_words, cross_entropy
 from torch_gpt.layers import NORMS, Angles, Embedding, Linear, Rotary, dropout, restarted
+from torch_gpt.quantised import QuantisedLayers
 
 LEAST_WEIGHT = 1e-9
 """Where no position of a batch counts its loss is 0, and not 0 / 0."""
@@ -71,6 +73,7 @@ class GPT(nn.Module):
         compute_dtype: dtype of activations; parameters stay float32.
         gradient_checkpointing: recompute each block in the backward pass.
         adapter: what is trained in place of the parameters, if not they.
+        grids: the layers whose matrices are kept in a few bits.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class GPT(nn.Module):
         compute_dtype: torch.dtype = torch.float32,
         gradient_checkpointing: bool = False,
         adapter: AdapterConfig = NO_ADAPTER,
+        grids: Grids = NOT_QUANTISED,
     ) -> None:
         super().__init__()
         self.config = config
@@ -97,6 +101,7 @@ class GPT(nn.Module):
         if not config.tied_head:
             self.head = Linear(config.n_embd, config.vocab_size, config.head_bias)
         self.adapters = Adapters(self, config, adapter)
+        self.quantised = QuantisedLayers(self, grids)
 
     def forward(
         self,
@@ -156,8 +161,8 @@ class GPT(nn.Module):
         # to about the size of one (gpt_common/network/init.py).
         places = self.state_dict()  # beside an adapter they are no parameters
         with torch.no_grad():
-            for name, value in initial_weights(self.config, seed):
-                places[name].copy_(torch.from_numpy(value))
+            for name, value in on_grids(initial_weights(self.config, seed), self.quantised.grids):
+                places[name].copy_(as_words(torch.from_numpy(value)))
 
 
 def loss(model: GPT, batch: Batch[Tensor], key: Tensor | None = None) -> Tensor:

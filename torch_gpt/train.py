@@ -107,7 +107,7 @@ def train(run: Run) -> None:
     device = select_device(config.train.device)
     check_sums(config, device.type, torch.__version__)
     dtype = compute_dtype(config.train, device)
-    model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter).to(device)
+    model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter, run.grids).to(device)
     optimizer = build_optimizer(model, config.optim)
     average = Average(model, config.optim)
     if run.resume_from:

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.work import Absent, Batches, gpt2_weights
 from benchmarks.readings import Compilation
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
@@ -42,12 +43,12 @@ class CountedGPT(GPT):
 class MlxWork:
     """Our twin; see `work.Work`."""
 
-    def __init__(self, backend: Backend, config: RunConfig) -> None:
+    def __init__(self, backend: Backend, config: RunConfig, grids: Grids = NOT_QUANTISED) -> None:
         try:
             self._device = select_device(backend.device)
         except UserError as error:
             raise Absent(str(error)) from None
-        self._config = config
+        self._config, self._grids = config, grids
         self._dtype = compute_dtype(config.train, self._device)
         self.compiled = compiles(config.train, self._device) or backend.compiled
         self.device: str = name_of(self._device)
@@ -65,7 +66,7 @@ class MlxWork:
         """Model and optimiser."""
         config = self._config
         checkpointing = config.train.gradient_checkpointing
-        self.model: Any = CountedGPT(config.model, self._dtype, checkpointing, config.adapter)
+        self.model: Any = CountedGPT(config.model, self._dtype, checkpointing, config.adapter, self._grids)
         self.model.initialise(config.train.seed)
         self.model.adapters.initialise(self.model, config.train.seed)  # often there are none
         self._optimizer = build_optimizer(self.model, config.optim)

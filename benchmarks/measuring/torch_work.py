@@ -17,6 +17,7 @@ import torch
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.work import Absent, Batcher, Batches, Refused, gpt2_weights
 from benchmarks.readings import Compilation
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.commands import SampleSettings
 from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch
@@ -35,12 +36,12 @@ LARGEST_DIFFERENCE = 1e-5
 class TorchWork:
     """Our twin; see `work.Work`."""
 
-    def __init__(self, backend: Backend, config: RunConfig) -> None:
+    def __init__(self, backend: Backend, config: RunConfig, grids: Grids = NOT_QUANTISED) -> None:
         try:
             self._device = select_device(backend.device)
         except UserError as error:
             raise Absent(str(error)) from None
-        self._config = config
+        self._config, self._grids = config, grids
         self._source = Path(backend.source)
         dtype = compute_dtype(config.train, self._device)
         self.compiled = backend.compiled
@@ -56,7 +57,7 @@ class TorchWork:
         """Model and optimiser."""
         config = self._config
         checkpointing = config.train.gradient_checkpointing
-        self.model: Any = GPT(config.model, self._dtype, checkpointing, config.adapter).to(self._device)
+        self.model: Any = GPT(config.model, self._dtype, checkpointing, config.adapter, self._grids).to(self._device)
         self.model.initialise(config.train.seed)
         self.model.adapters.initialise(self.model, config.train.seed)  # often there are none
         self._train_step = TrainStep(self.model, build_optimizer(self.model, config.optim), config, self.compiled)

@@ -22,6 +22,7 @@ from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.thermal import open_watch
 from benchmarks.measuring.work import Absent, Refused, Work
 from benchmarks.readings import Plan, Record
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.machine.blas import load_fast_blas, wait_passively
 from gpt_common.machine.provenance import versions
@@ -86,8 +87,11 @@ def main() -> None:
         events.send("refused", reason=str(refused))
 
 
-def open_work(backend: Backend, config: RunConfig) -> Work:
+def open_work(backend: Backend, config: RunConfig, grids: Grids = NOT_QUANTISED) -> Work:
     """The work of a backend with the configuration's model at its initial weights.
+
+    Args:
+        grids: which of its matrices are quantised; a peer has none.
 
     Raises:
         Absent: not here.
@@ -101,14 +105,15 @@ def open_work(backend: Backend, config: RunConfig) -> Work:
             from benchmarks.measuring.mlx_work import MlxLmWork, MlxWork
         except ImportError as error:
             raise Absent(f"MLX cannot be imported: {error}") from None
-        return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config)
+        return MlxLmWork(backend, config) if backend.peer else MlxWork(backend, config, grids)
     wait_passively()  # as the trainer does, before PyTorch is imported
     try:
         from benchmarks.measuring.torch_work import NanoGptWork, TorchWork, TransformersWork
     except ImportError as error:
         raise Absent(f"PyTorch cannot be imported: {error}") from None
-    kinds = {"": TorchWork, "transformers": TransformersWork, "nanogpt": NanoGptWork}
-    return kinds[backend.peer](backend, config)
+    if not backend.peer:
+        return TorchWork(backend, config, grids)
+    return {"transformers": TransformersWork, "nanogpt": NanoGptWork}[backend.peer](backend, config)
 
 
 def _presence(backends: dict[str, dict[str, Any]], config: RunConfig) -> dict[str, dict[str, str]]:

@@ -50,7 +50,7 @@ def write_for_peers(folder: Path, config: RunConfig, sides: Sequence[str]) -> No
     plain = dataclasses.replace(config, adapter=AdapterConfig())
     tensors = {name: from_array(value, "F32") for name, value in weights.items()}
     native.write(Contents(path=folder, config=plain, tensors=tensors), folder / "base", WriteOptions())
-    first = dict(initial_adapters(shapes, config.adapter, config.train.seed, weights.__getitem__))
+    first = dict(initial_adapters(shapes, config.adapter, config.train.seed, lambda layer: weights[f"{layer}.weight"]))
     adapter = Adapter(model=config.model, config=config.adapter, tensors=first)
     for peer in MODELS.keys() & set(sides):
         with contextlib.redirect_stdout(io.StringIO()):

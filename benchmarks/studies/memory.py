@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -24,11 +24,13 @@ import numpy as np
 from benchmarks.measuring.work import Batcher, run_steps
 from benchmarks.studies.turns import cpu_work
 from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids, quantisable
 from gpt_common.cli import parse
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, from_dict, to_dict
 from gpt_common.errors import WorkFailed, run_main
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.network.memory import Twin, memory_plan
+from gpt_common.network.parameters import parameter_shapes
 
 PROG = "python benchmarks/studies/memory.py"
 STEPS = 2
@@ -116,6 +118,27 @@ CONFIGURATIONS = {
     "deepseek, LoRA": _config(500, 128, 4, 4, 128, 8, **DEEPSEEK, adapter="lora"),
 }
 """One factor after another, small enough for a laptop: at most 150 MB."""
+QUANTISED = {
+    "QLoRA, 4 bits": (_config(2000, 64, 4, 4, 192, 8, adapter="lora"), 4),
+    "QLoRA, 8 bits, llama": (_config(500, 64, 6, 4, 256, 4, **LLAMA, adapter="lora", tied_head=False), 8),
+    "QLoRA, weights only": (_config(500, 32, 8, 8, 512, 1, adapter="lora"), 4),
+    "QLoRA, DoRA, 3 bits": (_config(500, 64, 4, 4, 192, 8, adapter="dora"), 3),
+    "QLoRA, deepseek": (_config(500, 64, 4, 4, 128, 8, **DEEPSEEK, adapter="lora"), 4),
+}
+"""Adapters beside a base whose matrices are quantised, all of them that can be: configuration and bits."""
+GROUP = 32
+
+
+def grids_of(config: RunConfig, bits: int) -> Grids:
+    """All matrices in so many bits."""
+    shapes = parameter_shapes(config.model)
+    return {name: Grid(bits, GROUP) for name in quantisable(shapes) if shapes[f"{name}.weight"][-1] % GROUP == 0}
+
+
+CASES = {name: (config, NOT_QUANTISED) for name, config in CONFIGURATIONS.items()} | {
+    name: (config, grids_of(config, bits)) for name, (config, bits) in QUANTISED.items()
+}
+"""All of them, with the quantised matrices of each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +151,8 @@ class MemoryCheck:
     """For this program's own use: measure configurations from the standard input, print bytes."""
 
 
-def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
-    """Bytes at the peak of a step of each configuration, measured in one fresh process on one thread.
+def measured_peaks(cases: Iterable[tuple[RunConfig, Grids]], twin: Twin) -> list[int]:
+    """Bytes at the peak of a step of each case, measured in one fresh process on one thread.
 
     Raises:
         WorkFailed: the process ended with an error.
@@ -137,7 +160,10 @@ def measured_peaks(configs: Sequence[RunConfig], twin: Twin) -> list[int]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, __file__, "--worker", "--twin", twin],
-        input="\n".join(json.dumps(to_dict(config)) for config in configs),
+        input="\n".join(
+            json.dumps([to_dict(config), {n: [g.bits, g.group_size] for n, g in grids.items()}])
+            for config, grids in cases
+        ),
         capture_output=True,
         text=True,
         env=environment,
@@ -160,21 +186,31 @@ def torch_peak(work: Callable[[], object]) -> int:
     return int(np.cumsum([change for _, change in changes]).max())
 
 
-def _measure_torch(config: RunConfig) -> int:
+def _measure_torch(config: RunConfig, grids: Grids) -> int:
     import torch
 
+    from torch_gpt import kernels
+
+    # The plan is for the products that every machine has. Where a processor has oneDNN's (kernels.py), the two
+    # gradients of a tied embedding are added up in place, and a step takes one table less: never more.
+    kernels.ONEDNN = False
     torch.set_num_threads(1)
-    return torch_peak(lambda: run_steps(cpu_work("torch", config), config, Batcher(config).take(STEPS)))
+    if grids:  # the model is built in float, in memory that nobody touches, and takes its words then
+        work: Any = cpu_work("torch", config, grids)
+        held = [*work.model.parameters(), *work.model.buffers()]
+        steps = torch_peak(lambda: run_steps(work, config, Batcher(config).take(STEPS)))
+        return steps + sum(tensor.nbytes for tensor in held)
+    return torch_peak(lambda: run_steps(cpu_work("torch", config, grids), config, Batcher(config).take(STEPS)))
 
 
-def _measure_mlx(config: RunConfig) -> int:
+def _measure_mlx(config: RunConfig, grids: Grids) -> int:
     load_fast_blas()  # before MLX is imported
 
     gc.collect()
     import mlx.core as mx
 
     before = mx.get_active_memory()
-    work = cpu_work("mlx", config)
+    work = cpu_work("mlx", config, grids)
     work.wait()
     mx.reset_peak_memory()
     run_steps(work, config, Batcher(config).take(STEPS))
@@ -187,14 +223,15 @@ def main(argv: Sequence[str]) -> None:
     if command.worker:
         measure = _measure_mlx if command.twin == "mlx" else _measure_torch
         for line in sys.stdin.read().splitlines():
-            print(measure(from_dict(json.loads(line))), flush=True)
+            said, grids = json.loads(line)
+            print(measure(from_dict(said), {name: Grid(*grid) for name, grid in grids.items()}), flush=True)
         return
     worst = 0.0
     for twin in [command.twin] if command.twin else get_args(Twin):
         print(f"{twin:<26} {'planned':>9} {'measured':>9}  ratio  at")
-        peaks = measured_peaks(list(CONFIGURATIONS.values()), twin)
-        for (name, config), peak in zip(CONFIGURATIONS.items(), peaks, strict=True):
-            plan = memory_plan(config, twin)
+        peaks = measured_peaks(CASES.values(), twin)
+        for (name, (config, grids)), peak in zip(CASES.items(), peaks, strict=True):
+            plan = memory_plan(config, twin, grids=grids)
             worst = max(worst, abs(plan.total / peak - 1))
             sizes = f"{plan.total / 1e6:7.1f}MB {peak / 1e6:7.1f}MB"
             print(f"  {name:<24} {sizes}  {plan.total / peak:5.3f}  {plan.moment}")

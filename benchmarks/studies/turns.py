@@ -17,6 +17,7 @@ from benchmarks.measuring.processes import THREADS
 from benchmarks.measuring.work import Batcher, Work
 from benchmarks.measuring.worker import open_work
 from benchmarks.report.pairs import Ratio, paired_ratio
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.config import RunConfig
 from gpt_common.errors import WorkFailed
 from gpt_common.progress import Progress
@@ -208,9 +209,9 @@ def requests() -> Iterator[None]:
         print((time.perf_counter() - began) / units, flush=True)
 
 
-def cpu_work(twin: str, config: RunConfig) -> Work:
-    """One twin's model at its initial weights, on the CPU."""
-    return open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config)
+def cpu_work(twin: str, config: RunConfig, grids: Grids = NOT_QUANTISED) -> Work:
+    """One twin's model at its initial weights, on the CPU; rounded where it is quantised."""
+    return open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config, grids)
 
 
 def twin_step(twin: str, config: RunConfig) -> Callable[[], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,13 @@ from pathlib import Path
 from convert.adapters import mlx_lm_adapter, peft_adapter
 from convert.adapters.adapter import Adapter, Arrays
 from convert.adapters.peft_adapter import CONFIG, write_tensors
+from convert.adapters.vocabulary import tell_growth, with_growth
 from convert.storage.weights import read_json
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
+from gpt_common.data.tokenizers import identity
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
-from gpt_common.training.checkpoint import find_checkpoint, place_of, validate, write_checkpoint
+from gpt_common.training.checkpoint import find_checkpoint, place_of, read_manifest, validate, write_checkpoint
 from gpt_common.training.folder import RUNS
 from gpt_common.training.manifest import MODEL_FILE, TOKENIZER_FILE, Manifest, base_entry, base_of
 from gpt_common.words import say
@@ -26,14 +27,16 @@ class Library:
     """Whose adapters."""
 
     name: str
+    home: str
+    """Whose models its adapters stand beside, as `--to` calls it."""
     weights: str
     read: Callable[[Path, ModelConfig], Adapter]
     write: Callable[[Adapter, Path, str], tuple[str, ...]]
 
 
 LIBRARIES = {
-    "peft": Library("peft", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
-    "mlx-lm": Library("mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
+    "peft": Library("peft", "transformers", peft_adapter.WEIGHTS, peft_adapter.read, peft_adapter.write),
+    "mlx-lm": Library("mlx-lm", "mlx-lm", mlx_lm_adapter.WEIGHTS, mlx_lm_adapter.read, mlx_lm_adapter.write),
 }
 KINDS = {"lora": "LoRA", "dora": "DoRA"}
 HOW = "name it with --to peft or mlx-lm, or merge it first (python -m convert fuse {})"
@@ -84,13 +87,14 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
     there = [one for one in LIBRARIES.values() if (source / one.weights).is_file()]
     library = there[0] if there else LIBRARIES["peft" if "peft_type" in read_json(source / CONFIG) else "mlx-lm"]
     theirs = manifest.run_config
-    adapter = library.read(source, theirs.model)
+    model, tokenizer = with_growth(source, checkpoint, theirs.model)
+    adapter = library.read(source, model)
     destination = out or RUNS / source.resolve().name
-    config = RunConfig(model=theirs.model, optim=theirs.optim, data=theirs.data, adapter=adapter.config)
+    config = RunConfig(model=model, optim=theirs.optim, data=theirs.data, adapter=adapter.config)
     made = Manifest(
         step=0,
         config=to_dict(config),
-        tokenizer=manifest.tokenizer,
+        tokenizer=None if tokenizer is None else identity(tokenizer),
         prompt=manifest.prompt,
         written_by={
             "program": "convert",
@@ -102,8 +106,8 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
 
     def write(folder: Path) -> None:
         write_tensors(adapter.tensors, folder / MODEL_FILE, {})
-        if (checkpoint / TOKENIZER_FILE).exists():
-            shutil.copyfile(checkpoint / TOKENIZER_FILE, folder / TOKENIZER_FILE)
+        if tokenizer is not None:
+            tokenizer.save(folder / TOKENIZER_FILE)
 
     def write_run(folder: Path) -> None:
         write_checkpoint(folder, made, write_files=write, best=True, keep=1)
@@ -128,13 +132,20 @@ def hand_out(source: Path, found: tuple[Path, Manifest], to: str, out: Path | No
     config = manifest.run_config
     adapter = Adapter(model=config.model, config=config.adapter, tensors=tensors_of(checkpoint))
     base = base_of(checkpoint, manifest)
+    assert base is not None
     destination = out or source.resolve().with_name(f"{source.resolve().name}-{to}")
     notes: list[str] = []
     name = str(base)
-    committed(destination, overwrite, lambda folder: notes.extend(LIBRARIES[to].write(adapter, folder, name)))
+
+    def write(folder: Path) -> None:
+        notes.extend(LIBRARIES[to].write(adapter, folder, name))
+        notes.extend(tell_growth(checkpoint, manifest, read_manifest(base), folder))
+
+    committed(destination, overwrite, write)
     for note in notes:
         say(f"note: {note}")
-    say(f"{destination}: adapter for {to}; its base goes there by `python -m convert export {base}`")
+    way = f"python -m convert export {base} --to {LIBRARIES[to].home}"
+    say(f"{destination}: adapter for {to}; its base goes there by `{way}`")
     return destination
 
 

@@ -13,9 +13,11 @@ import numpy.typing as npt
 from tyro.conf import arg
 
 from convert.adapters.exchange import committed, held, tensors_of
+from convert.adapters.keeping import floats_of, onto_grids
 from convert.contents import Contents
 from convert.formats import native
-from convert.options import Source, WriteOptions
+from convert.options import ReadOptions, Source, WriteOptions
+from convert.quantising.material import material
 from convert.storage.tensors import from_array
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import Placed, placed, trained_whole
@@ -23,7 +25,8 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
-from gpt_common.training.manifest import TOKENIZER_FILE, base_of
+from gpt_common.training.checkpoint import find_checkpoint
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_of
 from gpt_common.words import say
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -40,6 +43,10 @@ class Fuse:
     """Folder of the merged run; if not given, beside SRC with -fused."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
+    keep_grid: bool = False
+    """Of a quantised base: onto the grids that it has, so that what the adapter does not move stays bit for bit."""
+    text: Path | None = None
+    """With --keep-grid: text to choose codes by; if not given, the run's own dataset."""
     overwrite: bool = False
     """Replace an earlier result."""
 
@@ -57,8 +64,12 @@ def fuse(command: Fuse) -> Path:
     base = base_of(checkpoint, manifest)
     assert base is not None
     config, tensors = manifest.run_config, tensors_of(checkpoint)
-    whole, kept = merged(config.model, config.adapter, tensors_of(base), tensors)
-    source = command.src.resolve()
+    before = native.read(base, ReadOptions(optimizer=False))
+    if command.keep_grid and not before.grids:
+        raise UserError(f"{base} is not quantised: there is no grid to keep; leave out --keep-grid")
+    whole, kept = merged(config.model, config.adapter, floats_of(before), tensors)
+    adapted = [one.name for one in placed(parameter_shapes(config.model), config.adapter)]
+    source = command.src if command.src.name else command.src.resolve()
     destination = command.out or source.with_name(f"{source.name}-fused")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
     contents = Contents(
@@ -72,15 +83,40 @@ def fuse(command: Fuse) -> Path:
         best_val_loss=manifest.best_val_loss,
         best_step=manifest.best_step,
         dataset=manifest.dataset,
+        prompt=manifest.prompt,
     )
+    said = [
+        f"{destination}: {len(kept)} adapters merged into {base}, in float32",
+        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add",
+    ]
+    if command.keep_grid:
+        text = material(config, manifest, tokenizer, command.text, say)
+        contents, said = onto_grids(contents, before, whole, adapted, text)
+        said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]
     options = WriteOptions(tokenizer=tokenizer)
     committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
-    say(f"{destination}: {len(kept)} adapters merged into {base}, in float32")
-    say(
-        f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add "
-        "(root mean square): export in float32 unless that is little"
-    )
+    for line in said:
+        say(line)
+    if not command.keep_grid:
+        say(f"merging into bfloat16 {_cost(checkpoint, manifest, destination)}")
     return destination
+
+
+def _cost(checkpoint: Path, manifest: Manifest, merged: Path) -> str:
+    """What merging into bfloat16 costs in loss, or why that is not known; where it is much, float32 is for export."""
+    from convert.parity.merging import cost_of_rounding
+
+    names = [
+        f"{one.name}.weight" for one in placed(parameter_shapes(manifest.run_config.model), manifest.run_config.adapter)
+    ]
+    try:
+        cost = cost_of_rounding(checkpoint, manifest, find_checkpoint(merged, prefer="best"), names)
+    except UserError as error:
+        return f"costs a loss that was not measured: {error}"
+    return (
+        f"costs {cost.merged - cost.adapted:+.1e} nats/token: {cost.merged:.6f} for {cost.adapted:.6f}, on "
+        f"{cost.tokens:,} tokens of {cost.dataset}"
+    )
 
 
 Kept = list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
@@ -93,6 +129,9 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
     Args:
         base: tensors of the base's model file.
         adapter: of the adapter's.
+
+    Raises:
+        UserError: what comes out is not finite.
     """
     shapes = parameter_shapes(model)
     tensors = dict(base)
@@ -103,7 +142,10 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
         before = base[f"{one.name}.weight"]
         if config.adapter_base_dtype == "bfloat16":
             before = in_bfloat16(before)
-        after = matrix(one, before, adapter)
+        with np.errstate(all="ignore"):
+            after = matrix(one, before, adapter)
+        if not np.isfinite(after).all():
+            raise UserError(f"{one.name} with its adapter holds NaN or infinity: this adapter is not for this base")
         tensors[f"{one.name}.weight"] = after
         kept.append((after, after.astype(np.float64) - before))
     return tensors | {name: adapter[name] for name in trained_whole(shapes, config)}, kept

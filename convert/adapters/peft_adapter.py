@@ -26,6 +26,8 @@ from gpt_common.network.parameters import parameter_shapes
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+HEAD, EMBEDDING = "lm_head", "token_embedding.weight"
+"""What transformers calls a head, and we the tensor that it is where it is tied."""
 PARTS = {"lora_A.weight": "lora_a", "lora_B.weight": "lora_b", "lora_magnitude_vector": "magnitude"}
 NOT_HELD = {
     "bias": "none", "lora_bias": False, "use_qalora": False, "layer_replication": None, "target_parameters": None,
@@ -63,6 +65,7 @@ def read(folder: Path, model: ModelConfig) -> Adapter:
     layers = {theirs: ours for ours, theirs in layers_of(model).items()}
     tensors: dict[str, Any] = {}
     adapted: dict[str, str] = {}
+    tied = None
     for key, value in read_tensors(folder / WEIGHTS).items():
         name = key.removeprefix(PREFIX)
         part = next((part for part in PARTS if name.endswith(f".{part}")), None)
@@ -74,9 +77,14 @@ def read(folder: Path, model: ModelConfig) -> Adapter:
             tensors[f"{layers[layer]}.{PARTS[part]}"] = value
         else:
             stem, _, kind = name.replace(".modules_to_save.default", "").rpartition(".")
+            if model.tied_head and (stem, kind) == (HEAD, "weight"):
+                tied = value
+                continue
             if stem not in layers or kind not in ("weight", "bias"):
                 raise no_such_layer(folder / WEIGHTS, name, layers)
             tensors[f"{layers[stem]}.{kind}"] = value
+    if model.tied_head:
+        _check_tied(folder / WEIGHTS, tied, tensors.get(EMBEDDING))
     rank, alpha = number(path, settings, "r", 8, whole=True), number(path, settings, "lora_alpha", 8)
     ranks, alphas = (_pattern(path, settings, key) for key in ("rank_pattern", "alpha_pattern"))
     for layer, ours in adapted.items():
@@ -88,6 +96,17 @@ def read(folder: Path, model: ModelConfig) -> Adapter:
     of_layers = {ours: _of(layer, alphas, alpha) for layer, ours in adapted.items()}
     dropout = number(path, settings, "lora_dropout", 0.0)
     return made(folder, model, kind_, tensors, of_layers, rslora=settings.get("use_rslora") is True, dropout=dropout)
+
+
+def _check_tied(path: Path, head: Any, embedding: Any) -> None:
+    """Raise a UserError where head and embedding are one tensor in the base, and two in the adapter: peft leaves the
+    one that is not saved as the base has it."""
+    if head is None and embedding is None:
+        return
+    if head is None or embedding is None or not np.array_equal(head, embedding):
+        raise UserError(
+            f"{path}: head and embedding are one in the base, and the adapter has trained them apart: merge it in peft"
+        )
 
 
 def _check_targets(path: Path, settings: Mapping[str, Any], adapted: Iterable[str]) -> None:
@@ -143,6 +162,10 @@ def write(adapter: Adapter, folder: Path, base: str) -> tuple[str, ...]:
     for name in whole:
         stem, _, kind = name.rpartition(".")
         tensors[f"{PREFIX}{names[stem]}.{kind}"] = adapter.tensors[name]
+    saved = {names[name.rpartition(".")[0]].rpartition(".")[2] for name in whole}
+    if model.tied_head and EMBEDDING in whole:  # peft would go on with the base's embedding as head
+        tensors[f"{PREFIX}{HEAD}.weight"] = adapter.tensors[EMBEDDING]
+        saved.add(HEAD)
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -157,7 +180,7 @@ def write(adapter: Adapter, folder: Path, base: str) -> tuple[str, ...]:
         "inference_mode": True,
         "init_lora_weights": True,
         "target_modules": [names[one.name] for one in found],
-        "modules_to_save": sorted({names[name.rpartition(".")[0]].rpartition(".")[2] for name in whole}) or None,
+        "modules_to_save": sorted(saved) or None,
         "rank_pattern": {names[one.name]: one.rank for one in found if one.rank != config.adapter_rank},
         "alpha_pattern": {names[one.name]: _plain(one.alpha) for one in found if one.alpha != config.adapter_alpha},
     }

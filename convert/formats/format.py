@@ -56,3 +56,5 @@ class Format:
     """Writes what belongs beside a destination that is one file, once it is there; returns what to say of it."""
     holds_optimizer: bool = False
     """Whether it keeps the optimiser's state and the step."""
+    keeps_words: bool = False
+    """Whether it holds quantised matrices as words; others hold what these stand for."""

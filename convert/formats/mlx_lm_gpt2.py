@@ -10,12 +10,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from convert.contents import Contents, by_name, refuse_activation, refuse_all_but_gpt2, refuse_fields
 from convert.formats import transformers_gpt2
-from convert.formats.model_folder import FILES, with_folder
+from convert.formats.model_folder import FILES
 from convert.formats.names import GPT2
 from convert.options import ReadOptions, WriteOptions
+from convert.storage.mlx_grids import settings_of
 from convert.storage.safetensors_file import read_safetensors
 from convert.storage.weights import read_json, read_weights
 
@@ -45,11 +47,10 @@ def read(path: Path, options: ReadOptions) -> Contents:
     Raises:
         UserError: a setting that our model does not have, a missing or damaged file.
     """
-    raw, _metadata, verify = read_weights(path)
+    raw, metadata, verify = read_weights(path)
     if not _saved_by_itself(raw):
         return transformers_gpt2.read(path, options)
-    model = transformers_gpt2.describe(path / "config.json")
-    return with_folder(by_name(path, raw, OWN_NAMES), model, verify)
+    return transformers_gpt2.with_own_biases(by_name(path, raw, OWN_NAMES), metadata, verify)
 
 
 def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, ...]:
@@ -62,8 +63,11 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     refuse_all_but_gpt2(model, "mlx-lm's GPT-2")
     refuse_activation(model, "gelu_tanh", "mlx-lm", options.other_gelu)
     refuse_fields(model, "mlx-lm's GPT-2", {"tied_head": True})
-    settings = {"n_ctx": model.block_size}
-    return transformers_gpt2.write_folder(contents, path, options, names=NAMES, settings=settings)
+    settings: dict[str, Any] = {"n_ctx": model.block_size}
+    if not contents.grids:
+        return transformers_gpt2.write_folder(contents, path, options, names=NAMES, settings=settings)
+    settings |= settings_of(contents.grids, OWN_NAMES)
+    return transformers_gpt2.write_folder(contents, path, options, names=OWN_NAMES, settings=settings, ours=True)
 
 
 FORMAT = dataclasses.replace(
@@ -75,5 +79,6 @@ FORMAT = dataclasses.replace(
     write=write,
     target="mlx-lm",
     commands=("torch2mlx", "mlx2torch"),
+    keeps_words=True,
     files=FILES,
 )

@@ -16,5 +16,6 @@ FORMAT = dataclasses.replace(
     write=functools.partial(transformers_llama.write_llama, library="mlx"),
     target="mlx-lm",
     commands=("torch2mlx", "mlx2torch"),
+    keeps_words=True,
     files=FILES,
 )

@@ -13,6 +13,7 @@ from typing import Any
 from convert.contents import Contents, check_sizes, drop_tied_head
 from convert.formats.tokenizer_files import ends_of, read_template, read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
+from convert.storage import mlx_grids
 from convert.storage.pickles import shown
 from convert.storage.safetensors_file import read_metadata, read_safetensors, write_safetensors
 from convert.storage.tensors import WEIGHT_DTYPES, Tensor
@@ -61,11 +62,11 @@ def with_folder(
         verify: checks whatever has not been read.
 
     Raises:
-        UserError: an output layer that should be the token embedding is not.
+        UserError: an output layer that should be the token embedding is not, or a grid is not what config.json says.
     """
     if model.tied_head:
         drop_tied_head(contents)
-    return dataclasses.replace(
+    found = dataclasses.replace(
         contents,
         config=RunConfig(model=model),
         find_tokenizer=lambda: read_tokenizer(contents.path),
@@ -74,6 +75,7 @@ def with_folder(
         notes=(*notes, *contents.notes),
         verify=verify,
     )
+    return mlx_grids.with_words(found, read_json(contents.path / "config.json"), contents.path)
 
 
 def read_settings(
@@ -127,9 +129,9 @@ def check_fixed(path: Path, settings: Mapping[str, Any], fixed: Mapping[str, obj
     Raises:
         UserError: names the setting.
     """
-    for key in ("quantization_config", "quantization"):
+    for key in mlx_grids.KEYS:
         if settings.get(key) is not None:
-            raise UserError(f"{path}: {key} says that the weights are quantised: choose or save the model in bfloat16")
+            mlx_grids.check_mode(path, settings[key])
     layers = settings.get("layer_types")
     if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
         raise UserError(f"{path}: layer_types names layers other than full_attention: choose another model")
@@ -140,7 +142,7 @@ def check_fixed(path: Path, settings: Mapping[str, Any], fixed: Mapping[str, obj
 
 def not_read(settings: Mapping[str, Any], read: Iterable[str]) -> tuple[str, ...]:
     """A note with the settings that nothing here reads, and the libraries' model of this type does not either."""
-    known = {*read, *ROPE, *NEVER_COMPUTED, "quantization_config", "quantization", "layer_types"}
+    known = {*read, *ROPE, *NEVER_COMPUTED, *mlx_grids.KEYS, "layer_types"}
     names = [name[:40] for name, value in settings.items() if name not in known and value not in (None, False)]
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (f"not read in config.json: {', '.join(names[:8])}{more}",) if names else ()
@@ -192,7 +194,8 @@ def settings_of(model: ModelConfig, architecture: str, model_type: str, fields: 
 
 def dtype_of(contents: Contents) -> str:
     """The dtype of the weights, as their largest tensor has it."""
-    return contents.tensors["token_embedding.weight"].dtype
+    kept = contents.words.get("token_embedding.scales") or contents.tensors["token_embedding.weight"]
+    return kept.dtype
 
 
 def write_folder(

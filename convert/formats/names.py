@@ -143,6 +143,9 @@ NUMBERED_EXPERTS = re.compile(r"(.*\.(?:routed_)?experts\.)(0|[1-9]\d*)(\.(?:gat
 
 NUMBERED_SHARED_EXPERTS = re.compile(r"(.*\.shared_experts\.)(0|[1-9]\d*)(\.(?:gate|up|down)_proj\.weight)")
 
+KINDS = ("weight", "bias", "scales", "biases")
+"""What a layer's tensors are called behind its name; the last two are of a quantised matrix."""
+
 PREFIXES = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before every name, in either order."""
 
@@ -156,7 +159,7 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
     if template in names:
         # A stem alone is no tensor, but for the buffers that have no kind.
         return names[template].replace("{i}", number) if kind in BUFFERS else None
-    if kind not in ("weight", "bias") or stem not in names or stem.rpartition(".")[2] in BUFFERS:
+    if kind not in KINDS or stem not in names or stem.rpartition(".")[2] in BUFFERS:
         return None
     return f"{names[stem].replace('{i}', number)}.{kind}"
 

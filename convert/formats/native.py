@@ -10,12 +10,15 @@ from convert.contents import Contents, check_sizes
 from convert.formats.format import Format
 from convert.formats.tokenizer_files import read_template, write_template
 from convert.options import ReadOptions, WriteOptions
+from convert.storage.grids import taken_apart
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
 from convert.storage.tensors import Tensor, hashed
+from gpt_common.adapting.quantisation import NOT_QUANTISED
 from gpt_common.config import from_dict, to_dict, to_toml
 from gpt_common.data.conversations.preparing import SETTINGS
 from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
+from gpt_common.network.parameters import tensor_shapes
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest, write_checkpoint
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TOKENIZER_FILE, Manifest
 
@@ -42,6 +45,13 @@ def read(path: Path, options: ReadOptions) -> Contents:
         if file != OPTIMIZER_FILE:
             raise _damaged(folder, f"{STATE_FILE} {'lists' if file in recorded else 'does not list'} {file[:80]!r}")
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
+    words: dict[str, Tensor] = {}
+    grids = NOT_QUANTISED
+    if config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
+        try:
+            tensors, words, grids = taken_apart(tensors, tensor_shapes(config.model))
+        except ValueError as error:
+            raise _damaged(folder, str(error)) from None
     moments = {}
     if OPTIMIZER_FILE in recorded and options.optimizer:
         moments = _checked(folder / OPTIMIZER_FILE, recorded[OPTIMIZER_FILE])
@@ -50,6 +60,8 @@ def read(path: Path, options: ReadOptions) -> Contents:
         path=folder,
         config=config,
         tensors=tensors,
+        words=words,
+        grids=grids,
         moments=moments,
         described_in=STATE_FILE,
         step=manifest.step,
@@ -58,6 +70,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
         best_val_loss=manifest.best_val_loss,
         best_step=manifest.best_step,
         dataset=manifest.dataset,
+        prompt=manifest.prompt,
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
         find_template=lambda: read_template(folder.parent.parent if folder.parent.name == "checkpoints" else folder),
     )
@@ -103,6 +116,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
         best_val_loss=contents.best_val_loss,
         best_step=contents.step if contents.best_step is None else contents.best_step,
         dataset=contents.dataset,
+        prompt=contents.prompt,
         tokenizer=None if tokenizer is None else identity(tokenizer),
         written_by={
             "program": "convert",
@@ -112,7 +126,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     )
 
     def write_files(folder: Path) -> dict[str, dict[str, str]]:
-        hashes = {MODEL_FILE: write_safetensors(folder / MODEL_FILE, contents.tensors, {}, options.progress)}
+        hashes = {MODEL_FILE: write_safetensors(folder / MODEL_FILE, contents.stored, {}, options.progress)}
         if contents.moments:
             hashes[OPTIMIZER_FILE] = write_safetensors(folder / OPTIMIZER_FILE, contents.moments, {}, options.progress)
         if tokenizer is not None:
@@ -137,4 +151,5 @@ FORMAT = Format(
     suffix="-mlx",
     files=frozenset({"config.toml", "checkpoints", SETTINGS}),
     holds_optimizer=True,
+    keeps_words=True,
 )

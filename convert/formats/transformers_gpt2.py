@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,18 @@ def read(path: Path, _: ReadOptions) -> Contents:
     tensors = contents.tensors
     for name in [name for name in tensors if name.endswith(CONV1D) and len(tensors[name].shape) == 2]:
         tensors[name] = transposed(tensors[name])
+    return with_own_biases(contents, metadata, verify)
+
+
+def with_own_biases(contents: Contents, metadata: Mapping[str, str], verify: Callable[[], None]) -> Contents:
+    """The weights of a GPT-2 folder with its configuration, without biases where its header says that it has none."""
+    tensors = contents.tensors
     biases = [name for name in tensors if name.endswith(".bias")]
     without_biases = metadata.items() >= NO_BIASES.items() and all(_is_zero(tensors[name]) for name in biases)
     if without_biases:
         for name in biases:
             del tensors[name]
-    model = dataclasses.replace(describe(path / "config.json"), bias=not without_biases)
+    model = dataclasses.replace(describe(contents.path / "config.json"), bias=not without_biases)
     return model_folder.with_folder(contents, model, verify)
 
 
@@ -103,9 +109,18 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
 
 
 def write_folder(
-    contents: Contents, path: Path, options: WriteOptions, *, names: Mapping[str, str], settings: Mapping[str, Any]
+    contents: Contents,
+    path: Path,
+    options: WriteOptions,
+    *,
+    names: Mapping[str, str],
+    settings: Mapping[str, Any],
+    ours: bool = False,
 ) -> tuple[str, ...]:
     """config.json, model.safetensors and tokenizer of GPT-2 under `names`.
+
+    Args:
+        ours: matrices are (out, in) and quantised ones words, as in mlx-lm's own files.
 
     Raises:
         UserError: the model has something that GPT-2 does not have.
@@ -130,10 +145,12 @@ def write_folder(
         **settings,
     }
     tensors = {}
+    held = contents.stored if ours else contents.tensors
     # GPT-2 always has biases: where this model has none they are zeros, which changes nothing.
     for name, shape in parameter_shapes(dataclasses.replace(model, bias=True)).items():
-        tensor = contents.tensors.get(name) or zeros(shape, model_folder.dtype_of(contents))
-        tensors[translated(name, names)] = transposed(tensor) if name.endswith(CONV1D) else tensor
+        tensor = held.get(name) or zeros(shape, model_folder.dtype_of(contents))
+        tensors[translated(name, names)] = transposed(tensor) if name.endswith(CONV1D) and not ours else tensor
+    tensors |= {translated(name, names): tensor for name, tensor in held.items() if name in contents.words}
     metadata = {"format": "pt"} | ({} if model.bias else NO_BIASES)
     model_folder.write_folder(contents, path, options, settings=encoded, tensors=tensors, metadata=metadata)
     return () if model.bias else ("the model has no biases: zeros were written in their place, which changes nothing",)

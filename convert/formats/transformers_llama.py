@@ -13,10 +13,10 @@ from convert.formats.format import Format
 from convert.formats.model_folder import CARD, FILES, REQUIRED, Fields
 from convert.formats.names import LLAMA, translated
 from convert.options import ReadOptions, WriteOptions
+from convert.storage import mlx_grids
 from convert.storage.weights import read_json, read_weights
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
-from gpt_common.network.parameters import tensor_shapes
 
 FIELDS: Fields = {
     "vocab_size": ("vocab_size", REQUIRED),
@@ -133,7 +133,10 @@ def write_llama(contents: Contents, path: Path, options: WriteOptions, library: 
         "attention_bias": model.has_attention_biases,
         "hidden_act": "silu",
     }
-    tensors = {translated(name, LLAMA): contents.tensors[name] for name in tensor_shapes(model)}
+    held = contents.stored if library == "mlx" else contents.tensors
+    tensors = {translated(name, LLAMA): tensor for name, tensor in held.items()}
+    if library == "mlx":
+        settings |= mlx_grids.settings_of(contents.grids, LLAMA)
     model_folder.write_folder(contents, path, options, settings=settings, tensors=tensors, metadata={"format": library})
     return ()
 

@@ -32,6 +32,7 @@ AFTER_LAYERS = {
     "L7": "what changes from step to step: dropout keys, the schedule, the order of batches, the balancing of experts",
     "L8": "saving and taking up a run: the optimiser's state, the step number, the order of batches",
     "A": "the adapters: their product, scale or dropout, DoRA's lengths of rows, what is frozen, or how they are saved",
+    "Q": "quantised matrices: the order of their codes, scales and biases, or what adapters are told of them",
     "G": "the cache of keys and values or latents, positions after it, or the choice of tokens",
 }
 INSIDE = {

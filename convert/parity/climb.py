@@ -16,6 +16,7 @@ from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Pr
 from convert.parity.twins.backends import open_twin
 from convert.parity.twins.choices import Choices
 from convert.parity.twins.twin import Twin
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import RunConfig
 from gpt_common.machine.backends import BACKENDS, Backend
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
@@ -51,6 +52,8 @@ class Climb:
     """Length of generated texts."""
     long_sums: bool = True
     """Whether L1 includes the canary shapes."""
+    grids: Grids = field(default_factory=dict)
+    """Matrices that are quantised in every twin."""
     progress: Callable[[str, int, int], None] = lambda *_: None
     """Is told what is under way, how far it is, and of how much."""
     curves: dict[str, list[float]] = field(default_factory=dict)
@@ -129,7 +132,7 @@ class Climb:
         for backend in sorted(self.backends, key=lambda backend: backend.name != self.reference):
             used = dataclasses.replace(backend, compiled=backend.compiled and not eager)
             if (used, config) not in self._open:
-                self._open[used, config] = open_twin(used, config, DTYPES[self.precision])  # type: ignore[arg-type]
+                self._open[used, config] = open_twin(used, config, DTYPES[self.precision], self.grids)  # type: ignore[arg-type]
             found[backend.name] = self._open[used, config]
         return found
 
@@ -138,7 +141,7 @@ class Climb:
         config = config or self.config
         if (name, config) not in self._open:
             plain = dataclasses.replace(config, train=dataclasses.replace(config.train, gradient_checkpointing=False))
-            self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64")
+            self._open[name, config] = open_twin(BACKENDS["cpu"], plain, "float64", self.grids)
         return self._open[name, config]
 
     def loaded(self, weights: Arrays) -> dict[str, Twin]:

@@ -214,7 +214,7 @@ def _material(command: ParityCommand) -> tuple[RunConfig, RunConfig, Arrays | No
 def _mutants(progress: Callable[[str, int, int], None]) -> dict[str, tuple[str, str | None]]:
     """By mutant: the rung that should reject it, and the one that did."""
     from convert.parity.mutants.climb import first_rejection
-    from convert.parity.mutants.gpt2 import MUTANTS
+    from convert.parity.mutants.every import MUTANTS
 
     found = {}
     for done, mutant in enumerate(MUTANTS):

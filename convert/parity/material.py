@@ -161,7 +161,12 @@ def nudged(weights: Arrays, seed: int) -> Arrays:
     moved = {}
     for name, value in weights.items():
         up = keyed_generator(seed, "one ulp", name).random(value.shape) < 0.5
-        moved[name] = np.nextafter(value, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+        # The words of a quantised matrix are no numbers.
+        moved[name] = (
+            value
+            if value.dtype == np.uint32
+            else np.nextafter(value, np.where(up, np.float32(np.inf), np.float32(-np.inf)))
+        )
     return moved
 
 

@@ -32,12 +32,13 @@ BLOCKS_AHEAD = 4
 # Unsigned integers where numpy has no such float (BF16): bits are moved, never interpreted.
 NUMPY = {
     "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1",
-    "U8": "<u1", "BOOL": "<u1", "C64": "<c8", "C128": "<c16",
+    "U8": "<u1", "U32": "<u4", "BOOL": "<u1", "C64": "<c8", "C128": "<c16",
 }  # fmt: skip
 WEIGHT_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """What weights may be, and what people call it."""
 DTYPE_NAMES = WEIGHT_DTYPES | {
-    "F64": "float64", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+    "F64": "float64", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "U32": "uint32",
+    "BOOL": "bool",
     "C64": "complex64", "C128": "complex128",
 }  # fmt: skip
 COPY_AGAIN = "copy or download it again"
@@ -81,6 +82,17 @@ def load(tensor: Tensor) -> Array:
         array[position : position + part.size] = part
         position += part.size
     return array.reshape(tensor.shape)
+
+
+def array(tensor: Tensor) -> npt.NDArray[np.float32]:
+    """A whole tensor of floats, float32."""
+    found = np.empty(tensor.size, np.float32)
+    position = 0
+    for block in tensor.blocks():
+        part = values(block, tensor.dtype)
+        found[position : position + part.size] = part
+        position += part.size
+    return found.reshape(tensor.shape)
 
 
 def from_array(array: Array, dtype: str) -> Tensor:

@@ -116,7 +116,10 @@ def initial_adapters(
     """Name and initial value of every adapter's tensors, one at a time.
 
     Args:
-        base: the frozen weight of a name.
+        base: the frozen matrix of a layer's name.
+
+    Raises:
+        UserError: DoRA beside a row of zeros, which has no direction.
     """
     for one in placed(shapes, config):
         *experts, outputs, inputs = one.shape
@@ -125,7 +128,13 @@ def initial_adapters(
         yield name, (2 * drawn - 1) * bound
         yield f"{one.name}.lora_b", np.zeros((*experts, outputs, one.rank), np.float32)
         if config.adapter == "dora":
-            yield f"{one.name}.magnitude", row_lengths(base(f"{one.name}.weight"))
+            lengths = row_lengths(base(one.name))
+            if not lengths.all():
+                raise UserError(
+                    f"row {int(lengths.argmin())} of {one.name} is zero in the base, and DoRA stretches rows: take "
+                    "LoRA, or other adapter_targets"
+                )
+            yield f"{one.name}.magnitude", lengths
 
 
 def row_lengths(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -177,5 +186,9 @@ def _by_matrix(
     found: dict[str, float] = {}
     for target, value in sorted(pattern(field, getattr(config, field)).items(), key=lambda entry: len(entry[0])):
         _check_name(target, matrices, field)
+        if not any(_is_meant(name, target) for name in chosen):
+            raise UserError(
+                f"{field}: {target!r:.80} has no adapter: name it among the adapter_targets, or leave it out"
+            )
         found |= {name: value for name in chosen if _is_meant(name, target)}
     return found

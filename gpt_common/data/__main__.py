@@ -151,7 +151,9 @@ def prepare(command: Prepare) -> None:
     source = _source(command)
     with Progress() as on_progress:
         dataset = _prepared(command, source, on_progress)
-    print(summary(dataset, command.data_dir))
+    tokenizer = command.tokenizer or ""
+    is_model = any((Path(tokenizer) / part).exists() for part in ("checkpoints", "state.json")) if tokenizer else False
+    print(summary(dataset, command.data_dir, tokenizer if is_model else ""))
     if source == "mix":
         from gpt_common.data.corpora.mixing import described
         from gpt_common.data.dataset import read_meta

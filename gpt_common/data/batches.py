@@ -302,6 +302,14 @@ def evaluation_batches(split: Source, *, block_size: int, batch_size: int, batch
         yield _windows(split, offsets[batch::batches], block_size)
 
 
+def estimated_on(split: Split, *, block_size: int, batch_size: int, batches: int) -> int:
+    """How many tokens the `evaluation_batches` of a split predict; of a text no more than it has."""
+    if isinstance(split, Rows):
+        asked = evaluation_batches(split, block_size=block_size, batch_size=batch_size, batches=batches)
+        return round(sum(positions(batch) for batch in asked))
+    return min(batches * batch_size * block_size, len(split))
+
+
 def _windows(tokens: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], block_size: int) -> NumpyBatch:
     windows = tokens[offsets[:, None] + np.arange(block_size + 1)].astype(np.int32)
     return Batch(np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:]))

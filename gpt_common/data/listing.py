@@ -10,12 +10,17 @@ from gpt_common.data.writer import SPLITS
 from gpt_common.errors import UserError
 
 
-def summary(dataset: Dataset, data_dir: Path) -> str:
-    """What was made, and the command that trains on it."""
+def summary(dataset: Dataset, data_dir: Path, model: str = "") -> str:
+    """What was made, and the command that trains on it.
+
+    Args:
+        model: the run whose tokenizer it has, if it was made for one.
+    """
     tokenizer = dataset.tokenizer
     preset = {"shakespeare_char": "shakespeare-char", "shakespeare": "shakespeare-bpe"}.get(dataset.name)
     flags = f"--preset {preset}" if preset else f"--dataset {dataset.name}"
     flags += "" if data_dir == Path("data") else f" --data-dir {data_dir}"
+    flags = f"--init-from {model} {flags}" if model else flags
     width = len(f"{len(dataset.train):,}")
     documents = ""
     if dataset.separator is not None and dataset.documents:

@@ -36,7 +36,7 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
     """Questions that nobody was trained on: about held-out worlds, or the last turns of the validation split.
 
     Raises:
-        UserError: a dataset without answers.
+        UserError: a dataset without questions.
     """
     if dataset.name == "stories-qa":
         known = [
@@ -46,11 +46,16 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
         return known + [_put(question, dataset.tokenizer, "new phrasings", by_form=False) for question in new]
     if dataset.examples is None:
         raise UserError(f"'{dataset.name}' is a text and has no answers: take a dataset of conversations")
-    val, found = dataset.examples[1], []
-    for end, length in list(zip(val.ends, val.lengths, strict=True))[:count]:
+    val = dataset.examples[1]
+    found: list[Put] = []
+    for end, length in zip(val.ends, val.lengths, strict=True):
         ids, counted = (part[end - length : end] for part in (val.tokens, val.counted))
+        if len(found) == count or counted[1:].all():  # a text, all of which was learnt, asks nothing
+            continue
         begin = int(np.flatnonzero(counted == 0)[-1]) + 1  # of the last answer
         found.append(Put("validation split", tuple(map(int, ids[:begin])), (tuple(map(int, ids[begin:])),)))
+    if not found:
+        raise UserError(f"'{dataset.name}' asks nothing: all of its validation examples were learnt from end to end")
     return found
 
 

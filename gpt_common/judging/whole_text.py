@@ -24,7 +24,7 @@ class WholeText:
     tokens: int
     """How many were predicted: all but the first."""
     bytes: int
-    """Their text in UTF-8; the end of a document has none."""
+    """Their text in UTF-8; the end of a document, or of a turn, has none."""
 
     @property
     def bits_per_byte(self) -> float:
@@ -92,10 +92,11 @@ def whole_batches(split: Split, *, block_size: int, batch_size: int) -> Iterator
 
 
 def byte_lengths(tokenizer: Tokenizer) -> npt.NDArray[np.int64]:
-    """(V,) bytes of text that each id stands for; none for the end of a document, or an id that was never given."""
-    lengths = np.zeros(tokenizer.vocab_size, np.int64)
+    """(V,) bytes of text that each id stands for; none for the end of a document or a turn, or an id that was never
+    given."""
+    lengths, specials = np.zeros(tokenizer.vocab_size, np.int64), set(tokenizer.specials.values())
     for token in range(tokenizer.vocab_size):
-        if token != tokenizer.end_of_text:
+        if token not in specials:
             with suppress(UserError):
                 lengths[token] = len(tokenizer.decode_bytes([token]))
     return lengths

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gpt_common.adapting.placement import placed
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids, stored_shapes
 from gpt_common.config import Device, DType, ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.activations import loss_numbers, mlx_saved, torch_saved
 from gpt_common.network.flops import multiplied_parameters
@@ -71,7 +72,7 @@ class _Block:
     """Beside the saved, in the block's backward pass."""
 
 
-def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list[_Block]:
+def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device, grids: Grids) -> list[_Block]:
     model, N, D = config.model, config.train.batch_size * config.model.block_size, config.model.n_embd
     shapes, adapter = parameter_shapes(model), config.adapter
     trained = trained_shapes(model, adapter)
@@ -79,7 +80,11 @@ def _blocks(config: RunConfig, twin: Twin, compute: int, device: Device) -> list
     blocks = []
     for layer in range(model.n_layer):
         own = {name: shape for name, shape in shapes.items() if name.startswith(f"blocks.{layer}.")}
-        matrices = sum(math.prod(shape) for shape in own.values() if len(shape) > 1)
+        matrices = sum(
+            math.prod(shape)
+            for name, shape in own.items()
+            if len(shape) > 1 and name.removesuffix(".weight") not in grids
+        )
         last = 4 * sum(
             math.prod(shape) for name, shape in own.items() if name.endswith("feed_forward.down_proj.weight")
         )
@@ -120,16 +125,17 @@ def _bytes(shapes: Shapes) -> int:
     return 4 * sum(math.prod(shape) for shape in shapes.values())
 
 
-def _held(config: RunConfig) -> int:
-    """Bytes of all weights, in the dtypes in which they are kept."""
-    shapes, adapter = parameter_shapes(config.model), config.adapter
+def _held(config: RunConfig, grids: Grids) -> int:
+    """Bytes of all weights, in the dtypes in which they are kept; words and scales have four bytes each."""
+    shapes, adapter = stored_shapes(parameter_shapes(config.model), grids), config.adapter
     if not adapter.adapts:
         return _bytes(shapes)
     trained = trained_shapes(config.model, adapter)
     frozen = {name: shape for name, shape in shapes.items() if name not in trained}
     halves = adapter.adapter_base_dtype == "bfloat16"
     return _bytes(trained) + sum(
-        math.prod(shape) * (2 if halves and len(shape) > 1 else 4) for shape in frozen.values()
+        math.prod(shape) * (2 if halves and len(shape) > 1 and name.rpartition(".")[0] not in grids else 4)
+        for name, shape in frozen.items()
     )
 
 
@@ -189,7 +195,21 @@ def planned_device(twin: Twin, train: TrainConfig, kind: str) -> tuple[Device, D
     return device, train.dtype
 
 
-def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> MemoryPlan:
+MADE = {"torch": 5.0, "mlx": 10.0}
+"""Bytes per number of the matrix that a block makes from words, with its codes; MLX makes the next before it is done
+with one (measured)."""
+
+
+def _made(config: RunConfig, grids: Grids, twin: Twin) -> tuple[float, float]:
+    """Bytes of the largest matrix of a block that is made from words where it is used, and of the head's."""
+    shapes = parameter_shapes(config.model)
+    head = "token_embedding" if config.model.tied_head else "head"
+    sizes = {layer: math.prod(shapes[f"{layer}.weight"]) for layer in grids}
+    within = max((size for layer, size in sizes.items() if layer.startswith("blocks.")), default=0)
+    return MADE[twin] * within, MADE["torch"] * sizes.get(head, 0)
+
+
+def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED) -> MemoryPlan:
     """Peak of one optimiser step as the trainers do it, with native dropout.
 
     Args:
@@ -197,14 +217,16 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
             float32) and gradient_checkpointing; of `optim` the optimiser.
         twin: whose step.
         device: where it computes.
+        grids: matrices of the base that are quantised.
     """
     model, train = config.model, config.train
     half = train.dtype == "bfloat16"
     compute = 2 if half else 4
     N = train.batch_size * model.block_size
     ND, NV = N * model.n_embd, N * model.vocab_size
-    blocks = _blocks(config, twin, compute, device)
-    weights, trained = _held(config), _bytes(trained_shapes(model, config.adapter))
+    blocks = _blocks(config, twin, compute, device, grids)
+    made, made_head = (0.0, 0.0) if device == "gpu" else _made(config, grids, twin)
+    weights, trained = _held(config, grids), _bytes(trained_shapes(model, config.adapter))
     moments = _bytes(optimizer_shapes(model, config.optim, config.adapter))
     embedding = 4 * model.vocab_size * model.n_embd
     # MLX recomputes for the gradients of weights once more.
@@ -227,8 +249,8 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
             loss_bytes = 4 * (loss_numbers(N, model.vocab_size) + (NV if half else 0))
             after = max(0.0, after - (loss_bytes - 8 * NV))
     plans = [
-        moment("forward", earlier, sum(kept), 0, _lengths(config)),
-        moment("loss", earlier, sum(kept) + after, loss_bytes + (embedding / 2 if half else 0), 0),
+        moment("forward", earlier, sum(kept), 0, _lengths(config) + made),
+        moment("loss", earlier, sum(kept) + after, loss_bytes + (embedding / 2 if half else 0), made_head),
         moment("update", trained, 0, 0, _update(config, twin) + ND * compute),
     ]
     behind = trained - sum(block.trained for block in blocks) if config.adapter.adapts else embedding
@@ -237,7 +259,7 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu") -> Memory
         # Gradients of the head, of the blocks behind this one, and of this one's last matrix.
         gradients = max(behind, earlier) + block.last
         computed_again = again * block.saved
-        plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward))
+        plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward + made))
         behind += block.trained
     return max(plans, key=lambda one: one.total)
 
@@ -277,12 +299,14 @@ def full_kv_bytes_per_token(model: ModelConfig, number_bytes: int = 4) -> int:
     return model.n_layer * model.n_head * (model.key_size + model.value_width) * number_bytes
 
 
-def decode_bytes_per_token(model: ModelConfig, number_bytes: int, context: int) -> int:
+def decode_bytes_per_token(model: ModelConfig, number_bytes: int, context: int, grid: Grid | None = None) -> int:
     """Bytes that generation must at least read for one more token of one sequence: its matrices, and the cache.
 
     Args:
         model: the network.
         number_bytes: size of one number in the compute dtype.
         context: tokens before it.
+        grid: on which its matrices are quantised, with scales and biases of that size; None: they are not.
     """
-    return number_bytes * multiplied_parameters(model) + context * kv_cache_bytes_per_token(model, number_bytes)
+    each = number_bytes if grid is None else grid.bits / 8 + 2 * number_bytes / grid.group_size
+    return int(each * multiplied_parameters(model)) + context * kv_cache_bytes_per_token(model, number_bytes)

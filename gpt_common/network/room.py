@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from gpt_common.adapting.placement import block_of
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.config import Device, RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.memory import Twin, memory_plan
@@ -14,33 +16,41 @@ LAYERS_COUNTED = 64
 """Beyond so many layers the plan is worked out for these and scaled: a mistyped depth gets its answer at once."""
 
 
-def planned_bytes(config: RunConfig, twin: Twin, device: Device = "cpu") -> int:
+def planned_bytes(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED) -> int:
     """Peak memory of a training step by the plan; for very deep models scaled from fewer layers."""
     layers = config.model.n_layer
     if layers <= LAYERS_COUNTED:
-        return memory_plan(config, twin, device).total
+        return memory_plan(config, twin, device, grids).total
     shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=LAYERS_COUNTED))
-    return memory_plan(shorter, twin, device).total * layers // LAYERS_COUNTED
+    return memory_plan(shorter, twin, device, within(grids, LAYERS_COUNTED)).total * layers // LAYERS_COUNTED
 
 
-def check_room(config: RunConfig, twin: Twin, memory_bytes: int | None, device: Device = "cpu") -> None:
+def within(grids: Grids, layers: int) -> Grids:
+    """Those of a model with only its first layers."""
+    return {name: grid for name, grid in grids.items() if block_of(name, 0) < layers}
+
+
+def check_room(
+    config: RunConfig, twin: Twin, memory_bytes: int | None, device: Device = "cpu", grids: Grids = NOT_QUANTISED
+) -> None:
     """Refuse a run that needs more memory than the machine has.
 
     Args:
         config: with the vocabulary settled; dtype auto counts as float32.
         memory_bytes: the machine's memory; None where it is not known, and nothing is refused.
         device: where the twin computes.
+        grids: matrices of the base that are quantised.
 
     Raises:
         UserError: says what the run needs, what there is, and what would fit.
     """
-    if memory_bytes is None or (needed := planned_bytes(config, twin, device)) <= memory_bytes:
+    if memory_bytes is None or (needed := planned_bytes(config, twin, device, grids)) <= memory_bytes:
         return
     train = config.train
     too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
 
     def fits(other: RunConfig) -> bool:
-        return planned_bytes(other, twin, device) <= memory_bytes
+        return planned_bytes(other, twin, device, within(grids, other.model.n_layer)) <= memory_bytes
 
     batch = _largest_batch(config, fits)
     if batch:

@@ -5,7 +5,7 @@
                     optimizer.safetensors   exp_avg.<name>, exp_avg_sq.<name>
                     tokenizer.json          so that the folder can be sampled from on its own
                     state.json              step, losses, configuration, fingerprints, SHA-256 per tensor
-        latest, best                        one-line files that name a checkpoint
+        latest, best, kept                  files that name a checkpoint; `kept` those that adapters stand beside
 
 A checkpoint is written to `step-000500.tmp-<pid>`, synced, renamed, and only then named by a pointer: a crash at any
 moment leaves the previous checkpoint valid. Reading trusts nothing: the safetensors library validates the
@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from gpt_common.adapting.configuration import AdapterConfig
-from gpt_common.config import ModelConfig, RunConfig
+from gpt_common.adapting.quantisation import grids_of, stored_shapes
+from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
 from gpt_common.files import (
     cannot_write,
@@ -37,8 +37,9 @@ from gpt_common.files import (
     temporary_beside,
     write_atomically,
 )
-from gpt_common.network.parameters import Shapes, optimizer_shapes, saved_shapes, tensor_shapes, trained_shapes
+from gpt_common.network.parameters import optimizer_shapes, saved_shapes
 from gpt_common.training.manifest import (
+    CHECKPOINT_NAME,
     MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -46,15 +47,15 @@ from gpt_common.training.manifest import (
     Header,
     Manifest,
     base_of,
+    keep_base,
+    kept_for_adapters,
     read_header,
     tensor_hashes,
 )
 from gpt_common.training.pretrained import foreign, missing
 
-FULL_DISK_BYTES = 1 << 16
-CHECKPOINT_NAME = r"step-[0-9]{1,16}"
-LARGEST_POINTER = 1 << 10
-WEIGHT_DTYPES, MOMENT_DTYPES = ("F32", "BF16", "F16"), ("F32",)
+FULL_DISK_BYTES, LARGEST_POINTER = 1 << 16, 1 << 10
+WEIGHT_DTYPES, MOMENT_DTYPES, WORD_DTYPE = ("F32", "BF16", "F16"), ("F32",), "U32"
 """What both twins take, as safetensors calls it."""
 
 
@@ -100,6 +101,7 @@ def write_checkpoint(
         write_atomically(folder / "latest", final.name + "\n")
         if best:
             write_atomically(folder / "best", final.name + "\n")
+        keep_base(final, manifest)
         _retire(folder, keep)
     except OSError as error:
         raise cannot_write(final, error) from None
@@ -124,8 +126,8 @@ def _library_errors_as_os_errors(folder: Path) -> Iterator[None]:
 
 
 def _retire(folder: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints and the pointed ones."""
-    protected = {pointed for name in ("best", "latest") if (pointed := _pointed(folder, name))}
+    """Remove all but the `keep` newest checkpoints, the pointed ones, and the bases of adapters."""
+    protected = kept_for_adapters(folder) | {_pointed(folder, name) for name in ("best", "latest")}
     for old in _checkpoints(folder)[:-keep]:
         if old.name not in protected:
             # Renamed first, so that a crash in the middle of deletion never leaves a torn checkpoint.
@@ -233,7 +235,12 @@ def check_weights(checkpoint: Path, manifest: Manifest, *, offer: bool = True) -
         wanted = saved_shapes(model, config.adapter)
     except UserError as error:
         raise _damaged(checkpoint, f"{STATE_FILE}: {error}", offer) from None
-    if (wrong := _difference(found, wanted, WEIGHT_DTYPES)) is not None:
+    try:
+        grids = grids_of({name: shape for name, (_, shape) in found.items()}, wanted)
+        wrong = _difference(found, stored_shapes(wanted, grids), WEIGHT_DTYPES, {f"{layer}.weight" for layer in grids})
+    except ValueError as error:
+        wrong = str(error)
+    if wrong is not None:
         raise _damaged(checkpoint, f"{MODEL_FILE} does not fit the configuration in {STATE_FILE}: {wrong}", offer)
 
 
@@ -244,8 +251,14 @@ def _header(checkpoint: Path, file: str, offer: bool) -> Header:
         raise _damaged(checkpoint, f"{file} cannot be read ({_reason(error)})", offer) from None
 
 
-def _difference(found: Header, wanted: Mapping[str, tuple[int, ...]], dtypes: Sequence[str]) -> str | None:
-    """The first way in which the tensors of a file are not those that are wanted, in words; None if they are."""
+def _difference(
+    found: Header, wanted: Mapping[str, tuple[int, ...]], dtypes: Sequence[str], words: Collection[str] = ()
+) -> str | None:
+    """The first way in which the tensors of a file are not those that are wanted, in words; None if they are.
+
+    Args:
+        words: tensors that are no numbers of `dtypes` but words of a quantised matrix.
+    """
     for name in sorted(wanted.keys() | found.keys()):
         if name not in found:
             return f"tensor {name} is missing"
@@ -254,8 +267,9 @@ def _difference(found: Header, wanted: Mapping[str, tuple[int, ...]], dtypes: Se
         dtype, shape = found[name]
         if shape != wanted[name]:
             return f"{name} has shape {shape}, and not {wanted[name]}"
-        if dtype not in dtypes:
-            return f"{name} is {dtype}, and not {' or '.join(dtypes)}"
+        allowed = (WORD_DTYPE,) if name in words else dtypes
+        if dtype not in allowed:
+            return f"{name} is {dtype}, and not {' or '.join(allowed)}"
     return None
 
 
@@ -285,37 +299,6 @@ def validate(checkpoint: Path, *, offer: bool = True) -> Manifest:
     if (base := base_of(checkpoint, manifest)) is not None:
         validate(base, offer=offer)
     return manifest
-
-
-def fitting(
-    checkpoint: Path, shapes: Shapes, model: ModelConfig, adapter: AdapterConfig, growing: Collection[str] = ()
-) -> dict[str, int]:
-    """How many rows of each tensor a model takes: all of them, or fewer positions for a shorter block.
-
-    Args:
-        shapes: shape of every tensor in the checkpoint's model file, and in that of its base.
-        model: the shape of the model that is to hold them.
-        adapter: what stands beside it, if that is in the checkpoint.
-        growing: tensors that may have fewer rows than the model.
-
-    Raises:
-        UserError: a tensor is missing, superfluous or of another shape; a block longer than the checkpoint's.
-    """
-    wanted = tensor_shapes(model) | (trained_shapes(model, adapter) if adapter.adapts else {})
-    for name in sorted(wanted.keys() ^ shapes.keys()):
-        what = f"tensor {name} is missing" if name in wanted else f"unexpected tensor {name}"
-        raise UserError(f"{checkpoint} does not fit the configuration: {what}")
-    for name, shape in wanted.items():
-        rows, alike = shapes[name][0], shapes[name][1:] == shape[1:]
-        longer = name == "position_embedding.weight" and alike
-        if longer and rows < shape[0]:
-            raise UserError(f"block_size {shape[0]} is beyond the checkpoint's {rows}: use --block-size {rows} or less")
-        grows = name in growing and alike and rows <= shape[0]
-        if shapes[name] != shape and not longer and not grows:
-            raise UserError(
-                f"{checkpoint} does not fit the configuration: {name} has shape {shapes[name]}, the model needs {shape}"
-            )
-    return {name: shape[0] for name, shape in wanted.items()}
 
 
 def check_moments(checkpoint: Path, manifest: Manifest, config: RunConfig) -> None:

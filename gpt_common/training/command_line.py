@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gpt_common.cli import in_our_words, parse, peek
 from gpt_common.commands import TrainCommand
-from gpt_common.config import RunConfig, load_preset, load_toml
+from gpt_common.config import RunConfig, is_for_fine_tuning, load_preset, load_toml
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import probably_has_gpu
 from gpt_common.manual import asked
@@ -22,8 +22,6 @@ FINE_TUNING_SHARE = 0.1
 ADAPTER_RATE = 10.0
 """An adapter learns best at about ten times the rate that suits the whole model (Schulman et al. 2025, "LoRA without
 regret")."""
-FOR_FINE_TUNING = ("stories-qa",)
-"""Presets whose learning rate is for weights that have learnt already."""
 VALUES_FROM = {"resume": "the run", "init_from": "fine-tuning", "config": "the file", "preset": "preset"}
 """Where the values of flags that are left out come from: the first of these that is given."""
 
@@ -55,7 +53,7 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
             )
         base = described(find_checkpoint(start.resume, prefer="latest")).run_config
     elif start.init_from is not None:
-        base, why = _fine_tuning(start, adapts=peek(argv, ("adapter",)).get("adapter", "none") != "none")
+        base, why = _fine_tuning(start, peek(argv, ("adapter", "max_steps", "max_minutes")))
     else:
         if not start.preset and not start.config:
             start = dataclasses.replace(start, preset="stories" if has_gpu else "stories-cpu")
@@ -102,12 +100,15 @@ def _preset_and_file(start: TrainCommand) -> RunConfig:
     return base if start.config is None else load_toml(start.config, base)
 
 
-def _fine_tuning(start: TrainCommand, *, adapts: bool) -> tuple[RunConfig, str]:
+def _fine_tuning(start: TrainCommand, given: Mapping[str, str]) -> tuple[RunConfig, str]:
     """The configuration that weights of another run are trained on with, and a sentence on its learning rate.
 
     What pre-training takes would undo what was learnt: at the base's own peak rate a finished model ends worse than it
     began. So the peak is a tenth of the base's, after a short warm-up, unless a file or a flag says otherwise.
     For a new adapter, which changes little by a step, it is the base's.
+
+    Args:
+        given: flags that decide on it.
     """
     assert start.init_from is not None
     source = described(find_checkpoint(start.init_from, prefer="best")).run_config
@@ -115,8 +116,11 @@ def _fine_tuning(start: TrainCommand, *, adapts: bool) -> tuple[RunConfig, str]:
     # Without a preset or file the run goes on as its base did, where this machine chooses.
     base = _preset_and_file(start) if named else source
     train = base.train if named else dataclasses.replace(base.train, device="auto", dtype="auto", compile=False)
+    if not named and "max_steps" in given and "max_minutes" not in given:  # steps that are asked for are those done
+        train = dataclasses.replace(train, max_minutes=0)
+    adapts = given.get("adapter", base.adapter.adapter if named else "none") != "none"
     preset = load_preset(start.preset) if start.preset else RunConfig()
-    optim, tuned = base.optim, start.preset in FOR_FINE_TUNING and not adapts
+    optim, tuned = base.optim, start.preset is not None and is_for_fine_tuning(start.preset) and not adapts
     if not named or (optim.learning_rate == preset.optim.learning_rate and not tuned):  # no file has chosen it
         share = FINE_TUNING_SHARE * (ADAPTER_RATE if adapts and not source.adapter.adapts else 1)
         peak = share * min(source.optim.learning_rate, optim.learning_rate)

@@ -14,7 +14,9 @@ from gpt_common.data.batches import NumpyBatch
 from gpt_common.errors import UserError
 from gpt_common.judging.answers import Generate, judge, lines_of, questions_of
 from gpt_common.judging.whole_text import whole_text
+from gpt_common.training.checkpoint import read_manifest
 from gpt_common.training.folder import newest_run
+from gpt_common.training.manifest import Manifest
 from gpt_common.training.source import Source, open_source
 from gpt_common.words import one_line, say
 
@@ -23,11 +25,12 @@ from gpt_common.words import one_line, say
 class EvaluateCommand:
     """Put the questions of a dataset to a trained model. CKPT is a checkpoint or a run (then its best)."""
 
-    examples: ClassVar[tuple[str, ...]] = ("--dataset stories-qa", "--dataset stories-qa --questions 1000")
-    dataset: str = "stories-qa"
-    """A dataset of conversations; of stories-qa, questions about worlds that no training example has."""
-    data_dir: Path = Path("data")
-    """Folder of prepared corpora."""
+    examples: ClassVar[tuple[str, ...]] = ("--questions 1000", "--dataset stories-qa")
+    dataset: str | None = None
+    """A dataset of conversations, if not the run's own; of stories-qa, questions about worlds that no training example
+    has."""
+    data_dir: Path | None = None
+    """Folder of prepared corpora, if not the run's own."""
     questions: int = 500
     """How many; of stories-qa also as many in new phrasings."""
     batch_size: int = 16
@@ -72,7 +75,10 @@ def open_judged(path: Path, command: EvaluateCommand) -> Judged:
         UserError: no checkpoint or dataset there, or they do not belong together.
     """
     source = open_source(path, latest=command.latest)
-    dataset = open_dataset(command.dataset, command.data_dir, on_progress=lambda line: print(line, file=sys.stderr))
+    manifest = read_manifest(source.checkpoint)
+    name, folder = command.dataset or _own_dataset(source, manifest), command.data_dir
+    folder = folder or Path(manifest.run_config.data.data_dir)
+    dataset = open_dataset(name, folder, on_progress=lambda line: print(line, file=sys.stderr))
     if dataset.tokenizer.fingerprint != source.tokenizer.fingerprint:
         raise UserError(
             f"dataset '{dataset.name}' has another tokenizer than {source.checkpoint}: prepare it with --tokenizer "
@@ -80,6 +86,14 @@ def open_judged(path: Path, command: EvaluateCommand) -> Judged:
         )
     check_block(dataset, source.model.block_size)
     return Judged(source, dataset)
+
+
+def _own_dataset(source: Source, manifest: Manifest) -> str:
+    """What the run was trained on; of the base that stories-qa begins with, that."""
+    trained_on = manifest.dataset
+    if trained_on is None:
+        raise UserError(f"{source.checkpoint} does not say what it was trained on: name a dataset with --dataset")
+    return "stories-qa" if trained_on["name"] == "stories-worlds" else str(trained_on["name"])
 
 
 def print_judged(

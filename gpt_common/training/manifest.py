@@ -6,8 +6,10 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.errors import UserError
-from gpt_common.files import open_file, read_json, unique_keys
+from gpt_common.files import open_file, read_bytes, read_json, unique_keys, write_atomically
 from gpt_common.words import one_line
 
 FORMAT_VERSION = 1
@@ -24,6 +26,10 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 TOKENIZER_FILE = "tokenizer.json"
 STATE_FILE = "state.json"
+KEPT_FILE = "kept"
+"""Beside checkpoints: the names of those that adapters of other runs stand beside, one a line."""
+CHECKPOINT_NAME = r"step-[0-9]{1,16}"
+LARGEST_KEPT = 1 << 16
 HASH_BLOCK = 1 << 22
 LARGEST_MANIFEST = LARGEST_HEADER = 1 << 24
 """Bytes of state.json, and of what a safetensors file says of its tensors: a hundred thousand of them; more is neither.
@@ -184,6 +190,29 @@ def base_of(checkpoint: Path, manifest: Manifest) -> Path | None:
             f"{one_line(', '.join(names[:2]))} and {max(0, len(names) - 2)} more tensors are others; put that one back"
         )
     return base
+
+
+def kept_for_adapters(folder: Path) -> set[str]:
+    """Names of the checkpoints of a run that adapters stand beside."""
+    try:
+        names = read_bytes(folder / KEPT_FILE, LARGEST_KEPT).decode("ascii").split()
+    except (OSError, ValueError):
+        return set()
+    return {name for name in names if re.fullmatch(CHECKPOINT_NAME, name)}
+
+
+def keep_base(checkpoint: Path, manifest: Manifest) -> None:
+    """Leave word beside the base of an adapter, if it is one, that it stays when its run goes on.
+
+    Where that cannot be written nobody trains on either.
+    """
+    if manifest.base is None:
+        return
+    base = Path(os.path.normpath(checkpoint.resolve() / manifest.base["path"]))
+    names = kept_for_adapters(base.parent)
+    if base.parent.name == "checkpoints" and base.is_dir() and base.name not in names:
+        with suppress(OSError):
+            write_atomically(base.parent / KEPT_FILE, "".join(f"{name}\n" for name in sorted({*names, base.name})))
 
 
 def hash_header(dtype: str, shape: Sequence[int]) -> bytes:

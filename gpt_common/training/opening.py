@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.commands import TrainCommand
 from gpt_common.config import RunConfig, differences, load_preset, to_toml
 from gpt_common.data import Dataset, check_block, open_dataset
@@ -29,6 +30,7 @@ from gpt_common.network.room import check_room
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
+from gpt_common.training.fitting import trainable_grids
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
 from gpt_common.training.following import Following, check_preparation, seen_before
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
@@ -69,6 +71,8 @@ class Opening:
     """Checkpoint whose weights to start with."""
     base: Path | None
     """Checkpoint that the run's adapter stands beside, if it has one."""
+    grids: Grids
+    """Its quantised matrices."""
     growth: Growth | None
     """What its vocabulary lacks."""
     first_step: int
@@ -117,6 +121,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     config = asked.with_vocabulary(dataset.tokenizer.vocab_size)
     check_block(dataset, config.model.block_size)
     base = _base(config, source, manifest, resumed=resume_from is not None)
+    grids = trainable_grids(config, source, growth)
     train, val = dataset.splits(config.model.block_size, packing=config.data.packing)
     if isinstance(train, Rows) and config.train.short_context_steps:
         raise UserError(f"short_context is for running text, and '{data.dataset}' has examples: leave it out")
@@ -127,7 +132,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
         device, _ = planned_device(planned_for, config.train, hardware.kind)
         for place in dict.fromkeys((device, "cpu")):
-            check_room(config, planned_for, hardware.memory_bytes, place)
+            check_room(config, planned_for, hardware.memory_bytes, place, grids)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if init_from and manifest:
@@ -165,6 +170,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         resume_from=resume_from,
         init_from=init_from,
         base=base,
+        grids=grids,
         growth=growth,
         first_step=first_step,
         stop_at=stop_at,

@@ -17,7 +17,7 @@ from types import TracebackType
 
 from gpt_common.commands import SampleSettings, TrainCommand
 from gpt_common.config import to_dict
-from gpt_common.data.batches import NumpyBatch, training_batch
+from gpt_common.data.batches import NumpyBatch, estimated_on, training_batch
 from gpt_common.data.tokenizers import identity
 from gpt_common.errors import Stopped, UserError, WorkFailed, watching_signals
 from gpt_common.judging.whole_text import WholeText
@@ -67,6 +67,7 @@ class Run:
         self.opening = opening = open_run(command, twin=twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
+        self.grids = opening.grids
         self.first_step, self.stop_at = opening.first_step, opening.stop_at
         self.following = opening.following
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
@@ -426,8 +427,11 @@ class Run:
             ended=self.ended,
             evaluated_step=self.evaluated_step,
             whole=whole,
-            estimated_on=min(
-                train.eval_batches * train.batch_size * self.config.model.block_size, len(self.dataset.val)
+            estimated_on=estimated_on(
+                self.opening.val,
+                block_size=self.config.model.block_size,
+                batch_size=train.batch_size,
+                batches=train.eval_batches,
             ),
             best=(self.best_step, self.best_val_loss),
             floor=self.dataset.floor,

@@ -29,7 +29,7 @@ RENAMES = {
     "mlx_gpt": "torch_gpt",
     "MLX": "PyTorch",
 }
-MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py", "adapters.py")
+MODULES = ("model.py", "layers.py", "attention.py", "feed_forward.py", "experts.py", "adapters.py", "quantised.py")
 """Files of layers, whose call is `__call__` in MLX and `forward` in PyTorch."""
 
 # Definitions that only one twin needs, and why.
@@ -57,6 +57,10 @@ ONE_SIDED = {
         "_softmax_backward",
         "attention_by_rows",
         "_adding",
+        "_quantised_product",
+        "QuantisedProduct",
+        "unpacked",
+        "as_words",
         "Adding",
         "OneDNN",
         "product",

@@ -319,3 +319,17 @@ def test_a_tiny_configuration_by_default() -> None:
     """The default shape needs no preset: planning works for whatever RunConfig says."""
     config = RunConfig(model=ModelConfig(vocab_size=10), train=TrainConfig(max_steps=2, batch_size=3))
     assert make_plan("x", config, Hardware())["tokens"]["count"] == 2 * 3 * config.model.block_size
+
+
+def test_a_base_in_few_bits_takes_less(capsys: pytest.CaptureFixture[str]) -> None:
+    totals, reads = [], []
+    for flags in ([], ["--base-bits", "8"], ["--base-bits", "4"]):
+        main(["--preset", "smollm-135m", "--adapter", "lora", "--chip", "M3 Max", "--json", "-", *flags])
+        twin = json.loads(capsys.readouterr().out)["twins"][0]
+        totals.append(twin["memory"]["weights"])
+        reads.append(twin["decode"]["bytes_per_token"])
+    assert totals[0] > totals[1] > totals[2]
+    assert reads[0] > reads[1] > reads[2]
+    assert totals[2] < 0.2 * totals[0], "4 bits and a scale and a bias of 32 for 64 of them: 5 of 32"
+    with pytest.raises(UserError, match="add --adapter lora"):
+        main(["--preset", "smollm-135m", "--base-bits", "4"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import re
 import subprocess
 import sys
@@ -70,6 +71,12 @@ def test_help_fits_a_screen_and_says_what_each_flag_does(command: str, monkeypat
     positional = {"--src", "--a", "--b", "--corpus"}
     shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", everything, re.MULTILINE)
     assert sorted(shown) == sorted(set(flag_names(kind)) - positional)
+
+
+@pytest.mark.parametrize("program", ["convert", "gpt_common.data", "gpt_common.runs"])
+def test_the_list_of_commands_fits_a_screen(program: str, capsys: pytest.CaptureFixture[str]) -> None:
+    importlib.import_module(f"{program}.__main__" if program != "gpt_common.runs" else program).main(["--help"])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 def test_no_flag_is_without_a_word() -> None:

@@ -18,9 +18,7 @@ from mlx.utils import tree_map
 from torch.nn import functional as F
 
 import torch_gpt.checkpoint
-from convert.parity.mutants.adapters import ADAPTER_MUTANTS
 from convert.parity.mutants.climb import FAR, PEAK, Change, Changes, Mutant, mutants, wrap
-from convert.parity.mutants.families import FAMILY_MUTANTS
 from convert.parity.rungs import trajectories
 from convert.parity.twins.mlx_twin import MlxTwin
 from convert.parity.twins.replaced import replaced
@@ -308,7 +306,7 @@ GPT: Changes = {
     ("S", "gradients of micro-steps after the third dropped"): _three_gradients,
 }
 
-MUTANTS = (
+GPT2_MUTANTS = (
     *mutants("gpt", GPT),
     Mutant(
         "head bias dropped",
@@ -340,8 +338,6 @@ MUTANTS = (
         lambda: wrap(F, "dropout", lambda f: lambda x, rate: f(x, rate / 2) * (1 - rate / 2) / (1 - rate)),
         twin="torch",
     ),
-    *FAMILY_MUTANTS,
-    *ADAPTER_MUTANTS,
 )
 
 

@@ -45,7 +45,10 @@ def adapted_climb(climb: Climb) -> Climb:
 def with_adapters(config: RunConfig, base: Arrays) -> Arrays:
     """These weights, and adapters at their beginning."""
     shapes = parameter_shapes(config.model)
-    return {**base, **dict(initial_adapters(shapes, config.adapter, config.train.seed, base.__getitem__))}
+    return {
+        **base,
+        **dict(initial_adapters(shapes, config.adapter, config.train.seed, lambda layer: base[f"{layer}.weight"])),
+    }
 
 
 def rung_adapters(climb: Climb) -> Iterator[Measurement]:

@@ -9,14 +9,15 @@ from typing import Literal
 from convert.parity.twins.mlx_twin import MlxTwin
 from convert.parity.twins.torch_twin import TorchTwin
 from convert.parity.twins.twin import ComputeDtype, Twin
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError, nearest
 from gpt_common.machine.backends import BACKENDS, Backend
 
 
-def open_twin(backend: Backend, config: RunConfig, dtype: ComputeDtype) -> Twin:
+def open_twin(backend: Backend, config: RunConfig, dtype: ComputeDtype, grids: Grids = NOT_QUANTISED) -> Twin:
     """A twin with zero weights on a backend that is present."""
-    return (MlxTwin if backend.framework == "mlx" else TorchTwin)(config, backend, dtype)
+    return (MlxTwin if backend.framework == "mlx" else TorchTwin)(config, backend, dtype, grids)
 
 
 def absent() -> dict[str, str]:

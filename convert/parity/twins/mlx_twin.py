@@ -17,6 +17,7 @@ from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import routing_bias
 from convert.parity.twins.replaced import replaced
 from convert.parity.twins.twin import INPUTS, ComputeDtype, Dropped, LayerPass, Operation, Traced, Twin
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch
@@ -32,13 +33,14 @@ class MlxTwin(Twin):
     network: model.GPT
     train_step: train.TrainStep
 
-    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype, grids: Grids) -> None:
+        self.config, self.grids = config, grids
         self.device = mx.Device(mx.cpu if backend.device == "cpu" else mx.gpu)
         self.dtype: mx.Dtype = getattr(mx, dtype)
         self.compiled = backend.compiled
         with self._here():
-            self.network = model.GPT(config.model, self.dtype, config.train.gradient_checkpointing, config.adapter)
+            again = config.train.gradient_checkpointing
+            self.network = model.GPT(config.model, self.dtype, again, config.adapter, grids)
             self._forget()
 
     def _forget(self) -> None:

@@ -17,6 +17,7 @@ from convert.parity.compare import Array, Arrays, Tokens
 from convert.parity.twins.choices import routing_bias
 from convert.parity.twins.replaced import replaced
 from convert.parity.twins.twin import INPUTS, ComputeDtype, Dropped, LayerPass, Operation, Traced, Twin
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.batches import NumpyBatch
@@ -31,13 +32,13 @@ class TorchTwin(Twin):
 
     network: model.GPT
 
-    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, backend: Backend, dtype: ComputeDtype, grids: Grids) -> None:
+        self.config, self.grids = config, grids
         self.device = torch.device(backend.device)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.compiled = backend.compiled
         again = config.train.gradient_checkpointing
-        self.network = model.GPT(config.model, self.dtype, again, config.adapter).to(self.device)
+        self.network = model.GPT(config.model, self.dtype, again, config.adapter, grids).to(self.device)
         if self.dtype == torch.float64:
             self.network.double()
         self.objective: Callable[..., Any] = torch.compile(model.objective) if self.compiled else model.objective
@@ -54,7 +55,7 @@ class TorchTwin(Twin):
             for name in buffer_shapes(self.config.model):
                 places[name].zero_()
             for name, value in weights.items():
-                places[name].copy_(torch.from_numpy(value))
+                places[name].copy_(kernels.as_words(torch.from_numpy(value)))
         self._forget()
 
     def moments(self) -> Arrays:

@@ -16,6 +16,7 @@ from convert.parity.compare import Array, Arrays, Tokens, relative
 from convert.parity.twins.choices import Choices, Preferences
 from convert.parity.twins.replaced import replaced
 from gpt_common.adapting.configuration import AdapterConfig
+from gpt_common.adapting.quantisation import Grids, stored_shapes
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, to_dict
 from gpt_common.data.batches import NumpyBatch
@@ -106,6 +107,8 @@ class Twin(ABC):
     """A model and its optimiser on one backend."""
 
     config: RunConfig
+    grids: Grids
+    """Its quantised matrices."""
     compiled: bool
     network: mlx_gpt.model.GPT | torch_gpt.model.GPT
     train_step: mlx_gpt.train.TrainStep | torch_gpt.train.TrainStep
@@ -222,8 +225,9 @@ class Twin(ABC):
 
         place = place_of(folder, 0)
         if not place.exists():
-            names = tensor_shapes(self.config.model)
+            names = stored_shapes(tensor_shapes(self.config.model), self.grids)
             tensors = {name: self._numpy(value) for name, value in self.network.state_dict().items() if name in names}
+            tensors |= {f"{layer}.weight": tensors[f"{layer}.weight"].view(np.uint32) for layer in self.grids}
             plain = dataclasses.replace(self.config, adapter=AdapterConfig())
             save = lambda into: save_file(tensors, into / MODEL_FILE)  # noqa: E731
             write_checkpoint(folder, Manifest(step=0, config=to_dict(plain)), write_files=save, best=False, keep=1)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice, tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from gpt_common.data.batches import Examples, Rows
 from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.conversations.marking import Marked, Marker, TrainOn, joined
 from gpt_common.data.conversations.reading import Conversation, read_conversations
-from gpt_common.data.conversations.summary import summary_lines
+from gpt_common.data.conversations.summary import summary_lines, to_show
 from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
 from gpt_common.data.corpora.cutting import check_share
 from gpt_common.data.dataset import Dataset, check_new_name
@@ -64,29 +65,44 @@ def prepare_conversations(
     if block_size is not None and block_size < 1:
         raise UserError(f"--block-size is {block_size}: it must be at least 1")
     refuse_existing(data_dir / name, overwrite=overwrite)
-    conversations = list(read_conversations(files))
-    if len(conversations) < 2:
-        raise UserError(
-            f"{files[0]} has {len(conversations)} examples: at least one is for training and one for validation"
-        )
+    conversations = _Files(tuple(files))
+    count = sum(1 for _ in conversations)
+    if count < 2:
+        raise UserError(f"{files[0]} has {count} examples: at least one is for training and one for validation")
     made = _tokenizer(tokenizer, conversations, bpe_vocab_size)
     form = template_beside(template, tokenizer)
     if form.source is None:
         made = with_tokens(made, (TURN, END))
-    longest = 0 if block_size is None else block_size + 1
-    marked = _marked(conversations, form, Marker(made, train_on, longest), on_progress)
-    cut = len(marked) - min(len(marked) - 1, max(1, round(len(marked) * share)))
-    parts: dict[Literal["train", "val"], Examples] = {"train": joined(marked[:cut]), "val": joined(marked[cut:])}
-    block = block_size or max(1, max(len(example.ids) for example in marked) - 1)
+    marker = Marker(made, train_on, 0 if block_size is None else block_size + 1)
+    marked = _marked(conversations, count, form, marker, on_progress)
+    wanted, shown, cut = to_show(count), dict[int, Marked](), 0
+
+    def seen() -> Iterator[Marked]:
+        nonlocal cut
+        for number, example in marked:
+            cut += example.cut
+            if number in wanted:
+                shown[number] = example
+            yield example
+
+    examples, for_training = seen(), count - min(count - 1, max(1, round(count * share)))
+    parts: dict[Literal["train", "val"], Examples] = {
+        "train": joined(islice(examples, for_training)),
+        "val": joined(examples),
+    }
+    if sum(len(part.ends) for part in parts.values()) != count:
+        raise UserError(f"{files[0]} has changed while it was read: repeat the command")
+    block = block_size or max(1, max(int(part.lengths.max()) for part in parts.values()) - 1)
     say(f"{data_dir / name}")
     rows = [Rows(part, block, packing=True) for part in parts.values()]
-    for line in summary_lines(rows, marked, made, block):
+    for line in summary_lines(rows, shown, cut, made, block):
         say(line)
+    first = parts["val"].tokens[: parts["val"].ends[0]]
     write_dataset(
         data_dir / name,
         made,
         {split: [np.asarray(part.tokens)] for split, part in parts.items()},
-        prompt=made.decode(marked[cut].ids[: int(marked[cut].counted.argmax())].tolist()),
+        prompt=made.decode(first[: int(parts["val"].counted.argmax())].tolist()),
         recipe={
             "command": "python -m gpt_common.data prepare --conversations",
             "template": form.name,
@@ -103,20 +119,29 @@ def prepare_conversations(
     return open_dataset(name, data_dir)
 
 
+@dataclass(frozen=True)
+class _Files:
+    """What is said in them, read anew each time it is asked for: it may be more than fits into memory."""
+
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return read_conversations(self.paths)
+
+
 def _marked(
-    conversations: Sequence[Conversation], template: Template, marker: Marker, on_progress: Progress
-) -> list[Marked]:
-    found = []
+    conversations: Iterable[Conversation], count: int, template: Template, marker: Marker, on_progress: Progress
+) -> Iterator[tuple[int, Marked]]:
+    """Every example with its number."""
+    checked, kept = tee(marker.check(conversation) for conversation in conversations)
     with template.writer() as write:
-        checked = (marker.check(conversation) for conversation in conversations)
-        for conversation, written in zip(conversations, write(checked), strict=True):
-            found.append(marker.mark(conversation, written))
-            if len(found) % 1000 == 0 or len(found) == len(conversations):
-                on_progress("encoding", len(found), len(conversations))
-    return found
+        for number, (conversation, written) in enumerate(zip(kept, write(checked), strict=True)):
+            yield number, marker.mark(conversation, written)
+            if (number + 1) % 1000 == 0 or number + 1 == count:
+                on_progress("encoding", number + 1, count)
 
 
-def _tokenizer(choice: str, conversations: Sequence[Conversation], bpe_vocab_size: int | None) -> Tokenizer:
+def _tokenizer(choice: str, conversations: Iterable[Conversation], bpe_vocab_size: int | None) -> Tokenizer:
     def texts() -> Iterator[str]:
         for conversation in conversations:
             yield from ([conversation.text] if conversation.text else [])

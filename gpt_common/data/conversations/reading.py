@@ -17,6 +17,8 @@ LONGEST_LINE = 1 << 24
 """Bytes of one example."""
 MOST_MESSAGES = 10_000
 """In one example."""
+LEFT_OUT = ("function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio")
+"""What a message may say besides, and what would be lost in silence."""
 MARKS = ("\ue000", "\ue001")
 """Around an answer while a template writes it; both are for private use, and no text may have them."""
 
@@ -27,6 +29,8 @@ class Message:
 
     role: str
     content: str
+    learnt: bool = True
+    """Of an answer; OpenAI's `weight` 0 has it read only."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,12 @@ def _conversation(document: dict[str, Any], where: str) -> Conversation:
     tools = document.get("tools")
     if tools is not None and not isinstance(tools, list):
         raise _Wrong(f"`tools` is {_kind(tools)}, where a list belongs")
+    if document.get("functions"):
+        raise _Wrong("`functions` is OpenAI's older form, which is not written out: write them as `tools`")
     if not any(message.role == "assistant" for message in messages):
         raise _Wrong("no answer: no message is the assistant's")
-    return Conversation(where, messages, tools=json.dumps(tools, ensure_ascii=False) if tools else None)
+    said = _text(json.dumps(tools, ensure_ascii=False), "text of tools") if tools else None
+    return Conversation(where, messages, tools=said)
 
 
 def _messages(value: Any) -> tuple[Message, ...]:
@@ -130,8 +137,16 @@ def _message(value: Any, what: str) -> Message:
     if calls is not None and not isinstance(calls, list):
         raise _Wrong(f"the tool_calls of {what} are {_kind(calls)}, where a list belongs")
     written = [_call(call, what) for call in calls or ()]
+    if lost := next((key for key in LEFT_OUT if value.get(key)), None):
+        hint = "write it as tool_calls" if lost == "function_call" else "write it into content, or take it out"
+        raise _Wrong(f"{what} has `{lost}`, which is not written out: {hint}")
+    weight = value.get("weight", 1)
+    if type(weight) not in (int, float, type(None)) or weight not in (0, 1, None):
+        raise _Wrong(f"the weight of {what} must be 0 (only read) or 1 (learnt)")
     said = "" if content is None and written else _text(content, f"content of {what}")
-    return Message(role, "\n".join([said, *written] if said else written) if written else said)
+    if written:
+        said = _text("\n".join([said, *written] if said else written), f"content of {what}")
+    return Message(role, said, weight != 0)
 
 
 def _call(value: Any, what: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -18,27 +18,35 @@ SHOWN, LINES = 3, 14
 """Examples that are shown, and lines of each."""
 
 
-def summary_lines(rows: Sequence[Rows], examples: Sequence[Marked], tokenizer: Tokenizer, block: int) -> Iterator[str]:
+def to_show(count: int) -> list[int]:
+    """Numbers of the examples that are shown of so many: some of the beginning, the middle and the end."""
+    return [int(number) for number in np.linspace(0, count - 1, min(SHOWN, count))]
+
+
+def summary_lines(
+    rows: Sequence[Rows], examples: Mapping[int, Marked], cut: int, tokenizer: Tokenizer, block: int
+) -> Iterator[str]:
     """Figures of both splits, and three examples.
 
     Args:
         rows: of the training and of the validation split.
+        examples: those `to_show`, by number.
+        cut: answers of which the block left a part out.
         block: of which the rows are, in tokens.
     """
-    tokens = sum(len(example.ids) for example in examples)
-    counted = sum(int(example.counted.sum()) for example in examples)
-    longest = max(len(example.ids) for example in examples)
-    cut = sum(example.cut for example in examples)
+    tokens = sum(len(part.examples.tokens) for part in rows)
+    counted = sum(int(part.examples.counted.sum()) for part in rows)
+    longest = max(int(part.examples.lengths.max()) for part in rows)
     train, val = (len(part.examples.ends) for part in rows)
-    yield f"  examples   {len(examples):,}: {train:,} for training, {val:,} for validation"
+    yield f"  examples   {train + val:,}: {train:,} for training, {val:,} for validation"
     yield f"  tokens     {tokens:,}, the longest example has {longest:,}"
     yield f"  answers    {counted:,} tokens count, {counted / tokens:.1%} of all"
     yield f"  packing    {train / len(rows[0]):.2f} examples to a row of {block:,} tokens, {rows[0].filled:.1%} filled"
     if cut:
         yield f"  cut        {cut:,} answers: beyond the block (--block-size)"
-    for number in np.linspace(0, len(examples) - 1, min(SHOWN, len(examples))).astype(int):
+    for number, example in sorted(examples.items()):
         yield f"example {number + 1:,}; what is learnt has {LEARNT.strip()!r} before it:"
-        yield from shown(examples[number], tokenizer)
+        yield from shown(example, tokenizer)
 
 
 def shown(example: Marked, tokenizer: Tokenizer) -> list[str]:

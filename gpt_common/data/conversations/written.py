@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from gpt_common.data.conversations.reading import MARKS, Conversation, Message
+from gpt_common.data.tokenizers.tokenizer import END_OF_TURN
 from gpt_common.errors import UserError
 
-TURN, END = "<|im_start|>", "<|im_end|>"
+TURN, END = "<|im_start|>", END_OF_TURN
 """ChatML's special tokens."""
 SECONDS = 10.0
 """For so many conversations a template may take, and the first has the start of its process besides."""
@@ -86,7 +89,7 @@ def chatml(conversation: Conversation) -> Written:
     answers, at = [], 0
     for message in _with_tools(conversation):
         head = f"{TURN}{message.role}\n"
-        if message.role == "assistant":
+        if message.role == "assistant" and message.learnt:
             answers.append((at + len(head), at + len(head) + len(message.content)))
         parts.append(f"{head}{message.content}{END}\n")
         at += len(parts[-1])
@@ -141,6 +144,7 @@ def _ask(connection: Connection, template: Template, conversations: Iterable[Con
 def _serve(connection: Connection, template: Template) -> None:
     """Write out what is asked for, until nobody asks any more."""
     _hold_memory()
+    _end_with_parent()
     environment, compiled, problem = None, None, None
     try:
         environment = _sandbox()
@@ -179,6 +183,18 @@ def _hold_memory() -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     except (ImportError, OSError, ValueError):  # macOS has no such limit: the time is bounded all the same
         return
+
+
+def _end_with_parent() -> None:
+    """A template that loops must not go on when who would have ended it was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _sandbox() -> Any:
@@ -245,17 +261,36 @@ def _write(compiled: Any, template: Template, conversation: Conversation) -> Wri
         return "".join(parts)
 
     plain = render(conversation.messages)
+    spoken = [message.learnt for message in conversation.messages if message.role == "assistant"]
     if MARKS[0] in plain:  # it says itself what an answer is
-        return _between_marks(plain)
+        return _learnt(_between_marks(plain), spoken, template)
     for strip in (False, True):  # many templates cut blanks off
         messages = [Message(m.role, m.content.strip() if strip else m.content) for m in conversation.messages]
         marked = [Message(m.role, MARKS[0] + m.content + MARKS[1]) if m.role == "assistant" else m for m in messages]
         found = _between_marks(render(marked))
         if found.text == plain and found.answers:
-            return found
+            return _learnt(found, spoken, template)
     raise UserError(
         f"the template of {template.name} changes answers, so that they cannot be told from the rest: put them "
         "between {% generation %} and {% endgeneration %} in it"
+    )
+
+
+def _learnt(written: Written, spoken: Sequence[bool], template: Template) -> Written:
+    """Without the answers that are only read.
+
+    Args:
+        spoken: of every answer of the conversation, whether it is to be learnt.
+    """
+    if all(spoken):
+        return written
+    if len(written.answers) != len(spoken):
+        raise UserError(
+            f"the template of {template.name} marks {len(written.answers)} answers and the conversation has "
+            f"{len(spoken)}: which of them has the weight 0 is not known"
+        )
+    return Written(
+        written.text, tuple(place for place, is_learnt in zip(written.answers, spoken, strict=True) if is_learnt)
     )
 
 

@@ -16,6 +16,8 @@ from gpt_common.errors import UserError
 from gpt_common.files import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
+END_OF_TURN = "<|im_end|>"
+"""ChatML's, behind whatever one side of a conversation says."""
 
 
 class Tokenizer(ABC):
@@ -52,6 +54,12 @@ class Tokenizer(ABC):
     def specials(self) -> dict[str, int]:
         """Ids of the tokens that no text has, by name: where a document ends, or a turn of a conversation."""
         return {} if self.end_of_text is None else {self._token_bytes[self.end_of_text].decode(): self.end_of_text}
+
+    @property
+    def ends(self) -> set[int]:
+        """Ids behind which a model has said what it had to say: of a document, and of a turn in ChatML."""
+        named = (self.end_of_text, self.specials.get(END_OF_TURN))
+        return {token for token in named if token is not None}
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:

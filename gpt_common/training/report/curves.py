@@ -82,6 +82,8 @@ class Course:
     """Energy; None where nothing tells."""
     ended: str | None = None
     """Why the run ended before its schedule, if it did so by itself and was not taken up again."""
+    paced: int | None = None
+    """Steps of the schedule where they were worked out from a time; its configuration then says another number."""
 
     @property
     def last_step(self) -> int:
@@ -148,7 +150,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
     clock = _Clock()
     logged, evaluated = _Rows(LOGGED), _Rows(("val_loss", "train_loss"))
     sessions, alarms, loads = [Session(first_step=0)], [], []
-    floor, whole, used, ended = None, None, None, None
+    floor, whole, used, ended, paced = None, None, None, None, None
     for number, row in enumerate(rows, start=1):
         step = row.get("step")
         if type(step) is not int or step < 0:
@@ -169,9 +171,11 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
             used = _used(used, row)
         elif row.get("event") == "end":
             ended = str(row.get("why"))
+        elif row.get("event") == "pace":
+            paced = None if math.isnan(steps := _number(row.get("max_steps"))) else int(steps)
         elif row.get("event") == "resume":
             sessions.append(Session(first_step=step))
-            ended = None
+            ended = paced = None
         elif row.get("event") == "start":
             known = {name: _number(row.get(name)) for name in ("start_up", "first_step_seconds")}
             sessions[-1] = Session(
@@ -188,6 +192,7 @@ def course(rows: Sequence[Mapping[str, Any]], tokens_per_step: int) -> Course:
         whole=whole,
         used=used,
         ended=ended,
+        paced=paced,
     )
 
 

@@ -39,7 +39,7 @@ def closing_rows(
         ended: why the run ended before its schedule, if it did so by itself.
         evaluated_step: of the last evaluation.
         whole: loss on the whole validation split, or why it was not evaluated; None in the middle of a run.
-        estimated_on: tokens of it in the batches of an evaluation.
+        estimated_on: tokens of it that an evaluation predicts.
         best: step and loss of the best evaluation, nats per token; None where there was none.
         floor: best possible validation loss, where it is known.
         peak_memory: bytes; 0 where it is not known.

@@ -78,7 +78,7 @@ def _row(folder: Path) -> tuple[float, list[str]]:
         run.dataset,
         loss(course.best[1]) if course.best else "-",
         loss(course.excess) if course.excess is not None else "-",
-        f"{course.last_step}/{run.config.train.max_steps}",
+        f"{course.last_step}/{run.max_steps}",
         rate(course.tokens_per_second),
         "now" if run.going else when,
     ]

@@ -144,7 +144,7 @@ def loss(value: float) -> str:
 
 def sentence(run: PastRun) -> str:
     """How a run went, in a sentence or two."""
-    course, of = run.course, run.config.train.max_steps
+    course, of = run.course, run.max_steps
     how = {"running": "Still running", "done": "Done", "stopped": "Stopped"}[run.state]
     said = f"{how}: {course.last_step:,} of {of:,} steps" + (f", {course.ended}." if course.ended else ".")
     if course.best is None:
@@ -289,7 +289,7 @@ def comparison(runs: Mapping[str, PastRun]) -> tuple[list[str], list[list[str]]]
                 loss(best),
                 loss(math.nan if course.excess is None else course.excess),
                 "-" if step is None else str(step),
-                f"{course.last_step}/{run.config.train.max_steps}",
+                f"{course.last_step}/{run.max_steps}",
                 rate(course.last_step * course.tokens_per_step),
                 duration(course.seconds),
                 rate(course.tokens_per_second),

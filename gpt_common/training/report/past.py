@@ -51,9 +51,14 @@ class PastRun:
     """Whether a process trains it at this moment."""
 
     @property
+    def max_steps(self) -> int:
+        """Of its schedule."""
+        return self.course.paced or self.config.train.max_steps
+
+    @property
     def finished(self) -> bool:
         """Whether the schedule is done, or the run ended by itself."""
-        return self.course.ended is not None or self.course.last_step >= self.config.train.max_steps
+        return self.course.ended is not None or self.course.last_step >= self.max_steps
 
     @property
     def state(self) -> str:

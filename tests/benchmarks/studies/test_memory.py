@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from benchmarks.studies.memory import BAR, CONFIGURATIONS, measured_peaks
+from benchmarks.studies.memory import BAR, CASES, CONFIGURATIONS, measured_peaks
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig
 from gpt_common.network.flops import parameter_count
 from gpt_common.network.memory import MemoryPlan, Twin, memory_plan
@@ -19,12 +19,12 @@ TIGHTER = {"mlx": 0.1, "torch": 0.05}
 
 @pytest.fixture(scope="module", params=["mlx", "torch"])
 def measured(request: pytest.FixtureRequest) -> tuple[Twin, list[int]]:
-    return request.param, measured_peaks(list(CONFIGURATIONS.values()), request.param)
+    return request.param, measured_peaks(CASES.values(), request.param)
 
 
 def errors(twin: Twin, peaks: list[int]) -> dict[str, float]:
-    names = zip(CONFIGURATIONS.items(), peaks, strict=True)
-    return {name: memory_plan(config, twin).total / peak - 1 for (name, config), peak in names}
+    names = zip(CASES.items(), peaks, strict=True)
+    return {name: memory_plan(config, twin, grids=grids).total / peak - 1 for (name, (config, grids)), peak in names}
 
 
 def test_the_plan_is_near_every_measured_peak(

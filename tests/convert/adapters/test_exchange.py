@@ -100,6 +100,43 @@ def test_peft_the_twins_and_mlx_lm_agree(case: Case, bases: Bases, tmp_path: Pat
         assert apart(logits, expected) <= 2e-6, twin
 
 
+def saved_whole(folder: Path, **tables: npt.NDArray[np.float32]) -> None:
+    """An adapter of peft's with whole tables beside it, by transformers' names."""
+    from safetensors.numpy import save_file
+
+    paths = {"wte": "transformer.wte", "lm_head": "lm_head"}
+    whole = {f"base_model.model.{paths[name]}.weight": value for name, value in tables.items()}
+    save_file({**tensors(folder), **whole}, folder / "adapter_model.safetensors")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"modules_to_save": [*tables]}))
+
+
+def test_an_embedding_that_is_the_head_is_both_in_peft(bases: Bases, tmp_path: Path) -> None:
+    folder = bases("gpt2")
+    adapted(next(case for case in CASES if case.name == "gpt2-lora"), folder / "hf", tmp_path / "peft")
+    table = np.random.default_rng(3).standard_normal((40, 32), np.float32) * np.float32(0.1)
+    saved_whole(tmp_path / "peft", wte=table, lm_head=table.copy())
+    expected = peft_logits(folder / "hf", tmp_path / "peft")
+    main(["import", str(tmp_path / "peft"), "--base", str(folder / "base"), "-o", str(tmp_path / "run")])
+    for twin, logits in twins(tmp_path / "run").items():
+        assert apart(logits, expected) <= 2e-6, twin
+    main(["export", str(tmp_path / "run"), "--to", "peft", "-o", str(tmp_path / "again")])
+    assert apart(peft_logits(folder / "hf", tmp_path / "again"), expected) == 0
+    assert all(
+        np.array_equal(value, tensors(tmp_path / "again")[name]) for name, value in tensors(tmp_path / "peft").items()
+    )
+
+
+@pytest.mark.parametrize("what", ["wte", "lm_head", "both"])
+def test_an_embedding_that_peft_trained_apart_from_its_head_is_refused(what: str, bases: Bases, tmp_path: Path) -> None:
+    folder, table = bases("gpt2"), np.ones((40, 32), np.float32)
+    adapted(next(case for case in CASES if case.name == "gpt2-lora"), folder / "hf", tmp_path / "peft")
+    saved_whole(tmp_path / "peft", **({"wte": table, "lm_head": 2 * table} if what == "both" else {what: table}))
+    with pytest.raises(UserError, match="trained them apart"):
+        main(["import", str(tmp_path / "peft"), "--base", str(folder / "base"), "-o", str(tmp_path / "run")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["peft"]
+
+
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "another kind": ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
     "no kind": ({"peft_type": None}, "peft_type"),

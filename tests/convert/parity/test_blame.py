@@ -14,7 +14,7 @@ from convert.parity.blame import paragraph, search
 from convert.parity.climb import Climb
 from convert.parity.ladder import Report, climb_ladder
 from convert.parity.mutants.climb import mutant_climb, wrap
-from convert.parity.mutants.gpt2 import MUTANTS
+from convert.parity.mutants.every import MUTANTS
 from mlx_gpt import layers
 
 pytestmark = pytest.mark.parity

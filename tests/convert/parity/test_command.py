@@ -13,7 +13,7 @@ import pytest
 from convert.parity import canaries, material
 from convert.parity.command import main
 from convert.parity.mutants.climb import mutant_config
-from convert.parity.mutants.gpt2 import MUTANTS
+from convert.parity.mutants.every import MUTANTS
 from convert.parity.twins.backends import open_twin
 from gpt_common.errors import UserError, WorkFailed, run_main
 from gpt_common.machine.backends import BACKENDS

@@ -6,7 +6,7 @@ import pytest
 
 from convert.parity.ladder import NAMES, climb_ladder
 from convert.parity.mutants.climb import FAMILIES, Mutant, first_rejection, mutant_climb
-from convert.parity.mutants.gpt2 import MUTANTS
+from convert.parity.mutants.every import MUTANTS
 
 pytestmark = pytest.mark.parity
 

@@ -14,7 +14,7 @@ import pytest
 
 from convert.parity.ladder import NAMES, climb_ladder
 from convert.parity.mutants.climb import mutant_climb
-from convert.parity.mutants.gpt2 import MUTANTS
+from convert.parity.mutants.every import MUTANTS
 from convert.parity.quality import QualityPlan, summary
 from convert.parity.report.console import as_dict
 from convert.parity.report.page import render, short

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convert.parity.climb import Climb
 from convert.parity.command import main
 from convert.parity.ladder import climb_ladder
-from convert.parity.mutants.gpt2 import MUTANTS
+from convert.parity.mutants.every import MUTANTS
 from convert.parity.random_configs import RUNGS, random_config
 from convert.parity.report.console import line
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig

@@ -60,7 +60,7 @@ def test_ranks_and_scales() -> None:
 def test_initial_values() -> None:
     config = AdapterConfig(adapter="dora", adapter_rank=4)
     base = np.arange(48 * 16, dtype=np.float32).reshape(48, 16)
-    ask = lambda name: base if "qkv" in name else np.ones(parameter_shapes(GPT2)[name], np.float32)  # noqa: E731
+    ask = lambda name: base if "qkv" in name else np.ones(parameter_shapes(GPT2)[f"{name}.weight"], np.float32)  # noqa: E731
     values = dict(initial_adapters(parameter_shapes(GPT2), config, 7, ask))
     assert {name: value.shape for name, value in values.items()} == adapter_shapes(parameter_shapes(GPT2), config)
     a = values["blocks.0.attention.qkv_proj.lora_a"]
@@ -101,6 +101,22 @@ def test_a_name_that_is_none(fields: dict[str, Any], said: str) -> None:
 def test_an_impossible_adapter_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError):
         AdapterConfig(adapter="lora", **fields)
+
+
+def test_dora_is_refused_beside_a_row_of_zeros() -> None:
+    config = AdapterConfig(adapter="dora", adapter_targets=("qkv_proj",))
+    base = np.ones((48, 16), np.float32)
+    base[7] = 0
+    with pytest.raises(UserError, match=r"row 7 of blocks\.0\.attention\.qkv_proj is zero"):
+        list(initial_adapters(parameter_shapes(GPT2), config, 0, lambda _: base))
+    assert list(initial_adapters(parameter_shapes(GPT2), AdapterConfig(adapter="lora"), 0, lambda _: base))
+
+
+def test_a_rank_for_what_has_no_adapter_is_refused() -> None:
+    with pytest.raises(UserError, match="'out_proj' has no adapter"):
+        shapes(GPT2, adapter_targets=("qkv_proj",), adapter_ranks=("out_proj=2",))
+    with pytest.raises(UserError, match="has no adapter"):
+        shapes(GPT2, adapter_layers=1, adapter_alphas=("blocks.0.attention.qkv_proj=2",))
 
 
 def test_no_adapter_has_no_rank() -> None:

@@ -27,6 +27,7 @@ from gpt_common.data.tokenizers import (
     load_tokenizer,
     train_bpe_on,
 )
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.sampling import until_end
 from gpt_common.training.source import Source, print_samples
 from tests.borrowed import tiny_shakespeare
@@ -227,6 +228,8 @@ def test_generation_stops_at_the_end() -> None:
     assert list(until_end(tokens(), tokenizer)) == [0, 1]
     assert asked == [0, 1, 3], "nothing is computed behind the end"
     assert list(until_end([0, 1, 2], CharTokenizer("abc"))) == [0, 1, 2]
+    talks = with_tokens(tokenizer, ("<|im_start|>", "<|im_end|>"))  # ids 4 and 5
+    assert list(until_end([0, 4, 1, 5, 2], talks)) == [0, 4, 1], "nor behind a turn"
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt_common.data.batches import NumpyBatch
+from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.judging.whole_text import byte_lengths, whole_batches, whole_text
 
 
@@ -54,6 +56,12 @@ def test_the_end_of_a_document_has_no_bytes() -> None:
     assert tokenizer.end_of_text is not None
     ids = np.array([*tokenizer.encode("some"), tokenizer.end_of_text, *tokenizer.encode("more")])
     assert byte_lengths(tokenizer)[ids].sum() == 8
+
+
+def test_what_divides_a_conversation_has_no_bytes() -> None:
+    tokenizer = with_tokens(CharTokenizer("ab"), (TURN, END))
+    ids = [tokenizer.specials[TURN], *tokenizer.encode("ab"), tokenizer.specials[END]]
+    assert byte_lengths(tokenizer)[ids].sum() == 2
 
 
 def test_uniform_guessing_costs_the_logarithm_of_the_vocabulary() -> None:

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from gpt_common.config import PRESETS_FOLDER, OptimConfig, is_for_fine_tuning, load_toml, preset_names
+from gpt_common.errors import UserError
 from gpt_common.training.command_line import parse_training
-from tests.twins import train
+from tests.twins import tiny, train
 
 
 @pytest.fixture(scope="module")
 def base(stories_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.twins import tiny
-
     run = tmp_path_factory.mktemp("base") / "run"
     train("torch_gpt", *tiny(stories_dir, "--out", str(run), "--max-steps", "6", "--learning-rate", "1e-2"))
     return run
@@ -55,6 +55,34 @@ def test_the_rest_is_the_bases_and_this_machines(base: Path) -> None:
     assert (command.run.model.n_embd, command.run.train.batch_size, command.run.data.dataset) == (32, 4, "stories")
     assert command.run.model.dropout == 0.1
     assert command.run.train.device == "auto"
+
+
+def test_an_adapter_has_the_bases_rate_whoever_asks_for_it(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "lora.toml").write_text('[adapter]\nadapter = "lora"\n')
+    by_flag, by_file = ("--adapter", "lora"), ("--config", tmp_path / "lora.toml")
+    assert parsed("--init-from", base, *by_file)[0] == min(
+        parsed("--init-from", base, *by_flag)[0], OptimConfig().learning_rate
+    )
+
+
+def test_a_preset_for_fine_tuning_says_so_itself() -> None:
+    assert [name for name in preset_names() if is_for_fine_tuning(name)] == ["stories-qa"]
+    load_toml(PRESETS_FOLDER / "stories-qa.toml")  # as a file it is read too
+    with pytest.raises(UserError, match="no preset"):
+        is_for_fine_tuning("stories-aq")
+
+
+def test_steps_that_are_asked_for_are_not_bounded_by_the_bases_time(stories_dir: Path, tmp_path: Path) -> None:
+    timed = tmp_path / "timed"
+    train("torch_gpt", *tiny(stories_dir, "--out", str(timed), "--max-minutes", "0.01"))
+
+    def limits(*more: str) -> tuple[float, int]:
+        command, _ = parse_training(["--init-from", str(timed), *more], prog="train", has_gpu=False)
+        return command.run.train.max_minutes, command.run.train.max_steps
+
+    assert limits("--max-steps", "7") == (0, 7)
+    assert limits("--max-steps", "7", "--max-minutes", "2") == (2, 7)
+    assert limits()[0] == 0.01
 
 
 def test_help_names_a_model_of_the_hub_and_fetches_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,7 @@ def test_minutes_make_the_schedule(
     else:
         assert "minutes are over" in ended["why"]
     assert steps[-1]["step"] > pace["step"]
+    assert (read_run(run).max_steps, read_run(run).state) == (pace["max_steps"], "done")
     assert "floor" in said
     error = fails(capsys, twin, "--resume", run, "--max-minutes", "5")
     assert "cannot resume with another train max_minutes" in error
@@ -132,6 +133,7 @@ def test_a_resumed_run_keeps_the_steps_of_its_pace(twin: str, stories_dir: Path,
     assert len(pace) == 1
     train(twin, "--resume", run, "--stop-at", "16")
     assert [row for row in read_metrics(run) if row.get("event") == "pace"] == pace
+    assert read_run(run).max_steps == pace[0]["max_steps"]
     manifest = Manifest.read(run / "checkpoints/step-000016/state.json")
     assert manifest.run_config.train.max_steps == pace[0]["max_steps"]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from convert.__main__ import main as convert
 from tests.twins import TWINS, fails, tensors, tiny, train
 
 DORA = ("--adapter", "dora", "--adapter-rank", "4", "--adapter-dropout", "0.1", "--dropout-rng", "shared")
@@ -58,6 +60,42 @@ def test_a_base_that_is_missing_or_changed_is_refused(runs: Path, capsys: pytest
     finally:
         shutil.rmtree(base)
         shutil.copytree(kept, base)
+
+
+def test_a_base_stays_when_its_run_goes_on(runs: Path, stories_dir: Path) -> None:
+    base, adapted = runs / "goes on", runs / "beside it"
+    train("torch_gpt", *tiny(stories_dir, "--out", str(base), "--max-steps", "1", "--keep-checkpoints", "1"))
+    start = ("--init-from", base, "--data-dir", stories_dir, *DORA, "--max-steps", "1", "--out", adapted)
+    train("torch_gpt", *start)
+    longer = ("--max-steps", "4", "--eval-interval", "1", "--checkpoint-interval", "1", "--learning-rate", "1e-2")
+    train("torch_gpt", "--resume", base, *longer)
+    left = {path.name for path in (base / "checkpoints").iterdir()}
+    assert left - {"step-000004"} == {"best", "latest", "kept", "step-000001"}, "and none that nothing stands beside"
+    assert (base / "checkpoints" / "best").read_text() == "step-000004\n"
+    train("torch_gpt", "--resume", adapted, "--max-steps", "2")
+
+
+def test_fusing_says_what_bfloat16_costs(runs: Path, stories_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured as the run itself was, on as many batches; and no longer than its data is there."""
+    start = ("--init-from", runs / "base", "--data-dir", stories_dir, "--adapter", "lora", "--learning-rate", "0.3")
+    train("torch_gpt", *start, "--max-steps", "3", "--warmup-steps", "0", "--eval-batches", "4", "--out", runs / "far")
+    capsys.readouterr()
+    convert(["fuse", str(runs / "far"), "-o", str(runs / "fused")])
+    said = re.search(
+        r"costs (\S+) nats/token: (\S+) for (\S+), on ([\d,]+) tokens of stories\n", capsys.readouterr().out
+    )
+    assert said, "one line"
+    state = json.loads(next((runs / "far" / "checkpoints").glob("step-*3/state.json")).read_text())
+    assert float(said[3]) == pytest.approx(state["val_loss"], abs=1e-6)
+    assert 2e-6 < abs(float(said[2]) - float(said[3])) < 1e-2, "it was rounded, and to bfloat16"
+    assert float(said[1]) == pytest.approx(float(said[2]) - float(said[3]), abs=2e-6)
+    state = json.loads(next((runs / "fused" / "checkpoints").glob("step-*3/state.json")).read_text())
+    assert state["prompt"], "samples begin as the run's"
+
+    config = runs / "far" / "checkpoints" / "step-000003" / "state.json"
+    config.write_text(config.read_text().replace(str(stories_dir), str(runs / "nowhere")))
+    convert(["fuse", str(runs / "far"), "-o", str(runs / "again")])
+    assert "was not measured: its dataset 'stories' is not in" in capsys.readouterr().out
 
 
 def test_what_cannot_be(runs: Path, stories_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

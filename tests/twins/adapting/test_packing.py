@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gpt_common.config import ModelConfig
-from gpt_common.data.batches import Examples, NumpyBatch, Rows, training_batch
+from gpt_common.data.batches import Examples, NumpyBatch, Rows, estimated_on, training_batch
 from gpt_common.data.conversations.preparing import prepare_conversations
 from tests.twins import TWINS, tiny, train
 from tests.twins.steps import FAMILIES, GPT2, LLAMA, SIZE, T, Trained, V, apart
@@ -44,6 +44,13 @@ def packed_and_alone() -> tuple[list[NumpyBatch], list[NumpyBatch]]:
     half = len(packed) // 2
     rows = [list(range(half)), list(range(half, len(packed)))]
     return [packed.batch(part) for part in rows], [alone.batch(list(range(i, i + 3))) for i in (0, 3, 6)]
+
+
+def test_an_estimate_is_on_what_counts() -> None:
+    rows = Rows(examples(), T, packing=True)
+    assert estimated_on(rows, block_size=T, batch_size=2, batches=99) == examples().counted.sum()
+    assert estimated_on(np.arange(99), block_size=T, batch_size=2, batches=3) == 6 * T
+    assert estimated_on(np.arange(99), block_size=T, batch_size=2, batches=99) == 99
 
 
 @both

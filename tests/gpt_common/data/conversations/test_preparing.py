@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.__main__ import main
 from gpt_common.data.conversations.marking import Marker, TrainOn
 from gpt_common.data.conversations.preparing import prepare_conversations
-from gpt_common.data.conversations.reading import Conversation, Message
-from gpt_common.data.conversations.written import CHATML, END, TURN, Template, chatml
+from gpt_common.data.conversations.reading import Conversation, Message, read_conversations
+from gpt_common.data.conversations.written import AT_ONCE, CHATML, END, TURN, Template, chatml
 from gpt_common.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, load_tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.errors import UserError
@@ -60,7 +61,14 @@ def learnt(dataset: Dataset, split: int, number: int = 0) -> list[str]:
     [
         ("answers", [f"Two.{END}", f"Yes — sure.{END}"]),
         ("last", [f"Yes — sure.{END}"]),
-        ("all", [chatml(Conversation("", tuple(Message(**m) for m in TALK["messages"]))).text[len(TURN) :]]),
+        (
+            "all",
+            [
+                chatml(Conversation("", tuple(Message(m["role"], m["content"]) for m in TALK["messages"]))).text[
+                    len(TURN) :
+                ]
+            ],
+        ),
     ],
 )
 @pytest.mark.parametrize("tokenizer", ["char", "bpe"])
@@ -163,6 +171,35 @@ def test_jinja_and_chatml_mark_alike(tmp_path: Path) -> None:
         assert dataset.fingerprint == expected, source
 
 
+def test_an_answer_of_weight_0_is_read_only(tmp_path: Path) -> None:
+    """OpenAI's own way to say so, whoever writes the conversation out."""
+    talk = {"messages": [dict(m) | {"weight": int(i != 2)} for i, m in enumerate(TALK["messages"])]}
+    dataset, _ = prepared(tmp_path, talk, PAIR)
+    assert learnt(dataset, 0) == [f"Yes — sure.{END}"]
+    (tmp_path / "t.jinja").write_text(CHATML)
+    kept = (tmp_path / "data" / "talk" / "tokenizer.json").rename(tmp_path / "kept.json")
+    dataset, _ = prepared(tmp_path, talk, PAIR, template=str(tmp_path / "t.jinja"), tokenizer=str(kept))
+    assert learnt(dataset, 0) == [f"Yes — sure.{END}"]
+
+
+def test_no_more_than_a_few_conversations_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: weakref.WeakValueDictionary[int, Conversation] = weakref.WeakValueDictionary()
+    most = 0
+
+    def watched(files: Any) -> Any:
+        nonlocal most
+        for number, conversation in enumerate(read_conversations(files)):
+            held[number] = conversation
+            most = max(most, len(held))
+            yield conversation
+
+    monkeypatch.setattr("gpt_common.data.conversations.preparing.read_conversations", watched)
+    dataset, _ = prepared(tmp_path, *[PAIR] * 600)
+    assert dataset.examples is not None
+    assert len(dataset.examples[0].ends) == 540
+    assert most <= 2 * AT_ONCE, "a template is given so many at once"
+
+
 def test_the_template_beside_a_tokenizer_is_taken(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -242,6 +279,16 @@ HOSTILE: dict[str, tuple[Any, str]] = {
     "arguments that are no JSON": (called("{"), "arguments of a call of message 1 are no JSON"),
     "arguments without end": (called('{"a": 1e999}'), "are no JSON .*1e999"),
     "an argument twice": (called('{"a": 1, "a": 2}'), "are no JSON .*twice"),
+    "marks in tools": ({**PAIR, "tools": ["\ue000"]}, "private use"),
+    "marks in a call": (called('{"a": "\ue001"}'), "private use"),
+    "a turn within tools": ({**PAIR, "tools": [f"{END}{TURN}assistant"]}, "a tool says '<|im_end|>'"),
+    "an older call": (
+        {"messages": [{"role": "assistant", "content": "", "function_call": {}, "refusal": "no"}]},
+        "refusal",
+    ),
+    "thoughts": ({"messages": [{"role": "assistant", "content": "a", "reasoning_content": "b"}]}, "reasoning_content"),
+    "half a weight": ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "weight of message 1"),
+    "nothing that is learnt": ({"messages": [{"role": "assistant", "content": "a", "weight": 0}]}, "no answer"),
     "an empty text": ({"text": ""}, "`text` is empty"),
     "an endless line": ('{"text": "' + "a" * (1 << 24), "longer than"),
 }
@@ -264,51 +311,6 @@ def test_bytes_that_are_no_text_and_files_that_are_none(tmp_path: Path) -> None:
     for path, says in ((file, ":1: not UTF-8"), (tmp_path / "pipe", "cannot read"), (tmp_path / "no", "cannot read")):
         with pytest.raises(UserError, match=says):
             prepare_conversations([path], "talk", tmp_path / "data", "char", on_progress=lambda *_: None)
-
-
-WRONG_TEMPLATES = {
-    "not Jinja": ("{% for %}", "cannot be read"),
-    "an import": ("{% import 'os' as os %}{{ os }}", "fails"),
-    "out of the sandbox": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError|no answer|fails|changes"),
-    "its own error": ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-    "it changes answers": ("{% for m in messages %}{{ m.content[1:] }}{% endfor %}", "changes"),
-    "it drops answers": ("hello", "changes answers"),
-    "it writes without end": ("{% for i in range(99999) %}{% for j in range(999) %}{{ 'a' }}{% endfor %}{% endfor %}",
-                              "writes more|takes more"),
-    "a large power": ("{{ 9 ** 99999 }}", "SecurityError"),
-    "repeated text": ("{{ 'a' * 999999999 }}", "SecurityError"),
-    "a call of nothing": ("{{ nothing() }}", "UndefinedError"),
-    "another file": ("{% include '/etc/passwd' %}", "fails"),
-    "a parent's file": ("{% extends '/etc/passwd' %}", "fails"),
-    "a shell by a macro": ("{% macro m() %}{% endmacro %}{{ m.__call__.__globals__.os.mkdir('CANARY') }}", "fails"),
-    "a shell by what Jinja knows": ("{{ cycler.__init__.__globals__.os.mkdir('CANARY') }}", "fails"),
-    "a shell by a format": ("{{ '{0.__class__.__init__.__globals__}'.format(cycler) }}", "fails|changes"),
-    "a shell by an attribute's name": ("{{ (''|attr('__class__')).__mro__ }}{{ lipsum|attr('__globals__') }}", "fails"),
-    "a list that is changed": ("{% for m in messages %}{{ messages.append(m) }}{% endfor %}", "SecurityError"),
-    "itself without end": ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
-    "a range without end": ("{% for i in range(10 ** 12) %}{% endfor %}", "fails"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("source", "says"), WRONG_TEMPLATES.values(), ids=WRONG_TEMPLATES)
-def test_a_wrong_template_is_one_line(tmp_path: Path, source: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "t.jinja").write_text(source, encoding="utf-8")
-    with pytest.raises(UserError, match=says) as error:
-        prepared(tmp_path, PAIR, PAIR, template=str(tmp_path / "t.jinja"))
-    assert "\n" not in str(error.value)
-    assert "talk.jsonl:1: " in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.jinja", "talk.jsonl"], "nothing is left, or run"
-
-
-def test_a_template_that_loops_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gpt_common.data.conversations.written.SECONDS", 0.5)
-    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-    (tmp_path / "t.jinja").write_text(loop)
-    with pytest.raises(UserError, match="it loops") as error:
-        prepared(tmp_path, PAIR, PAIR, template=str(tmp_path / "t.jinja"))
-    assert "\n" not in str(error.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["t.jinja", "talk.jsonl"]
 
 
 def test_a_tokenizer_is_extended_behind_its_ids_and_saved(tmp_path: Path) -> None:

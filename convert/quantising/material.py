@@ -1,0 +1,92 @@
+"""The text that a quantised model is calibrated and judged on: never the same, and always this machine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt_common.config import RunConfig
+from gpt_common.data import open_dataset
+from gpt_common.data.batches import NumpyBatch, Source, Split, evaluation_batches, positions, training_batch
+from gpt_common.data.tokenizers import Tokenizer
+from gpt_common.errors import UserError
+from gpt_common.training.manifest import Manifest
+
+TOKENS_AT_ONCE = 512
+JUDGED_SHARE = 0.1
+"""Of a text of one's own, from its end."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """Batches."""
+
+    name: str
+    learnt_from: Source
+    judged_by: Split
+    block_size: int
+    batch_size: int
+    floor: float | None
+    """The lowest loss that there can be on it, nats per token, where that is known."""
+
+    def calibration(self, seed: int, step: int) -> NumpyBatch:
+        """A batch of the text that is learnt from."""
+        return training_batch(
+            self.learnt_from, block_size=self.block_size, batch_size=self.batch_size, seed=seed, step=step
+        )
+
+    def enough(self, seed: int, tokens: int, first: int = 0) -> list[NumpyBatch]:
+        """Batches of at least so many tokens that count."""
+        found: list[NumpyBatch] = []
+        while sum(map(positions, found)) < tokens:
+            found.append(self.calibration(seed, first + len(found)))
+        return found
+
+    def judging(self, tokens: int) -> list[NumpyBatch]:
+        """Batches of about so many tokens, spread over the text that is judged by."""
+        batches = max(1, tokens // (self.block_size * self.batch_size))
+        whole = evaluation_batches(
+            self.judged_by, block_size=self.block_size, batch_size=self.batch_size, batches=batches
+        )
+        return list(whole)
+
+
+def material(
+    config: RunConfig,
+    manifest: Manifest,
+    tokenizer: Tokenizer | None,
+    text: Path | None,
+    on_progress: Callable[[str], None],
+) -> Material | None:
+    """A text file's, or else that of the dataset that the model was trained on; None where neither is there.
+
+    Raises:
+        UserError: the text cannot be read, or is too short.
+    """
+    block = config.model.block_size
+    if text is not None:
+        return _of_text(text, tokenizer, block)
+    if manifest.dataset is None:
+        return None
+    dataset = open_dataset(manifest.dataset["name"], Path(config.data.data_dir), on_progress)
+    if tokenizer is None or dataset.tokenizer.fingerprint != tokenizer.fingerprint:
+        return None
+    train, val = dataset.splits(block, packing=True)
+    return Material(dataset.name, train, val, block, max(1, TOKENS_AT_ONCE // block), dataset.floor)
+
+
+def _of_text(text: Path, tokenizer: Tokenizer | None, block: int) -> Material:
+    if tokenizer is None:
+        raise UserError(f"the model has no tokenizer, so {text} means nothing to it: import it with --tokenizer FILE")
+    try:
+        ids = np.asarray(tokenizer.encode(text.read_text(encoding="utf-8")), np.int32)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{text} cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
+    block = min(block, TOKENS_AT_ONCE)
+    learnt, judged = np.split(ids, [int(len(ids) * (1 - JUDGED_SHARE))])
+    if len(judged) <= block:
+        raise UserError(f"{text} has {len(ids):,} tokens: {int(block / JUDGED_SHARE):,} are needed; take a longer text")
+    return Material(str(text), learnt, judged, block, max(1, TOKENS_AT_ONCE // block), None)
