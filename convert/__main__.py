@@ -12,7 +12,7 @@ from gpt_common.manual import HELP_WORDS
 
 COMMANDS = {
     "import": "bring in a model or adapter as a run: file, folder, hf:OWNER/NAME",
-    "export": "write a run as what nanoGPT, transformers, mlx-lm or peft load",
+    "export": "write a run for nanoGPT, transformers, mlx-lm, peft or llama.cpp",
     "torch2mlx": "as import, beside the source; with --to mlx-lm straight there",
     "mlx2torch": "as export, with --to nanogpt where nothing else is said",
     "inspect": "what a checkpoint is: configuration, tensors, dtypes, hashes",

@@ -60,7 +60,7 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class Import(Conversion):
-    """Bring in a GPT-2, Llama or DeepSeek-V3 folder, a nanoGPT ckpt.pt, a state dict, or hf:OWNER/NAME, as a run."""
+    """Bring in a GPT-2, Llama or DeepSeek-V3 folder, a GGUF file, nanoGPT's ckpt.pt, a state dict or hf:OWNER/NAME."""
 
     examples: ClassVar[tuple[str, ...]] = ("hf:openai-community/gpt2", "ckpt.pt -o runs/FIRST")
     to: ClassVar[str] = "native"
@@ -87,7 +87,11 @@ class WithChoice(Conversion):
 class Export(WithChoice):
     """Write a run, or any other model, as the files of another library."""
 
-    examples: ClassVar[tuple[str, ...]] = ("runs/FIRST --to mlx-lm", "runs/FIRST --to nanogpt -o ckpt.pt")
+    examples: ClassVar[tuple[str, ...]] = (
+        "runs/FIRST --to mlx-lm",
+        "runs/FIRST --to nanogpt -o ckpt.pt",
+        "runs/FIRST --to gguf -o x.gguf",
+    )
     to: Target
     """For whom; native is a run of this project, with one checkpoint; peft takes adapters; gguf is for llama.cpp."""
     dtype: ExportDtype | None = None
