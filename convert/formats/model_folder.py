@@ -131,7 +131,7 @@ def check_fixed(path: Path, settings: Mapping[str, Any], fixed: Mapping[str, obj
     """
     for key in mlx_grids.KEYS:
         if settings.get(key) is not None:
-            mlx_grids.check_mode(path, settings[key])
+            mlx_grids.check_mode(path, settings[key], key)
     layers = settings.get("layer_types")
     if layers is not None and set(map(str, layers if isinstance(layers, list) else [layers])) - {"full_attention"}:
         raise UserError(f"{path}: layer_types names layers other than full_attention: choose another model")

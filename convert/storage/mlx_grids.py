@@ -55,15 +55,25 @@ def with_words(contents: Contents, settings: Mapping[str, Any], path: Path) -> C
     return dataclasses.replace(contents, tensors=floats, words=words, grids=grids)
 
 
-def check_mode(path: Path, said: object) -> None:
-    """Refuse another kind of quantisation than MLX's affine one; raises UserError."""
-    mode = said.get("mode", "affine") if isinstance(said, dict) and "bits" in said and "group_size" in said else None
-    if mode != "affine" or (isinstance(said, dict) and "quant_method" in said):
-        method = said.get("quant_method", mode) if isinstance(said, dict) else said
-        raise UserError(
-            f"{path}: its weights are quantised by {shown(method)}, and only MLX's affine mode is read: choose or save "
-            "the model in bfloat16"
-        )
+def check_mode(path: Path, said: object, key: str = KEYS[0]) -> None:
+    """Refuse another kind of quantisation than MLX's affine one.
+
+    Args:
+        said: what config.json says under `key`.
+
+    Raises:
+        UserError: it is another.
+    """
+    known = isinstance(said, dict) and {"bits", "group_size"} <= said.keys() and "quant_method" not in said
+    mode = said.get("mode", "affine") if isinstance(said, dict) else said
+    if known and mode == "affine":
+        return
+    method = said.get("quant_method", mode if known else None) if isinstance(said, dict) else said
+    how = "" if method is None else f" by {shown(method)}"
+    raise UserError(
+        f"{path}: {key} says that the weights are quantised{how}, and only MLX's affine mode is read: choose or save "
+        "the model in bfloat16"
+    )
 
 
 def settings_of(grids: Grids, names: Mapping[str, str]) -> dict[str, Any]:
