@@ -197,9 +197,8 @@ def _measure_torch(config: RunConfig, grids: Grids) -> int:
     torch.set_num_threads(1)
     if grids:  # the model is built in float, in memory that nobody touches, and takes its words then
         work: Any = cpu_work("torch", config, grids)
-        held = [*work.model.parameters(), *work.model.buffers()]
-        steps = torch_peak(lambda: run_steps(work, config, Batcher(config).take(STEPS)))
-        return steps + sum(tensor.nbytes for tensor in held)
+        held: int = sum(tensor.nbytes for tensor in (*work.model.parameters(), *work.model.buffers()))
+        return held + torch_peak(lambda: run_steps(work, config, Batcher(config).take(STEPS)))
     return torch_peak(lambda: run_steps(cpu_work("torch", config, grids), config, Batcher(config).take(STEPS)))
 
 
