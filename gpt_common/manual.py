@@ -40,9 +40,9 @@ SHORT = {
     "data": ("dataset",),
     "size": ("n_layer", "n_head", "n_embd", "block_size"),
     "steps": ("max_steps", "max_minutes", "patience", "batch_size", "grad_accum_steps", "seed", "device", "dtype"),
-    "rate": ("learning_rate", "min_lr", "warmup_steps", "schedule"),
+    "rate": ("learning_rate", "warmup_steps"),
     "adapter": ("adapter",),
-    "log": ("eval_interval", "checkpoint_interval", "prompts", "trackers"),
+    "log": ("eval_interval", "checkpoint_interval", "prompts"),
 }
 """Fields of a configuration that `--help` shows, by section."""
 MORE = {
