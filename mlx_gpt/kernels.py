@@ -24,16 +24,17 @@ from gpt_common.network.activations import loss_rows, query_rows
 
 # Coefficients from the lowest power on.
 TAIL = (
-    0.0997324955,
-    0.0447887996,
-    0.00859163688,
-    0.00098065493,
-    0.00011135661,
-    9.75797806e-5,
-    -1.67467037e-5,
-    2.93245026e-6,
+    0.0997350514,
+    0.044769261,
+    0.00864558853,
+    0.000908416347,
+    0.000163241872,
+    7.72321509e-5,
+    -1.26585246e-5,
+    2.6044861e-6,
 )
-"""Of Q(a): a / 2 / (1 + a Q(a))^8 is a Phi(-a) for a >= 0, to 5e-8 (the form of Abramowitz & Stegun 1964, 7.1.28)."""
+"""Of Q(a): a / 2 / (1 + a Q(a))^8 is a Phi(-a) for a >= 0, to 8e-8, and to 1e-7 of a / 2 for small a, as a fresh
+model's are (the form of Abramowitz & Stegun 1964, 7.1.28)."""
 ABOVE = (0.797885204, -0.0317013809, 0.0142075807, 1.04236029e-5, 3.50167881e-5, 1.66530238e-7, 1.00631218e-10)
 BELOW = (1.0, 0.293608248, 0.0406599419, 0.0034681212, 0.000188090011, 8.43305913e-6)
 LARGEST = 5.8

@@ -61,3 +61,11 @@ def tiny_run(stories_dir: Path) -> list[str]:
     from tests.twins import tiny
 
     return tiny(stories_dir)
+
+
+@pytest.fixture
+def without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch's own products, as on a processor without oneDNN's (torch_gpt/kernels.py): its counters see no others."""
+    from torch_gpt import kernels
+
+    monkeypatch.setattr(kernels, "ONEDNN", False)

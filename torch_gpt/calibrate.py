@@ -25,6 +25,7 @@ from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.judging.closeness import Closeness
+from gpt_common.network.parameters import parameter_shapes
 from torch_gpt.adapters import part
 from torch_gpt.checkpoint import load_weights
 from torch_gpt.device import select_device, to_device
@@ -84,9 +85,10 @@ def watched_kind(kind: type[Any]) -> type[Any]:
 def input_moments(model: GPT, layers: Iterable[str], batches: Iterable[NumpyBatch]) -> Moments:
     """Sums of `x x^T` over the inputs x of each layer, (I, I), of experts (E, I, I), in float64."""
     found: Moments = {}
+    shapes = parameter_shapes(model.config)
     for name in layers:
         layer = part(model, name)
-        *experts, _, inputs = layer.weight.shape
+        *experts, _, inputs = shapes[f"{name}.weight"]
         layer.moments = found[name] = np.zeros((*experts, inputs, inputs))
         kind: Any = type(layer)
         layer.__class__ = watched_kind(kind)

@@ -84,7 +84,7 @@ def describe(device: torch.device) -> str:
     passive = "passive " if os.environ.get("OMP_WAIT_POLICY") == "PASSIVE" else ""  # they sleep while they wait
     count = torch.get_num_threads()
     threads = f", {count} {passive}thread{'' if count == 1 else 's'}" if device.type == "cpu" else ""
-    products = ", products by oneDNN" if device.type == "cpu" and ONEDNN else ""
+    products = ", oneDNN" if device.type == "cpu" and ONEDNN else ""
     return f"PyTorch {torch.__version__} on {name_of(device)}{threads}{products}"
 
 

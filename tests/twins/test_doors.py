@@ -118,7 +118,7 @@ def test_nobody_reads_a_weight_past_its_layer(twin: str) -> None:
     found = {
         f"{path.name}:{node.lineno}"
         for path in sorted((ROOT / twin).glob("*.py"))
-        if path.name not in ("layers.py", "adapters.py")  # the doors themselves
+        if path.name not in ("layers.py", "adapters.py", "quantised.py")  # the doors themselves
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr == "weight"
     }

@@ -26,6 +26,8 @@ from gpt_common.config import ModelConfig
 from gpt_common.data.batches import Batch
 from tests.gpt_common.network.test_activations import FAMILIES
 
+pytestmark = pytest.mark.usefixtures("without_onednn")
+
 MLX_PRODUCTS = {"Matmul", "AddMM", "ScaledDotProductAttention", "ScaledDotProductAttentionVJP"}
 TORCH_PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "_grouped_mm"}
 EXPERTS = 7

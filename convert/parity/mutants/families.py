@@ -218,7 +218,7 @@ CUSTOM_LLM: Changes = {
     ("G", "the cache's scores without their rotary part"): lambda: wrap(
         attention.Attention,
         "attend_latents",
-        lambda f: lambda self, q, q_rope, latent, k_rope: f(self, q, 0 * q_rope, latent, k_rope),
+        lambda f: lambda self, q, q_rope, latent, k_rope, *rest: f(self, q, 0 * q_rope, latent, k_rope, *rest),
     ),
     ("L5", "auxiliary loss left out"): lambda: wrap(
         experts.Routers, "counted", lambda f: lambda self, loss: (f(self, loss), loss)[1]

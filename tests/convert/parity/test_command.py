@@ -132,6 +132,7 @@ def test_canaries_live_here(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(canaries.CANARIES) == len(QUICK_CANARIES) + 3
 
 
+@pytest.mark.usefixtures("without_onednn")
 def test_a_canary_that_dies_says_what_to_do(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

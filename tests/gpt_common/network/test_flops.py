@@ -27,6 +27,8 @@ from gpt_common.network.flops import (
 )
 from gpt_common.network.parameters import parameter_shapes, trained_shapes
 
+pytestmark = pytest.mark.usefixtures("without_onednn")
+
 SHAKESPEARE_CHAR = ModelConfig(vocab_size=65, block_size=256, n_layer=6, n_head=6, n_embd=384)
 GPT2 = ModelConfig(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768, bias=True)
 
