@@ -88,8 +88,8 @@ def input_moments(model: GPT, layers: Iterable[str], batches: Iterable[NumpyBatc
     shapes = parameter_shapes(model.config)
     for name in layers:
         layer = part(model, name)
-        *experts, _, inputs = shapes[f"{name}.weight"]
-        layer.moments = found[name] = np.zeros((*experts, inputs, inputs))
+        *experts, _, width = shapes[f"{name}.weight"]
+        layer.moments = found[name] = np.zeros((*experts, width, width))
         kind: Any = type(layer)
         layer.__class__ = watched_kind(kind)
     for batch in batches:
