@@ -117,7 +117,7 @@ class RunLog:
     def energy(self, step: int, found: Energy | None) -> None:
         """Write down what the session used, if a source told."""
         if found is not None:
-            told = {"joules": round(found.joules, 3), "seconds": round(found.seconds, 3), "gpu_usage": found.gpu_usage}
+            told = {"joules": round(found.joules, 6), "seconds": round(found.seconds, 6), "gpu_usage": found.gpu_usage}
             self.event("energy", step, **told, source=found.source)
 
     def whole_text(self, step: int, found: WholeText) -> None:
