@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -27,7 +26,6 @@ from gpt_common.data.batches import NumpyBatch
 from gpt_common.judging.closeness import Closeness
 from gpt_common.network.parameters import parameter_shapes
 from mlx_gpt.adapters import part
-from mlx_gpt.checkpoint import load_weights
 from mlx_gpt.device import select_device, to_device
 from mlx_gpt.model import GPT
 from mlx_gpt.sample import generate
@@ -36,14 +34,6 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Moments = dict[str, npt.NDArray[np.float64]]
 FIRST_DECAY, SECOND_DECAY, EPS = 0.9, 0.99, 1e-12
 """Of Adam (Kingma & Ba 2015); gradients of a mean over tokens are small, and so is what is added to their size."""
-
-
-def load(checkpoint: Path, config: ModelConfig) -> GPT:
-    """The model of a checkpoint, in float32."""
-    select_device("auto")
-    model = GPT(config)
-    load_weights(checkpoint, model)
-    return model
 
 
 def quantised(config: ModelConfig, arrays: Arrays, grids: Grids = NOT_QUANTISED) -> GPT:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,6 @@ from gpt_common.data.batches import NumpyBatch
 from gpt_common.judging.closeness import Closeness
 from gpt_common.network.parameters import parameter_shapes
 from torch_gpt.adapters import part
-from torch_gpt.checkpoint import load_weights
 from torch_gpt.device import select_device, to_device
 from torch_gpt.model import GPT
 from torch_gpt.sample import generate
@@ -36,13 +34,6 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Moments = dict[str, npt.NDArray[np.float64]]
 FIRST_DECAY, SECOND_DECAY, EPS = 0.9, 0.99, 1e-12
 """Of Adam (Kingma & Ba 2015); gradients of a mean over tokens are small, and so is what is added to their size."""
-
-
-def load(checkpoint: Path, config: ModelConfig) -> GPT:
-    """The model of a checkpoint, in float32."""
-    model = GPT(config).to(select_device("auto"))
-    load_weights(checkpoint, model)
-    return model
 
 
 def quantised(config: ModelConfig, arrays: Arrays, grids: Grids = NOT_QUANTISED) -> GPT:

@@ -17,10 +17,11 @@ from convert.adapters.keeping import floats_of, onto_grids
 from convert.contents import Contents
 from convert.formats import native
 from convert.options import ReadOptions, Source, WriteOptions
-from convert.quantising.material import material
+from convert.quantising.material import material_if_any
 from convert.storage.tensors import from_array
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import Placed, placed, trained_whole
+from gpt_common.adapting.quantisation import rounded_to
 from gpt_common.config import ModelConfig
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
@@ -90,8 +91,10 @@ def fuse(command: Fuse) -> Path:
         f"in bfloat16 the merged matrices would round away {rounded_away(kept):.2%} of what the adapters add",
     ]
     if command.keep_grid:
-        text = material(config, manifest, tokenizer, command.text, say)
+        text, missing = material_if_any(config, manifest, tokenizer, command.text)
         contents, said = onto_grids(contents, before, whole, adapted, text)
+        if text is None:
+            said.append(f"no text to choose codes by, since {missing}")
         said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]
     options = WriteOptions(tokenizer=tokenizer)
     committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
@@ -141,7 +144,7 @@ def merged(model: ModelConfig, config: AdapterConfig, base: Arrays, adapter: Arr
     for one in placed(shapes, config):
         before = base[f"{one.name}.weight"]
         if config.adapter_base_dtype == "bfloat16":
-            before = in_bfloat16(before)
+            before = rounded_to("bfloat16", before)
         with np.errstate(all="ignore"):
             after = matrix(one, before, adapter)
         if not np.isfinite(after).all():
@@ -164,14 +167,6 @@ def matrix(one: Placed, base: npt.NDArray[np.float32], adapter: Arrays) -> npt.N
 
 def rounded_away(kept: Kept) -> float:
     """The error of the matrices in bfloat16 in parts of what the adapters add, over all of them."""
-    lost = sum(float(np.square(in_bfloat16(after) - after.astype(np.float64)).sum()) for after, _ in kept)
+    lost = sum(float(np.square(rounded_to("bfloat16", after) - after.astype(np.float64)).sum()) for after, _ in kept)
     added = sum(float(np.square(change).sum()) for _, change in kept)
     return float(np.sqrt(lost / max(added, 1e-300)))
-
-
-def in_bfloat16(value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Rounded to nearest even, still float32."""
-    bits = np.ascontiguousarray(value).view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) & np.uint64(0xFFFF0000)
-    found: npt.NDArray[np.float32] = rounded.astype(np.uint32).view(np.float32)
-    return found

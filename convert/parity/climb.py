@@ -16,7 +16,7 @@ from convert.parity.gates import COARSE_NOISE, GATES, ORACLE_RATIO, ROUNDING, Pr
 from convert.parity.twins.backends import open_twin
 from convert.parity.twins.choices import Choices
 from convert.parity.twins.twin import Twin
-from gpt_common.adapting.quantisation import Grids
+from gpt_common.adapting.quantisation import Grids, rounded_to
 from gpt_common.config import RunConfig
 from gpt_common.machine.backends import BACKENDS, Backend
 from gpt_common.network.parameters import buffer_shapes, parameter_shapes
@@ -119,7 +119,7 @@ class Climb:
 
         Routers that see different ones choose different experts.
         """
-        return to_bfloat16(values) if self.precision == "bf16" else values
+        return rounded_to("bfloat16", values) if self.precision == "bf16" else values
 
     def twins(self, config: RunConfig | None = None, *, eager: bool = False) -> dict[str, Twin]:
         """A twin per backend, reference first; opened once per configuration.
@@ -224,13 +224,6 @@ class Climb:
                     state=state,
                     times=True,
                 )
-
-
-def to_bfloat16(values: Array) -> Array:
-    """The nearest numbers that have the upper 16 bits of a float32 only; of two equally near ones the even one."""
-    bits = values.view(np.uint32).astype(np.uint64)
-    nearest = (bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000
-    return np.asarray(nearest.astype(np.uint32).view(np.float32))
 
 
 def top1_disagreements(a: Array, b: Array, margin: float) -> int:

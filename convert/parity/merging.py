@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt_common.data import open_dataset
+from convert.trained_on import trained_on
 from gpt_common.data.batches import estimated_on, evaluation_batches, mean_loss
-from gpt_common.errors import UserError
 from gpt_common.training.manifest import Manifest
 
 BATCHES = 4
@@ -47,16 +46,7 @@ def cost_of_rounding(adapter: Path, manifest: Manifest, merged: Path, matrices: 
     from torch_gpt.probe import TrainingProbe
 
     config = manifest.run_config
-    if manifest.dataset is None:
-        raise UserError("the run does not say what it was trained on")
-    if config.data.follow:
-        raise UserError("its data was followed while it was prepared")
-    name, folder = str(manifest.dataset["name"]), Path(config.data.data_dir)
-    if not (folder / name).is_dir():
-        raise UserError(f"its dataset '{name}' is not in {folder}")
-    dataset = open_dataset(name, folder)
-    if dataset.fingerprint != manifest.dataset["fingerprint"]:
-        raise UserError(f"dataset '{name}' is another than it was trained on")
+    dataset = trained_on(config, manifest)
     block, rows = config.model.block_size, config.train.batch_size
     _, val = dataset.splits(block, packing=config.data.packing)
     batches = list(evaluation_batches(val, block_size=block, batch_size=rows, batches=BATCHES))

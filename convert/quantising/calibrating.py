@@ -15,6 +15,7 @@ from gpt_common.adapting.gptq import gptq
 from gpt_common.adapting.quantisation import Grids, Quantised, quantised, rounded_to
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
+from gpt_common.machine.blas import load_fast_blas
 
 F32 = npt.NDArray[np.float32]
 Arrays = Mapping[str, F32]
@@ -35,7 +36,6 @@ BEHIND = 1 << 20
 class Twin(Protocol):
     """A twin's calibrate.py."""
 
-    load: Callable[..., Any]
     quantised: Callable[..., Any]
     input_moments: Callable[..., dict[str, npt.NDArray[np.float64]]]
     compare: Callable[..., Any]
@@ -45,10 +45,11 @@ class Twin(Protocol):
 
 def twin_of(name: str) -> Twin:
     """The calibrate.py of a twin; auto: MLX's where it has a GPU, else PyTorch's, whose CPU is the faster one."""
+    load_fast_blas()  # before MLX is imported
     if name == "auto":
-        import mlx.core as mx
+        from mlx_gpt.device import has_gpu
 
-        name = "mlx" if mx.default_device() == mx.Device(mx.gpu) else "torch"
+        name = "mlx" if has_gpu() else "torch"
     if name == "mlx":
         from mlx_gpt import calibrate as mlx
 
@@ -73,17 +74,6 @@ def by_gptq(tensors: Arrays, grids: Grids, moments: Moments, dtype: str) -> Iter
         matrix = tensors[f"{layer}.weight"]
         plain = layer == "token_embedding"
         yield layer, quantised(matrix, grid, dtype) if plain else gptq(matrix, moments[layer], grid, dtype)
-
-
-def arrays_of(tensors: Arrays, matrices: Matrices) -> dict[str, npt.NDArray[Any]]:
-    """All tensors of a model with these matrices."""
-    found: dict[str, npt.NDArray[Any]] = {
-        name: value for name, value in tensors.items() if name.removesuffix(".weight") not in matrices
-    }
-    for layer, matrix in matrices.items():
-        found |= {f"{layer}.weight": matrix.words_XW, f"{layer}.scales": matrix.scales_XG}
-        found[f"{layer}.biases"] = matrix.biases_XG
-    return found
 
 
 def tuned(

@@ -8,11 +8,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
 from convert.adapters.exchange import committed
+from convert.adapters.keeping import floats_of
 from convert.contents import checked, finite, with_dtype
 from convert.conversion import DTYPES
 from convert.formats import native
@@ -24,7 +25,6 @@ from convert.quantising.calibrating import (
     Arrays,
     Matrices,
     Moments,
-    arrays_of,
     by_gptq,
     rounded,
     tuned,
@@ -33,13 +33,12 @@ from convert.quantising.calibrating import (
 )
 from convert.quantising.choosing import choose
 from convert.quantising.choosing import lines_of as layer_lines
-from convert.quantising.material import Material, material
+from convert.quantising.material import Material, material_if_any
 from convert.quantising.sensitivity import cheapest, costs
 from convert.quantising.table import Row, float_row, row_of
 from convert.quantising.table import lines_of as table_lines
 from convert.storage.grids import as_tensors
-from convert.storage.tensors import array
-from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight
+from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight, stored
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.judging.closeness import Closeness
@@ -129,10 +128,12 @@ def quantise(command: Quantise) -> Path:
     wants_text = command.calibrate != "none" or command.target_loss is not None
     text = None
     if wants_text or command.judge_tokens:
-        text = material(config, read_manifest(checkpoint), tokenizer, command.text, say)
-    if text is None and wants_text:
-        raise UserError("calibration wants text, and the run's dataset is not here: add --text FILE")
-    tensors = {name: array(tensor) for name, tensor in contents.tensors.items()}
+        text, missing = material_if_any(config, read_manifest(checkpoint), tokenizer, command.text)
+        if text is None and wants_text:
+            raise UserError(f"calibration wants text, and {missing}: add --text FILE")
+        if text is None:
+            say(f"note: what this costs was not measured, since {missing}: --text FILE measures it")
+    tensors = floats_of(contents)
     quantiser = Quantiser(command, config.model, tensors, text)
     grids, matrices = quantiser.quantised(choice.grids)
     made = dataclasses.replace(
@@ -207,7 +208,7 @@ class Quantiser:
             chosen = cheapest(found, grids, sizes, allowed)
             self.rows.clear()
             matrices = self._calibrated(chosen, moments)
-            closeness = self._judge(chosen, matrices)
+            closeness = self.rows[-1].closeness if self.rows else self._judge(chosen, matrices)[1]
             if (risen := closeness.student_loss - closeness.teacher_loss) <= command.target_loss:
                 return chosen, matrices
             # The matrices cost more together than each alone, or less.
@@ -232,7 +233,7 @@ class Quantiser:
             self._row("gptq", grids, matrices)
         if command.calibrate == "dwq":
             assert self.text is not None
-            arrays = arrays_of(self.tensors, matrices)
+            arrays = stored(self.tensors, matrices)
             new_student = partial(self.twin.quantised, self.model, arrays, grids)
             with Progress() as progress:
                 advance = progress.counting("tuning scales and biases", tuning_steps(command.steps))
@@ -244,17 +245,16 @@ class Quantiser:
         assert self.text is not None
         return self.twin.input_moments(self.teacher, grids, self.text.enough(SEED, self.command.tokens))
 
-    def _judge(self, grids: Grids, matrices: Matrices) -> Closeness:
-        student = self.twin.quantised(self.model, arrays_of(self.tensors, matrices), grids)
-        found: Closeness = self.twin.compare(self.teacher, student, self.judging)
-        return found
+    def _judge(self, grids: Grids, matrices: Matrices) -> tuple[Any, Closeness]:
+        """The model with these matrices, and how near it is to the float one."""
+        student = self.twin.quantised(self.model, stored(self.tensors, matrices), grids)
+        return student, self.twin.compare(self.teacher, student, self.judging)
 
     def _row(self, name: str, grids: Grids, matrices: Matrices) -> None:
         """Judge a model for the table, if there is to be one."""
         if self.text is None or not self.command.judge_tokens:
             return
-        student = self.twin.quantised(self.model, arrays_of(self.tensors, matrices), grids)
-        closeness = self.twin.compare(self.teacher, student, self.judging)
+        student, closeness = self._judge(grids, matrices)
         shapes, wide = parameter_shapes(self.model), FLOAT_BITS[self.command.dtype]
         prompt = self.judging[0].tokens[0, :PROMPT].tolist()
         if not self.rows:

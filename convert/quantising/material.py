@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from convert.trained_on import trained_on
 from gpt_common.config import RunConfig
-from gpt_common.data import open_dataset
 from gpt_common.data.batches import NumpyBatch, Source, Split, evaluation_batches, positions, training_batch
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
@@ -54,28 +53,36 @@ class Material:
         return list(whole)
 
 
-def material(
-    config: RunConfig,
-    manifest: Manifest,
-    tokenizer: Tokenizer | None,
-    text: Path | None,
-    on_progress: Callable[[str], None],
-) -> Material | None:
-    """A text file's, or else that of the dataset that the model was trained on; None where neither is there.
+def material(config: RunConfig, manifest: Manifest, tokenizer: Tokenizer | None, text: Path | None) -> Material:
+    """A text file's, or else that of the dataset that the model was trained on.
 
     Raises:
-        UserError: the text cannot be read, or is too short.
+        UserError: the text cannot be read, or is too short; or the dataset is not here, or for another tokenizer.
     """
     block = config.model.block_size
     if text is not None:
         return _of_text(text, tokenizer, block)
-    if manifest.dataset is None:
-        return None
-    dataset = open_dataset(manifest.dataset["name"], Path(config.data.data_dir), on_progress)
+    dataset = trained_on(config, manifest)
     if tokenizer is None or dataset.tokenizer.fingerprint != tokenizer.fingerprint:
-        return None
+        raise UserError(f"its dataset '{dataset.name}' has another tokenizer than the model")
     train, val = dataset.splits(block, packing=True)
     return Material(dataset.name, train, val, block, max(1, TOKENS_AT_ONCE // block), dataset.floor)
+
+
+def material_if_any(
+    config: RunConfig, manifest: Manifest, tokenizer: Tokenizer | None, text: Path | None
+) -> tuple[Material | None, str]:
+    """The same; where no text was asked for and there is no dataset, None and why.
+
+    Raises:
+        UserError: the text that was asked for cannot be taken.
+    """
+    try:
+        return material(config, manifest, tokenizer, text), ""
+    except UserError as error:
+        if text is not None:
+            raise
+        return None, str(error)
 
 
 def _of_text(text: Path, tokenizer: Tokenizer | None, block: int) -> Material:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convert.quantising.calibrating import Arrays, Moments, Twin, arrays_of, rounded
-from gpt_common.adapting.quantisation import BITS, Grid, Grids, quantised
+from convert.quantising.calibrating import Arrays, Moments, Twin, rounded
+from gpt_common.adapting.quantisation import BITS, Grid, Grids, quantised, stored
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
 
@@ -40,7 +40,7 @@ def costs(
     batches = list(batches)
     for layer, grid in grids.items():
         alone = {layer: Grid(ASKED_BITS, grid.group_size)}
-        student = twin.quantised(config, arrays_of(tensors, rounded(tensors, alone, "float32")), alone)
+        student = twin.quantised(config, stored(tensors, rounded(tensors, alone, "float32")), alone)
         divergence = max(twin.compare(teacher, student, batches).divergence, 0.0)
         matrix, own = tensors[f"{layer}.weight"], moments[layer]
         moved = {bits: _moved(matrix, Grid(bits, grid.group_size), own) for bits in BITS}

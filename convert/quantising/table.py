@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, Shapes, bits_per_weight
@@ -31,7 +32,7 @@ def row_of(name: str, shapes: Shapes, grids: Grids, float_bits: int, closeness: 
         float_bits: of what is not a word.
     """
     bits = bits_per_weight(shapes, grids, float_bits)
-    numbers = sum(_size(shape) for shape in shapes.values())
+    numbers = sum(map(math.prod, shapes.values()))
     return Row(name, bits, bits * numbers / 8, closeness, speed)
 
 
@@ -64,10 +65,3 @@ def lines_of(rows: list[Row], text: str, floor: float | None) -> list[str]:
         closed = 1 - rows[-1].closeness.divergence / rounded.closeness.divergence
         lines += ["", f"calibration took {closed:.0%} of the divergence that rounding causes"]
     return lines
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size

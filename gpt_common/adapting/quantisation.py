@@ -17,6 +17,7 @@ Shape suffixes: X any leading dimensions, I inputs, G groups of a row, K inputs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -83,6 +84,11 @@ class Quantised:
         codes_XGK = codes_XI.reshape(*self.scales_XG.shape, self.grid.group_size).astype(np.float32)
         matrix: F32 = (codes_XGK * self.scales_XG[..., None] + self.biases_XG[..., None]).reshape(codes_XI.shape)
         return matrix
+
+    def tensors(self, layer: str) -> dict[str, npt.NDArray[Any]]:
+        """The three tensors of a layer with this matrix, by name."""
+        parts = (self.words_XW, self.scales_XG, self.biases_XG)
+        return {f"{layer}.{part}": value for part, value in zip(PARTS, parts, strict=True)}
 
 
 def quantised(matrix_XI: F32, grid: Grid, dtype: str = "float32") -> Quantised:
@@ -198,13 +204,15 @@ def on_grids(weights: Iterable[tuple[str, F32]], grids: Grids) -> Iterator[tuple
     """Name and value of every tensor of a model whose weights are these, rounded where they are quantised."""
     for name, value in weights:
         layer = name.removesuffix(".weight")
-        if layer in grids:
-            matrix = quantised(value, grids[layer])
-            yield name, matrix.words_XW
-            yield f"{layer}.scales", matrix.scales_XG
-            yield f"{layer}.biases", matrix.biases_XG
-        else:
-            yield name, value
+        yield from quantised(value, grids[layer]).tensors(layer).items() if layer in grids else [(name, value)]
+
+
+def stored(weights: Mapping[str, F32], matrices: Mapping[str, Quantised]) -> dict[str, npt.NDArray[Any]]:
+    """Every tensor of a model whose weights are these, but for these matrices."""
+    held = {name: value for name, value in weights.items() if name.removesuffix(".weight") not in matrices}
+    for layer, matrix in matrices.items():
+        held |= matrix.tensors(layer)
+    return held
 
 
 def quantisable(shapes: Shapes) -> list[str]:
@@ -228,15 +236,8 @@ def bits_per_weight(shapes: Shapes, grids: Grids, dtype_bits: Mapping[str, int] 
     for name, shape in stored_shapes(shapes, grids).items():
         layer, _, part = name.rpartition(".")
         wide = dtype_bits if isinstance(dtype_bits, int) else dtype_bits.get(name, 32)
-        total += (32 if part == "weight" and layer in grids else wide) * _size(shape)
-    return total / sum(map(_size, shapes.values()))
-
-
-def _size(shape: Iterable[int]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
+        total += (32 if part == "weight" and layer in grids else wide) * math.prod(shape)
+    return total / sum(map(math.prod, shapes.values()))
 
 
 def _grid(inputs: int, words: tuple[int, ...], groups: tuple[int, ...]) -> Grid | None:

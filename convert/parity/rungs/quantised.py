@@ -18,10 +18,10 @@ from gpt_common.adapting.quantisation import (
     BITS,
     GROUP_SIZES,
     Grid,
-    Quantised,
     quantisable,
     quantised,
     rounded_to,
+    stored,
 )
 from gpt_common.config import RunConfig
 from gpt_common.network.parameters import parameter_shapes
@@ -72,15 +72,6 @@ def wide_enough(config: RunConfig) -> RunConfig:
     unit = math.lcm(GROUP, 2 * model.n_head)
     width = -(-model.n_embd // unit) * unit
     return dataclasses.replace(config, model=dataclasses.replace(model, n_embd=width))
-
-
-def stored(weights: Arrays, matrices: dict[str, Quantised]) -> Arrays:
-    """What a model file holds."""
-    held = {name: value for name, value in weights.items() if name.removesuffix(".weight") not in matrices}
-    for layer, matrix in matrices.items():
-        held |= {f"{layer}.weight": matrix.words_XW, f"{layer}.scales": matrix.scales_XG}
-        held[f"{layer}.biases"] = matrix.biases_XG
-    return held
 
 
 def _words(climb: Climb, weights: Arrays) -> Iterator[Measurement]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convert.parity import material
-from convert.parity.climb import Climb, to_bfloat16, top1_disagreements
+from convert.parity.climb import Climb, top1_disagreements
 from convert.parity.compare import KEY_SIZE, Measurement, distances, relative, without_key_bias
 from convert.parity.gates import BF16, STRICT, TF32
 from convert.parity.ladder import climb_ladder
@@ -18,6 +18,7 @@ from convert.parity.mutants.climb import mutant_climb, mutant_config
 from convert.parity.rungs.exact_adamw import ExactAdamW
 from convert.parity.rungs.generation import _on_an_edge, _seen
 from convert.parity.twins.backends import choose, open_twin
+from gpt_common.adapting.quantisation import rounded_to
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, OptimConfig
 from gpt_common.errors import UserError
@@ -70,9 +71,9 @@ def test_bfloat16_is_the_upper_half_of_a_float32() -> None:
     values = generator.standard_normal(10_000, np.float32) * np.float32(10) ** generator.integers(-30, 30, 10_000)
     values = np.asarray(values, np.float32)
     nearest = torch.from_numpy(values).bfloat16().float().numpy()
-    assert np.array_equal(to_bfloat16(values), nearest)
+    assert np.array_equal(rounded_to("bfloat16", values), nearest)
     coarse = material.coarsened({"w": values}, 0)["w"]
-    assert np.array_equal(to_bfloat16(coarse), coarse)
+    assert np.array_equal(rounded_to("bfloat16", coarse), coarse)
     # Up or down by chance: half of them to the farther neighbour, at most one unit away.
     assert (np.abs(coarse - values) < np.abs(values) * 2.0**-7).all()
     assert 0.45 < (coarse == nearest).mean() < 0.55

@@ -207,6 +207,22 @@ def test_a_run_beside_words_is_taken_up_by_either_twin(
     assert np.linalg.norm(first - second) / np.linalg.norm(second) < 5e-6
 
 
+def test_without_its_data_a_run_is_rounded_and_not_judged(trained: Path, tmp_path: Path) -> None:
+    """Nothing is made or fetched for a table that nobody asked for."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    state = find_checkpoint(tmp_path / "base", prefer="best") / "state.json"
+    said = json.loads(state.read_text())
+    said["config"]["data"]["data_dir"] = str(tmp_path / "gone")
+    state.write_text(json.dumps(said))
+    note = done("quantise", tmp_path / "base", "-o", tmp_path / "words")
+    assert f"note: what this costs was not measured, since its dataset 'stories' is not in {tmp_path / 'gone'}" in note
+    assert "divergence" not in note
+    assert not (tmp_path / "gone").exists()
+    assert model_file(tmp_path / "words").read_bytes() == model_file(trained / "words").read_bytes()
+    error = refused("quantise", tmp_path / "base", "--calibrate", "gptq", "-o", tmp_path / "more")
+    assert "calibration wants text, and its dataset 'stories' is not in" in error
+
+
 REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no such matrix": (("--keep", "q_porj"), "keep: no matrix of this model is called 'q_porj'"),
     "no such bits": (("--layer-bits", "out_proj=7"), "is not NAME=BITS"),

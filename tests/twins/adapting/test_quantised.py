@@ -11,7 +11,7 @@ import pytest
 
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import initial_adapters
-from gpt_common.adapting.quantisation import BITS, Grid, Grids, Quantised, quantisable, quantised
+from gpt_common.adapting.quantisation import BITS, Grid, Grids, Quantised, quantisable, quantised, stored
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig
 from gpt_common.network.parameters import NO_ADAPTER, parameter_shapes
 from tests.twins import TWINS
@@ -39,15 +39,6 @@ def on_grids(model: ModelConfig) -> tuple[Grids, dict[str, Quantised], Arrays]:
     matrices = {layer: quantised(weights[f"{layer}.weight"], grid) for layer, grid in grids.items()}
     floats = weights | {f"{layer}.weight": matrix.dequantised() for layer, matrix in matrices.items()}
     return grids, matrices, floats
-
-
-def stored(floats: Arrays, matrices: dict[str, Quantised]) -> dict[str, Any]:
-    """What a model file holds."""
-    held: dict[str, Any] = {name: v for name, v in floats.items() if name.removesuffix(".weight") not in matrices}
-    for layer, matrix in matrices.items():
-        held |= {f"{layer}.weight": matrix.words_XW, f"{layer}.scales": matrix.scales_XG}
-        held[f"{layer}.biases"] = matrix.biases_XG
-    return held
 
 
 def built(
