@@ -57,10 +57,9 @@ class Served:
         return self.block_size * max(len(tokenizer.decode_bytes([token])) for token in tokenizer.known)
 
     @cached_property
-    def ends(self) -> frozenset[int]:
-        """Tokens that end an answer: of the document, and of a turn."""
-        turn = self.tokenizer.specials.get(END)
-        return frozenset(token for token in (self.tokenizer.end_of_text, turn) if token is not None)
+    def ends(self) -> set[int]:
+        """Tokens that end an answer; asked for at every token, so found once."""
+        return self.tokenizer.ends
 
     @property
     def chats(self) -> bool:
