@@ -158,9 +158,10 @@ def rounded_to(dtype: str, values: F32) -> F32:
         with np.errstate(over="ignore", under="ignore"):
             return values.astype(np.float16).astype(np.float32)
     if dtype == "bfloat16":
-        bits = np.ascontiguousarray(values).view(np.uint32)
+        bits = np.asarray(values, order="C").view(np.uint32)
         odd = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)).view(np.float32)
+        # A single number stays one of no dimensions.
+        return np.asarray(((bits + np.uint32(0x7FFF) + odd) & np.uint32(0xFFFF0000)).view(np.float32))
     return values
 
 

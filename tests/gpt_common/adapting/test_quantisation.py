@@ -187,3 +187,13 @@ def test_routers_and_positions_stay_float() -> None:
     left = {name.removesuffix(".weight") for name, shape in shapes.items() if len(shape) > 1} - set(quantisable(shapes))
     assert left
     assert all(name.endswith(".router") for name in left)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)])
+def test_rounding_keeps_the_shape(dtype: str, shape: tuple[int, ...]) -> None:
+    found = rounded_to(dtype, np.full(shape, 0.1, np.float32))
+    assert found.shape == shape
+    assert found.dtype == np.float32
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T + np.float32(0.1)
+    assert np.array_equal(rounded_to(dtype, turned), rounded_to(dtype, turned.copy()))
