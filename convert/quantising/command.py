@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from convert.adapters.exchange import committed
 from convert.adapters.keeping import floats_of
 from convert.contents import checked, finite, with_dtype
 from convert.conversion import DTYPES
+from convert.destination import beside, check_run_free
 from convert.formats import native
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.quantising.calibrating import (
@@ -41,6 +40,7 @@ from convert.storage.grids import as_tensors
 from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight, stored
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+from gpt_common.files import written_whole
 from gpt_common.judging.closeness import Closeness
 from gpt_common.network.parameters import parameter_shapes
 from gpt_common.progress import Progress
@@ -122,7 +122,9 @@ def quantise(command: Quantise) -> Path:
         raise UserError(f"{command.src} is quantised already: quantise the run that it was made from")
     shapes = parameter_shapes(config.model)
     choice = choose(shapes, Grid(command.bits, command.group_size), command.keep, command.layer_bits)
-    destination = _destination(command)
+    ending = f"{command.bits}bit" if command.target_loss is None else "quantised"
+    destination = command.out or beside(command.src, f"-{ending}")
+    check_run_free(destination, command.overwrite, (checkpoint,))
     contents, _ = with_dtype(contents, DTYPES[command.dtype])
     tokenizer, _ = contents.find_tokenizer()
     wants_text = command.calibrate != "none" or command.target_loss is not None
@@ -149,7 +151,8 @@ def quantise(command: Quantise) -> Path:
         best_val_loss=None,
     )
     options = WriteOptions(tokenizer=tokenizer)
-    committed(destination, command.overwrite, lambda folder: native.write(made, folder, options))
+    with written_whole(destination) as folder:
+        native.write(made, folder, options)
     for line in layer_lines(dataclasses.replace(choice, grids=grids)):
         say(line)
     if quantiser.rows and text is not None:
@@ -160,15 +163,6 @@ def quantise(command: Quantise) -> Path:
         f"{destination}: {len(grids)} matrices quantised, {bits:.2f} bits per weight, in "
         f"{duration(time.monotonic() - started)}"
     )
-    return destination
-
-
-def _destination(command: Quantise) -> Path:
-    source = Path(os.path.realpath(command.src))
-    ending = f"{command.bits}bit" if command.target_loss is None else "quantised"
-    destination = command.out or source.with_name(f"{source.name}-{ending}")
-    if destination.exists() and not command.overwrite:
-        raise UserError(f"{destination} exists: choose another -o, or add --overwrite to replace it")
     return destination
 
 

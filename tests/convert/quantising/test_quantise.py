@@ -247,6 +247,15 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
     assert "is quantised already" in refused("quantise", trained / "words", "-o", tmp_path / "out")
     assert "is an adapter" in refused("quantise", trained / "lora", "-o", tmp_path / "out")
     assert "exists: choose another -o" in refused("quantise", trained / "base", "-o", trained / "words")
+    # What is read is never replaced, whatever was asked for.
+    for command, source, place in (
+        ("quantise", "base", trained / "base"),
+        ("quantise", "base", trained),
+        ("fuse", "lora", trained / "lora"),
+        ("fuse", "lora", trained / "words"),
+    ):
+        error = refused(command, trained / source, "-o", place, "--overwrite")
+        assert error == f"error: {place} is where the source is: choose another -o\n"
     with pytest.raises(UserError, match="is quantised: --adapter lora trains beside it"):
         train(
             "torch_gpt",
@@ -263,6 +272,16 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
             "--data-dir", str(stories_dir), "--out", str(tmp_path / "x"),
         )  # fmt: skip
     assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_becomes_a_run_beside_its_own(trained: Path, tmp_path: Path) -> None:
+    """What lay among a run's checkpoints was taken for a damaged one."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    checkpoint = find_checkpoint(tmp_path / "base", prefer="best")
+    done("quantise", checkpoint, "--judge-tokens", "0")
+    assert [path.name for path in checkpoint.parent.glob("step-*")] == [checkpoint.name]
+    made = tmp_path / f"base-{checkpoint.name}-4bit"
+    assert model_file(made).read_bytes() == model_file(trained / "words").read_bytes()
 
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
