@@ -14,6 +14,7 @@ from convert.adapters.vocabulary import tell_growth, with_growth
 from convert.destination import beside, check_run_free
 from convert.storage.weights import read_json
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
+from gpt_common.data.conversations.templates import SETTINGS, own_template, settings_of
 from gpt_common.data.tokenizers import identity
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
@@ -114,6 +115,8 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
     def write_run(folder: Path) -> None:
         write_checkpoint(folder, made, write_files=write, best=True, keep=1)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        if (template := own_template(base)) is not None:
+            (folder / SETTINGS).write_text(settings_of(template), encoding="utf-8")
 
     with written_whole(destination) as temporary:
         write_run(temporary)

@@ -24,6 +24,7 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import Placed, placed, trained_whole
 from gpt_common.adapting.quantisation import rounded_to
 from gpt_common.config import ModelConfig
+from gpt_common.data.conversations.templates import own_template
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
@@ -98,7 +99,7 @@ def fuse(command: Fuse) -> Path:
         if text is None:
             said.append(f"no text to choose codes by, since {missing}")
         said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]
-    options = WriteOptions(tokenizer=tokenizer)
+    options = WriteOptions(tokenizer=tokenizer, template=own_template(checkpoint))
     with written_whole(destination) as folder:
         native.write(contents, folder, options)
     for line in said:

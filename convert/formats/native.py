@@ -8,14 +8,13 @@ from pathlib import Path
 
 from convert.contents import Contents, check_sizes
 from convert.formats.format import Format
-from convert.formats.tokenizer_files import read_template, write_template
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.grids import taken_apart
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
 from convert.storage.tensors import Tensor, hashed
 from gpt_common.adapting.quantisation import NOT_QUANTISED
 from gpt_common.config import from_dict, to_dict, to_toml
-from gpt_common.data.conversations.preparing import SETTINGS
+from gpt_common.data.conversations.templates import SETTINGS, own_template, settings_of
 from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import tensor_shapes
@@ -72,7 +71,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
         dataset=manifest.dataset,
         prompt=manifest.prompt,
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
-        find_template=lambda: read_template(folder.parent.parent if folder.parent.name == "checkpoints" else folder),
+        find_template=lambda: own_template(folder),
     )
 
 
@@ -136,7 +135,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     write_checkpoint(path, manifest, write_files=write_files, best=True, keep=1)
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     if options.template is not None:
-        write_template(options.template, path)
+        (path / SETTINGS).write_text(settings_of(options.template), encoding="utf-8")
     return ()
 
 

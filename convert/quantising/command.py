@@ -150,7 +150,7 @@ def quantise(command: Quantise) -> Path:
         val_loss=None,  # what was measured was another model
         best_val_loss=None,
     )
-    options = WriteOptions(tokenizer=tokenizer)
+    options = WriteOptions(tokenizer=tokenizer, template=contents.find_template())
     with written_whole(destination) as folder:
         native.write(made, folder, options)
     for line in layer_lines(dataclasses.replace(choice, grids=grids)):
