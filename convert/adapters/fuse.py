@@ -96,6 +96,7 @@ def fuse(command: Fuse) -> Path:
     if command.keep_grid:
         text, missing = material_if_any(config, manifest, tokenizer, command.text)
         contents, said = onto_grids(contents, before, whole, adapted, text)
+        contents = dataclasses.replace(contents, val_loss=None, best_val_loss=None)  # those of the unmerged
         if text is None:
             said.append(f"no text to choose codes by, since {missing}")
         said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]

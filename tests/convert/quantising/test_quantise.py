@@ -21,6 +21,7 @@ from gpt_common.commands import SampleSettings
 from gpt_common.config import TrainConfig, load_preset
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
+from gpt_common.runs import main as runs_command
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.adapters.judges import SIZE, TOKENS, base_run
@@ -190,6 +191,7 @@ def test_an_adapter_on_the_grid_is_nearer_than_one_rounded(trained: Path, tmp_pa
     assert swallowed < added
     kept, words = (native.read(run, ReadOptions()) for run in (tmp_path / "kept", trained / "words"))
     assert kept.grids == words.grids
+    assert kept.best_val_loss is None, "what the grids swallowed was not measured by it"
     for name in words.words:
         if not name.endswith(".weight"):
             assert b"".join(kept.words[name].blocks()) == b"".join(words.words[name].blocks()), name
@@ -282,6 +284,32 @@ def test_a_checkpoint_becomes_a_run_beside_its_own(trained: Path, tmp_path: Path
     assert [path.name for path in checkpoint.parent.glob("step-*")] == [checkpoint.name]
     made = tmp_path / f"base-{checkpoint.name}-4bit"
     assert model_file(made).read_bytes() == model_file(trained / "words").read_bytes()
+
+
+def test_the_list_of_runs_says_what_was_made_of_what(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no dataset that nobody trained on, nor steps of a schedule that nobody began."""
+    monkeypatch.setenv("COLUMNS", "120")
+    done("export", trained / "base", "--to", "gguf", "--other-gelu", "-o", tmp_path / "x.gguf")
+    done("import", tmp_path / "x.gguf", "-o", tmp_path / "runs" / "theirs")
+    done("export", trained / "lora", "--to", "mlx-lm", "-o", tmp_path / "adapter")
+    done("import", tmp_path / "adapter", "--base", trained / "base", "-o", tmp_path / "runs" / "adapted")
+    for name in ("words", "base"):
+        shutil.copytree(trained / name, tmp_path / "runs" / name)
+    capsys.readouterr()
+    runs_command(["list", "--runs-dir", str(tmp_path / "runs")])
+    rows = {line.split()[0]: line.split()[1:-2] for line in capsys.readouterr().out.splitlines()}
+    assert rows["theirs"] == ["x.gguf", "-", "-", "0", "-"]
+    assert rows["adapted"] == ["adapter", "-", "-", "0", "-"]
+    assert rows["words"] == ["base", "stories", "-", "-", "60", "-"]
+    assert rows["base"][1] == "stories"
+    assert rows["base"][4] == "60/60"
+    for name, said in (("words", "Not trained here (run in 4 bits): step 60."), ("theirs", "(GGUF file): step 0.")):
+        runs_command(["show", str(tmp_path / "runs" / name)])
+        assert said in capsys.readouterr().out
+        runs_command(["report", str(tmp_path / "runs" / name)])
+        assert said in (tmp_path / "runs" / name / "report.html").read_text()
 
 
 def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
