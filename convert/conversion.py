@@ -15,13 +15,14 @@ from tyro.conf import arg
 
 from convert import hub
 from convert.adapters import exchange
-from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, finite, with_dtype
+from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, finite, with_dtype
 from convert.destination import beside, check_apart
 from convert.formats import native, registry
 from convert.formats.format import Format
 from convert.formats.tokenizer_files import given_tokenizer, read_tokenizer
 from convert.hub import HubModel
 from convert.options import ReadOptions, Source, WriteOptions
+from convert.soundness import checked
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, is_system_file, temporary_beside, written_whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,12 +31,14 @@ def recognise(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Contents:
     """The best checkpoint of a run (the latest with `options.latest`), or the one that `path` is.
 
+    With `options.adapter` an adapter too, by its own tensors: its base is named, and not read.
+
     Raises:
         UserError: no checkpoint, or a damaged one; hashes are checked while tensors are read.
     """
     folder = find_checkpoint(path, prefer="latest" if options.latest else "best")
     manifest = read_manifest(folder)
-    if manifest.base is not None:
+    if manifest.base is not None and not options.adapter:
         raise UserError(f"{path} is an adapter, a part of a model: merge it first (python -m convert fuse {path})")
     check_sizes(str(folder / STATE_FILE), manifest.config.get("model", {}))
     config = from_dict(manifest.config, where=str(folder / STATE_FILE))
@@ -46,7 +49,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
     words: dict[str, Tensor] = {}
     grids = NOT_QUANTISED
-    if config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
+    if manifest.base is None and config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
         try:
             tensors, words, grids = taken_apart(tensors, tensor_shapes(config.model))
         except ValueError as error:
@@ -70,6 +73,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
         best_step=manifest.best_step,
         dataset=manifest.dataset,
         prompt=manifest.prompt,
+        base=None if manifest.base is None else Path(os.path.normpath(folder.resolve() / str(manifest.base["path"]))),
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
         find_template=lambda: own_template(folder),
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from tyro.conf import arg
 
 from convert.adapters.keeping import floats_of
-from convert.contents import checked, finite, with_dtype
+from convert.contents import finite, with_dtype
 from convert.conversion import DTYPES
 from convert.destination import beside, check_run_free
 from convert.formats import native
@@ -36,6 +36,7 @@ from convert.quantising.material import Material, material_if_any
 from convert.quantising.sensitivity import cheapest, costs
 from convert.quantising.table import Row, float_row, row_of
 from convert.quantising.table import lines_of as table_lines
+from convert.soundness import checked
 from convert.storage.grids import as_tensors
 from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight, stored
 from gpt_common.config import ModelConfig

@@ -25,7 +25,7 @@ from gpt_common.runs import main as runs_command
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.adapters.judges import SIZE, TOKENS, base_run
-from tests.convert.conftest import done, refused
+from tests.convert.conftest import done, refused, run_convert
 from tests.twins import TWINS, train
 
 WIDE: dict[str, Any] = SIZE | {"n_embd": 64}
@@ -284,6 +284,43 @@ def test_a_checkpoint_becomes_a_run_beside_its_own(trained: Path, tmp_path: Path
     assert [path.name for path in checkpoint.parent.glob("step-*")] == [checkpoint.name]
     made = tmp_path / f"base-{checkpoint.name}-4bit"
     assert model_file(made).read_bytes() == model_file(trained / "words").read_bytes()
+
+
+def test_an_adapter_is_looked_at_and_compared(trained: Path, tmp_path: Path) -> None:
+    """By what it holds itself; beside a base that is not here as well."""
+    said = done("inspect", trained / "lora", "--hashes")
+    lines = said.splitlines()
+    assert ": adapter, 8,192 parameters in 8 tensors (8 F32)" in lines[0]
+    assert "adapter: adapter lora, adapter_rank 8, adapter_alpha 16.0" in lines
+    base = find_checkpoint(trained / "words", prefer="best")
+    assert f"base: {base}" in lines
+    names = [line.split()[0] for line in lines if ".lora_" in line]
+    assert names[:3] == [
+        f"blocks.0.attention.{name}" for name in ("qkv_proj.lora_a", "qkv_proj.lora_b", "out_proj.lora_a")
+    ]
+    assert ["blocks.0.attention.qkv_proj.lora_a", "F32", "8x64"] in [line.split()[:3] for line in lines]
+    assert "AdamW state of 8 tensors" in said
+    assert lines[-1] == "all checksums match"
+    assert "24 of 24 tensors are equal" in done("diff", trained / "lora", trained / "lora")
+    outcome = run_convert("diff", trained / "lora", trained / "still")
+    assert outcome.code == 1
+    assert "blocks.0.attention.qkv_proj.lora_a" in outcome.stdout
+    error = refused("diff", trained / "lora", trained / "words")
+    assert f"error: {trained / 'lora'} is an adapter and the other a whole model: merge it first" in error
+    assert "is an adapter" in refused("export", trained / "lora", "--to", "native", "-o", tmp_path / "x")
+    # What is wrong with it is said, and nothing is computed of what it claims.
+    shutil.copytree(trained / "lora", tmp_path / "lora")
+    assert "which is not there" in done("inspect", tmp_path / "lora")
+    state = find_checkpoint(tmp_path / "lora", prefer="best") / "state.json"
+    good = json.loads(state.read_text())
+    for table, key, value, problem in (
+        ("adapter", "adapter_rank", 4, "lora_a has shape [8, 64], state.json asks for [4, 64]"),
+        ("adapter", "adapter_targets", ["out_proj"], "qkv_proj.lora_a: it belongs to no adapter of this model"),
+        ("adapter", "adapter_targets", ["q_porj"], "no matrix of this model is called 'q_porj'"),
+        ("model", "n_layer", 3, "tensor"),
+    ):
+        state.write_text(json.dumps(good | {"config": good["config"] | {table: good["config"][table] | {key: value}}}))
+        assert problem in done("inspect", tmp_path / "lora")
 
 
 def test_the_list_of_runs_says_what_was_made_of_what(
