@@ -73,7 +73,7 @@ class Quantise:
     text: Path | None = None
     """Text to calibrate on, the last tenth to judge by; if not given, the run's own dataset."""
     target_loss: float | None = None
-    """Choose the bits of each matrix: as few as let the loss rise by no more, nats per token."""
+    """Choose the bits of each matrix, whatever --bits says: as few as let the loss rise by no more, nats per token."""
     keep: tuple[str, ...] = ()
     """Layers that stay float, by name or its end: head, token_embedding, down_proj, blocks.0."""
     layer_bits: tuple[str, ...] = ()
@@ -104,6 +104,8 @@ class Quantise:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}: it must be above 0")
+        if self.target_loss is not None and self.layer_bits:
+            raise UserError("target_loss chooses the bits of each matrix: leave out --layer-bits, or --target-loss")
         if self.judge_tokens < 0:
             raise UserError(f"judge_tokens is {self.judge_tokens}: it must not be negative")
 

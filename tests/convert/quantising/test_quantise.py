@@ -233,6 +233,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no text": (("--calibrate", "gptq", "--text", "missing.txt"), "missing.txt cannot be read as text"),
     "no tokens": (("--tokens", "0"), "tokens is 0"),
     "no loss": (("--target-loss", "-1"), "target_loss is -1.0: it must be above 0"),
+    "bits twice": (("--target-loss", "0.1", "--layer-bits", "out_proj=3"), "target_loss chooses the bits"),
+    "no number of bits": (("--bits", "7"), "--bits '7' is not a choice: choose from: 2, 3, 4, 5, 6, 8"),
+    "no group": (("--group-size", "33"), "choose from: 32, 64, 128"),
+    "half a token": (("--tokens", "1.5"), "--tokens '1.5' is no whole number"),
+    "no letters of its own": (("--text", __file__), "is no text for this model: character"),
 }
 
 
