@@ -16,7 +16,7 @@ from tyro.conf import arg
 from convert import hub
 from convert.adapters import exchange
 from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, finite, with_dtype
-from convert.destination import beside, check_apart
+from convert.destination import beside, check_apart, check_not_missed
 from convert.formats import native, registry
 from convert.formats.format import Format
 from convert.formats.tokenizer_files import given_tokenizer, read_tokenizer
@@ -323,3 +323,4 @@ def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -
         others = sorted(names.difference(*(f.files for f in formats)))
         if others:
             raise UserError(f"{destination} holds {others[0]}, which no conversion wrote: choose another -o")
+        check_not_missed(destination)

@@ -7,6 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gpt_common.errors import UserError
+from gpt_common.training.manifest import kept_for_adapters
+
+TRAINED = ("metrics.jsonl", "run.json")
+"""What training leaves in a run's folder, and no conversion."""
 
 
 def beside(source: Path, ending: str) -> Path:
@@ -56,3 +60,16 @@ def check_run_free(destination: Path, overwrite: bool, sources: Iterable[Path], 
     if not ((destination / "checkpoints").is_dir() or (also and (destination / also).is_file())):
         what = "run or adapter" if also else "run"
         raise UserError(f"{destination} is no {what}, so it is not replaced: choose another -o")
+    check_not_missed(destination)
+
+
+def check_not_missed(destination: Path) -> None:
+    """Refuse to replace a run that somebody has trained, or beside which an adapter was.
+
+    Raises:
+        UserError: names the destination.
+    """
+    if any((destination / name).exists() for name in TRAINED):
+        raise UserError(f"{destination} was trained, so it is not replaced: choose another -o, or delete it first")
+    if kept_for_adapters(destination / "checkpoints"):
+        raise UserError(f"{destination} is the base of an adapter, which is nothing without it: choose another -o")

@@ -118,7 +118,8 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         if name == "UnrecognizedArgs":
             raise UserError(f"unknown argument '{event.tokens[0]}': {_hint(kind, event.tokens[0])}")
         if name == "InvalidChoice":
-            raise UserError(f"{flag} '{event.value}' is not a choice: {nearest(event.value, event.choices)}")
+            choices = [choice for choice in event.choices if choice != "None"]  # which is said by leaving the flag out
+            raise UserError(f"{flag} '{event.value}' is not a choice: {nearest(event.value, choices)}")
         if name == "BadValue":
             raise UserError(f"{flag} needs a value; see --help")
         if name == "InstantiationFailure":

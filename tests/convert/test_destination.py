@@ -67,5 +67,14 @@ def test_only_runs_are_replaced(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{there.name} is no run, so it is not replaced"):
             check_run_free(there, True, (source,))
     check_run_free(run, True, (source,))
+    (run / "checkpoints" / "kept").write_text("step-000010\n")
+    with pytest.raises(UserError, match="run is the base of an adapter"):
+        check_run_free(run, True, (source,))
+    (run / "checkpoints" / "kept").unlink()
+    (run / "metrics.jsonl").touch()
+    with pytest.raises(UserError, match="run was trained, so it is not replaced"):
+        check_run_free(run, True, (source,))
+    (run / "metrics.jsonl").unlink()
+    check_run_free(run, True, (source,))
     check_run_free(adapter, True, (source,), "adapter_config.json")
     check_run_free(tmp_path / "new", False, (source,))

@@ -259,16 +259,13 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
     ):
         error = refused(command, trained / source, "-o", place, "--overwrite")
         assert error == f"error: {place} is where the source is: choose another -o\n"
+    error = refused("quantise", trained / "base", "-o", trained / "words", "--overwrite")
+    assert "is the base of an adapter" in error
+    assert "was trained, so it is not" in refused("quantise", trained / "base", "-o", trained / "lora", "--overwrite")
     with pytest.raises(UserError, match="is quantised: --adapter lora trains beside it"):
         train(
-            "torch_gpt",
-            "--init-from",
-            str(trained / "words"),
-            "--data-dir",
-            str(stories_dir),
-            "--out",
-            str(tmp_path / "x"),
-        )
+            "torch_gpt", "--init-from", str(trained / "words"), "--data-dir", str(stories_dir), "--out", str(tmp_path)
+        )  # fmt: skip
     with pytest.raises(UserError, match=r"token_embedding of .* is quantised and cannot be trained"):
         train(
             "mlx_gpt", "--init-from", str(trained / "words"), "--adapter", "lora", "--adapter-whole", "token_embedding",
