@@ -26,7 +26,7 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
     Args:
         shapes: of the model's parameters.
         grid: of all.
-        keep: layers that stay float, by name or its end or its beginning.
+        keep: layers that stay float, by name or a part of it.
         layer_bits: other bits for some layers, NAME=BITS.
 
     Raises:
@@ -84,10 +84,11 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _meant(target: str, matrices: Sequence[str], field: str) -> list[str]:
-    found = [
-        name for name in matrices if name == target or name.endswith(f".{target}") or name.startswith(f"{target}.")
-    ]
+    found = [name for name in matrices if target and f".{target}." in f".{name}."]
     if not found:
-        ends = {name.rpartition(".")[2] for name in matrices} | set(matrices)
-        raise UserError(f"{field}: no matrix of this model is called {target!r:.80}: {nearest(target, ends)}")
+        parts = {part for name in matrices for part in name.split(".") if not part.isdecimal()}
+        # All names of a deep model are no help; one that is nearly this is.
+        near = nearest(target, {*matrices, *parts})
+        hint = near if near.startswith("did you mean") else nearest(target, parts)
+        raise UserError(f"{field}: no matrix of this model is called {target!r:.80}: {hint}")
     return found

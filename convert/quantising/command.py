@@ -75,7 +75,7 @@ class Quantise:
     target_loss: float | None = None
     """Choose the bits of each matrix, whatever --bits says: as few as let the loss rise by no more, nats per token."""
     keep: tuple[str, ...] = ()
-    """Layers that stay float, by name or its end: head, token_embedding, down_proj, blocks.0."""
+    """Layers that stay float, by name or a part of it: head, token_embedding, down_proj, experts, blocks.0."""
     layer_bits: tuple[str, ...] = ()
     """Other bits for some layers, as down_proj=6."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
