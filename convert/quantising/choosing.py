@@ -34,7 +34,7 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
     """
     matrices = [name.removesuffix(".weight") for name, s in shapes.items() if name.endswith(".weight") and len(s) > 1]
     bits = dict.fromkeys(quantisable(shapes), grid.bits)
-    floats = {name: "small, and its rounding would count" for name in matrices if name not in bits}
+    floats = {name: "small, but it counts" for name in matrices if name not in bits}
     for entry in layer_bits:
         name, equals, number = entry.partition("=")
         if not equals or number not in map(str, BITS):
@@ -52,9 +52,12 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
         if grid.fits(inputs):
             grids[name] = Grid(width, grid.group_size)
         else:
-            floats[name] = f"{inputs} inputs are no groups of {grid.group_size}"
+            floats[name] = "no whole groups"
     if not grids:
-        raise UserError(f"nothing would be quantised: {next(iter(floats.values()))}; take another --group-size")
+        why = next(iter(floats.values()))
+        raise UserError(
+            f"nothing would be quantised in groups of {grid.group_size}: {why}; take another --group-size, keep less"
+        )
     return Choice(grids, {name: floats[name] for name in matrices if name in floats})
 
 

@@ -18,7 +18,7 @@ def test_layers_are_said_together() -> None:
     assert set(choice.grids) | set(choice.floats) >= set(quantisable(shapes))
     assert "asked for" in said
     assert "router" in said
-    assert all(len(line) <= 110 for line in said.splitlines())
+    assert all(len(line) <= 80 for line in said.splitlines())
 
 
 def test_a_part_of_a_name_means_all_that_have_it() -> None:
