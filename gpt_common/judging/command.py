@@ -125,7 +125,7 @@ def evaluate(path: Path, command: EvaluateCommand, open_model: Callable[[Source]
             _keep(asked, measure.name, result)
         del scorer  # one model in memory at a time
     if len(found) > 1:
-        say(f"{models[0].source.checkpoint} against {models[1].source.checkpoint}")
+        say(f"{models[0].source.checkpoint}\nagainst {models[1].source.checkpoint}")
         for name, result in found[0].items():
             for line in result.against(found[1][name]):
                 say(line)
