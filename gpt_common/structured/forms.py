@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +26,14 @@ MOST_BLAMED = 200
 """Places of a schema that are compiled by themselves to find the one that is refused."""
 
 
+Kind = Literal["json_schema", "regex", "grammar"]
+
+
 @dataclass(frozen=True)
 class Form:
     """What a text must be, from its first character to its last."""
 
-    kind: Literal["json_schema", "regex", "grammar"]
+    kind: Kind
     text: str
     """The JSON of a schema; a regular expression as Rust's `regex` has them, without lookaround; a grammar in Lark's
     notation."""
@@ -37,6 +41,21 @@ class Form:
     """Of JSON: blanks and line ends are allowed between its parts; otherwise it is written without."""
     name: str = "the form"
     """How errors call it."""
+
+
+def form_in(path: Path, kind: Kind, *, whitespace: bool = False) -> Form:
+    """The form in a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        if path.stat().st_size > 4 * LARGEST:
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes: too large for a form")
+        return Form(kind, path.read_text(encoding="utf-8-sig"), whitespace, str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"cannot read {path}: {why}") from None
 
 
 @dataclass(frozen=True)

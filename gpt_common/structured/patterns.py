@@ -120,10 +120,6 @@ def class_of(characters: frozenset[str] | set[str]) -> str:
 
 def literal_letters(regex: str) -> str:
     """The letters that stand for themselves in a regular expression outside its classes, as far as can be seen."""
-    bare = re.sub(
-        r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[pPxu]\{[^}]*\}|\\x..|\\u....|\\[A-Za-z0-9]|\{[\d,]*\}|\(\?[^:)]*[:)]", "", regex
-    )
-    return "".join(
-        re.findall(r"\\(.)|([^\\.^$*+?()|])", bare, re.DOTALL)
-        and [one or other for one, other in re.findall(r"\\(.)|([^\\.^$*+?()|])", bare, re.DOTALL)]
-    )
+    bare = re.sub(r"\[\^?\]?(?:\\.|[^\]\\])*\]|\\[pPxu]\{[^}]*\}|\\x..|\\u....|\\[A-Za-z0-9]", "", regex)
+    bare = re.sub(r"\{[\d,]*\}|\(\?[^:)]*[:)]", "", bare)
+    return "".join(one or other for one, other in re.findall(r"\\(.)|([^\\.^$*+?()|])", bare, re.DOTALL))

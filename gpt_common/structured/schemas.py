@@ -17,23 +17,11 @@ from urllib.parse import unquote
 from gpt_common.errors import UserError, nearest
 from gpt_common.structured import formats
 from gpt_common.structured.endless import without_endless
+from gpt_common.structured.keywords import ENFORCED, NOT_ENFORCED, NOTES
 from gpt_common.structured.patterns import class_of, translated
 from gpt_common.structured.vocabulary import Vocabulary
 
 TYPES = ("null", "boolean", "integer", "number", "string", "array", "object")
-ENFORCED = (
-    "type enum const properties required additionalProperties patternProperties minProperties maxProperties items "
-    "prefixItems minItems maxItems minLength maxLength pattern format minimum maximum exclusiveMinimum "
-    "exclusiveMaximum multipleOf anyOf oneOf allOf $ref"
-).split()
-NOTES = "$schema $comment title description default examples deprecated readOnly writeOnly $defs definitions".split()
-"""Keywords that say nothing about what is valid."""
-NOT_ENFORCED = (
-    "not if then else dependentSchemas dependentRequired dependencies contains minContains maxContains uniqueItems "
-    "propertyNames unevaluatedProperties unevaluatedItems additionalItems contentEncoding contentMediaType "
-    "contentSchema $anchor $dynamicRef $dynamicAnchor $recursiveRef $recursiveAnchor $vocabulary $id id"
-).split()
-"""The others."""
 COUNTS = ("minProperties", "maxProperties", "minItems", "maxItems", "minLength", "maxLength")
 BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 DEEPEST, MOST_PLACES, MOST_VALUES, LARGEST_COUNT = 64, 5000, 5000, 10_000
@@ -260,7 +248,7 @@ class _Reader:
         return self.names[pointer]
 
     def _check_duplicates(self, node: dict[str, Any], where: str, types: Sequence[str]) -> None:
-        """Names beyond `properties` may come twice, which is one to whoever reads: a smallest number is then no promise."""
+        """Names beyond `properties` may come twice, and a reader takes them for one: there can be too few then."""
         fewest = node.get("minProperties", 0)
         if (
             fewest > 1

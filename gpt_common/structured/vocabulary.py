@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from functools import cached_property
-from typing import Any
 
 from gpt_common.data.tokenizers import CharTokenizer, ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
@@ -37,7 +36,7 @@ class Vocabulary:
             tokenizer.decode_bytes([i]) if i in known else f"<|no token {i}|>".encode() for i in range(self.size)
         ]
         special = {i for i in range(self.size) if i not in known or i in specials or not self.tokens[i]} | {*self.ends}
-        written = [f"<|no text {i}|>".encode() if not token else token for i, token in enumerate(self.tokens)]
+        written = [token or f"<|no text {i}|>".encode() for i, token in enumerate(self.tokens)]
         ends = self.ends
         if not ends:
             ends = [self.size]
