@@ -121,11 +121,12 @@ def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
         allowed: ids of the tokens that are left.
     """
     scores_V = logits_V - logits_V.max()
-    # Summed in float64: of 50 thousand tokens a cut by a single one is still told.
-    whole = np.exp(scores_V).sum(dtype=np.float64)
-    inside = scores_V[allowed].astype(np.float64)
-    largest = inside.max()
-    return max(0.0, float(np.log(whole) - largest - np.log(np.exp(inside - largest).sum())))
+    shares_V = np.exp(scores_V)
+    whole, inside = shares_V.sum(dtype=np.float64), shares_V[allowed].sum(dtype=np.float64)
+    if inside > 1e-30:
+        return max(0.0, float(np.log(whole) - np.log(inside)))
+    scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32
+    return float(np.log(whole) - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
 
 
 def choose(

@@ -126,6 +126,8 @@ def _schema(form: Form, vocabulary: Vocabulary) -> Any:
             said = said.removeprefix("Unsatisfiable schema: ")
             said = "no text has its pattern, format and length" if said.startswith("Regex is empty") else said
             said = f"nothing fits{few}: {said}"
+        elif said.startswith("Unable to determine if regex is empty"):
+            said = "the pattern is too large"
         elif said.startswith("oneOf"):
             said = "'oneOf' is enforced only where no value can fit two of its schemas: take 'anyOf'"
         raise UserError(f"{where}: {said}")
@@ -257,5 +259,6 @@ class Constraint:
 
     def _fail(self, why: str) -> None:
         self.closed, self.complete, self.allowed = True, False, np.array([], np.intp)
-        said = in_one_line(why) if why else "no token of the vocabulary can follow"
+        none_left = not why or why.startswith("NoExtension")
+        said = "no token of the vocabulary can follow" if none_left else in_one_line(why)
         self.stuck = f"the form cannot be followed here: {said}"
