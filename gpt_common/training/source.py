@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
     else:
         prompt = encode_prompt(command.prompt, tokenizer, source.model.block_size)
     # What the model says comes out of a file, its vocabulary: it must not steer a terminal.
+    shown_as = _json_shown if command.json_schema is not None else printable
     text = printable(tokenizer.decode(prompt))
     samples = range(command.num_samples)
     made: list[Continuation] = []
@@ -119,7 +121,7 @@ def print_samples(command: SampleCommand, source: Source, batch: Batch) -> None:
             unseen[sample] = f"{unseen.get(sample, '')}{rest}\n"
         elif token not in ends:
             piece = streams.setdefault(sample, TextStream(tokenizer)).push(token)
-            unseen[sample] = unseen.get(sample, "") + printable(piece)
+            unseen[sample] = unseen.get(sample, "") + shown_as(piece)
         while shown in unseen:
             sys.stdout.write(unseen.pop(shown))
             sys.stdout.flush()
@@ -145,6 +147,11 @@ def _asked_form(command: SampleCommand, tokenizer: Tokenizer) -> CompiledForm | 
     else:
         return None
     return compile_form(form, tokenizer)
+
+
+def _json_shown(text: str) -> str:
+    """`printable` for a piece of JSON, which stays what it says: in JSON's own escapes."""
+    return "".join(c if c == "\n" or printable(c) in (c, " " * 4) else json.dumps(c)[1:-1] for c in text)
 
 
 def _tell_of_form(made: Sequence[Continuation]) -> None:
