@@ -205,7 +205,7 @@ def test_the_command_is_one_long_pass_where_that_is_possible(
     nats = np.log(np.exp(exact).sum(axis=1)) - exact[np.arange(len(ids) - 1), ids[1:]]
     assert math.isclose(found["loss"], nats.mean(), abs_tol=1e-5)
     assert "more than the model's block" in fails(
-        capsys, twin, run, "--text", tmp_path / "short.txt", "--stride", 10_000, program="evaluate"
+        capsys, twin, run, "--text", tmp_path / "short.txt", "--stride", "10000", program="evaluate"
     )
     evaluate([str(run), "--text", str(tmp_path / "short.txt"), "--against", str(run)])
     assert "+0.0000 (too short for an error)" in capsys.readouterr().out
