@@ -8,9 +8,10 @@ from gpt_common.cli import answer_early
 from gpt_common.commands import SampleSettings
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import wait_passively
+from gpt_common.prompting.command import answer, parse_sampling
 from gpt_common.sampling import Continuation, Logits, equally_long, window
 from gpt_common.structured import Constraint
-from gpt_common.training.source import open_source, parse_sampling, print_samples
+from gpt_common.training.source import open_source
 
 if __name__ == "__main__":
     answer_early(lambda argv: parse_sampling(argv, prog="python -m torch_gpt.sample"))
@@ -158,7 +159,7 @@ def main(argv: Sequence[str]) -> None:
     device = select_device(command.device)
     dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
     model = build_model(source.checkpoint, source.model, dtype).to(device)
-    print_samples(command, source, ContinuousBatch(model, source.tokenizer.vocab_size))
+    answer(command, source, ContinuousBatch(model, source.tokenizer.vocab_size))
 
 
 if __name__ == "__main__":

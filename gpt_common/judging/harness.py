@@ -17,10 +17,9 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from gpt_common.commands import SampleSettings
-from gpt_common.data.tokenizers import TextStream, Tokenizer
+from gpt_common.data.tokenizers import TextStream, Tokenizer, prefix_token
 from gpt_common.errors import UserError
 from gpt_common.judging.scoring import Part, Scorer, parts_of, passed, score
-from gpt_common.judging.texts import prefix_of
 from gpt_common.keyed import draws
 from gpt_common.progress import Progress
 from gpt_common.sampling import Continuation, continue_together
@@ -51,7 +50,7 @@ class Harness(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     @property
     def eot_token_id(self) -> int:
         """What ends a text, and stands before one: nothing else is seen before its first token."""
-        return prefix_of(self.tokens)
+        return prefix_token(self.tokens)
 
     @property
     def max_length(self) -> int:

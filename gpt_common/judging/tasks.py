@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from gpt_common.data.tokenizers import prefix_token
 from gpt_common.errors import UserError, nearest
 from gpt_common.judging.comparison import mean
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.scoring import Scorer
-from gpt_common.judging.texts import prefix_of
 from gpt_common.words import one_line
 
 CORE = ("blimp", "lambada_openai", "hellaswag", "arc_easy", "piqa")
@@ -147,7 +147,7 @@ class TaskMeasure:
             from lm_eval.tasks import TaskManager
         except ModuleNotFoundError as error:
             raise UserError(
-                f"--tasks needs {error.name}: install the extra, pip install -c constraints.txt -e '.[evaluation]'"
+                f"--tasks needs lm-eval ({error.name} is missing): pip install -c constraints.txt -e '.[evaluation]'"
             ) from None
         if self.include_path is not None:
             if not self.include_path.is_dir():
@@ -175,7 +175,7 @@ class TaskMeasure:
                 bootstrap_iters=RESAMPLES,
                 log_samples=True,
             )
-        before = tokenizer.decode([prefix_of(tokenizer)])
+        before = tokenizer.decode([prefix_token(tokenizer)])
         return _result(found, self.loaded["tasks"], repr(before) if tokenizer.end_of_text is None else before)
 
 

@@ -13,11 +13,12 @@ from typing import Any
 
 from gpt_common.data.documents import separator_of
 from gpt_common.data.reading import Source as File
+from gpt_common.data.tokenizers import prefix_token
 from gpt_common.errors import UserError
 from gpt_common.judging.comparison import ratio
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.scoring import Scorer
-from gpt_common.judging.texts import Kept, Loss, loss_of, prefix_of, read_texts
+from gpt_common.judging.texts import Kept, Loss, loss_of, read_texts
 from gpt_common.progress import Progress
 from gpt_common.training.manifest import STATE_FILE
 from gpt_common.words import one_line
@@ -138,7 +139,7 @@ class TextMeasure:
             for name in ("documents", "tokens", "bytes", "characters"):
                 setattr(total, name, getattr(total, name) + getattr(each, name))
             total.pieces |= each.pieces
-        before = prefix_of(tokenizer)
+        before = prefix_token(tokenizer)
         said = "<|endoftext|>" if before == tokenizer.end_of_text else repr(tokenizer.decode([before]))
         return TextResult(found, total, said, scorer.block_size, stride)
 

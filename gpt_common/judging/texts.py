@@ -21,7 +21,7 @@ import numpy.typing as npt
 from gpt_common.data.documents import split_documents
 from gpt_common.data.encode import PIECE_CHARACTERS, Span
 from gpt_common.data.reading import Source, read_files, refuse_changed
-from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, cut_pieces, default_prompt
+from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, cut_pieces, prefix_token
 from gpt_common.errors import UserError
 from gpt_common.files import write_atomically
 from gpt_common.judging.comparison import ratio
@@ -129,14 +129,6 @@ def documents_of(sources: Sequence[Source], tokenizer: Tokenizer, separator: str
             yield Document(number, np.concatenate(ids), size, length)
 
 
-def prefix_of(tokenizer: Tokenizer) -> int:
-    """What stands before the first token of a text, so that something predicts it: the end of another document, or
-    where the vocabulary has none a line end, or its first character."""
-    if tokenizer.end_of_text is not None:
-        return tokenizer.end_of_text
-    return tokenizer.encode(default_prompt(tokenizer))[0]
-
-
 def loss_of(
     scorer: Scorer,
     sources: Sequence[Source],
@@ -155,7 +147,7 @@ def loss_of(
         advance: hears how many bytes of text more are done.
     """
     found = [Loss(source.path.name) for source in sources]
-    lengths, before = byte_lengths(tokenizer), [prefix_of(tokenizer)]
+    lengths, before = byte_lengths(tokenizer), [prefix_token(tokenizer)]
     open_documents: dict[int, tuple[Loss, npt.NDArray[np.int64]]] = {}  # of each token, in which piece it begins
 
     def windows() -> Iterator[Part]:

@@ -215,7 +215,7 @@ FAULTS = {
     "first token skipped": Edit(
         HARNESS, "Harness.loglikelihood_rolling", "parts_of(ids, [self.prefix_token_id]", "parts_of(ids[1:], ids[:1]"
     ),
-    "wrong prefix": Edit(HARNESS, "Harness.eot_token_id", "prefix_of(self.tokens)", "prefix_of(self.tokens) + 1"),
+    "wrong prefix": Edit(HARNESS, "Harness.eot_token_id", "prefix_token(self.tokens)", "prefix_token(self.tokens) + 1"),
     "mean for sum": Edit(HARNESS, "Harness._scored", "float(each.nats.sum())", "float(each.nats.mean())"),
     "overlap counted twice": Edit(
         HARNESS,

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, prefix_token, train_bpe_on
 from gpt_common.errors import UserError
 from gpt_common.judging import texts
 from gpt_common.judging.comparison import mean, ratio
-from gpt_common.judging.texts import Kept, Loss, loss_of, prefix_of, read_texts
+from gpt_common.judging.texts import Kept, Loss, loss_of, read_texts
 from gpt_common.training.source import open_source
 from tests.gpt_common.judging.made_up import Remembering
 from tests.plants.in_place import planted
@@ -66,7 +66,7 @@ def test_nats_are_those_of_a_count_by_hand(tmp_path: Path, stride: int) -> None:
     tokenizer, text = CharTokenizer(LETTERS), some_text(100)
     model = Remembering(tokenizer.vocab_size, 16)
     found = losses(tmp_path, text, tokenizer, model, stride=stride)
-    expected = by_hand(model, [tokenizer.encode(text)], prefix_of(tokenizer), stride)
+    expected = by_hand(model, [tokenizer.encode(text)], prefix_token(tokenizer), stride)
     assert math.isclose(found.nats, expected, rel_tol=1e-7)
     assert found.tokens == 100
     assert found.bytes == len(text.encode())
@@ -81,7 +81,7 @@ def test_documents_are_kept_apart(tmp_path: Path) -> None:
     found = losses(tmp_path, "<|endoftext|>".join(parts), tokenizer, model, separator="<|endoftext|>")
     assert found.documents == 3
     assert found.bytes == sum(len(part.encode()) for part in parts), "a separator is no text"
-    expected = by_hand(model, [tokenizer.encode(part) for part in parts], prefix_of(tokenizer), 8)
+    expected = by_hand(model, [tokenizer.encode(part) for part in parts], prefix_token(tokenizer), 8)
     assert math.isclose(found.nats, expected, rel_tol=1e-7)
 
 
@@ -99,9 +99,9 @@ def test_bytes_are_the_text_s_whatever_the_tokenizer(tmp_path: Path) -> None:
 
 
 def test_the_last_token_of_a_vocabulary_without_an_end_stands_before(tmp_path: Path) -> None:
-    assert prefix_of(CharTokenizer(LETTERS)) == 0, "a line end"
-    assert prefix_of(CharTokenizer("abc")) == 0, "its first letter"
-    assert prefix_of(CharTokenizer("abc", end_of_text=True)) == 3
+    assert prefix_token(CharTokenizer(LETTERS)) == 0, "a line end"
+    assert prefix_token(CharTokenizer("abc")) == 0, "its first letter"
+    assert prefix_token(CharTokenizer("abc", end_of_text=True)) == 3
     assert losses(tmp_path, "abc", CharTokenizer("abc"), Remembering(3, 8)).tokens == 3, "the first one counts"
 
 
