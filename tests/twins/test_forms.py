@@ -59,11 +59,16 @@ SCHEMAS: dict[str, Any] = {
                 "required": ["when"],
                 "additionalProperties": False,
             },
-            "last": {"type": "object", "additionalProperties": {"type": "boolean"}, "maxProperties": 1},
+            "last": {
+                "type": "object",
+                "patternProperties": {"^[a-z]{1,8}$": {"type": "boolean"}},
+                "additionalProperties": False,
+                "maxProperties": 1,
+            },
         },
     },
 }
-SETTINGS = SampleSettings(max_new_tokens=400, temperature=1.2, top_k=40, top_p=0.95)
+SETTINGS = SampleSettings(max_new_tokens=400)
 VOCABULARIES = ("characters with an end", "bpe")
 
 
