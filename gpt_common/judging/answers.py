@@ -42,11 +42,7 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
         UserError: a dataset without questions.
     """
     if dataset.name == "stories-qa":
-        known = [
-            _put(question, dataset.tokenizer, "held-out worlds") for question in write_questions(SEED, "val", count)
-        ]
-        new = write_questions(SEED, "val", count, new_phrasing=True)
-        return known + [_put(question, dataset.tokenizer, "new phrasings", by_form=False) for question in new]
+        return questions_of_worlds(dataset.tokenizer, count)
     if dataset.examples is None:
         raise UserError(f"'{dataset.name}' is a text and has no answers: take a dataset of conversations")
     val = dataset.examples[1]
@@ -60,6 +56,13 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
     if not found:
         raise UserError(f"'{dataset.name}' asks nothing: all of its validation examples were learnt from end to end")
     return found
+
+
+def questions_of_worlds(tokenizer: Tokenizer, count: int) -> list[Put]:
+    """Of stories-qa: so many questions about held-out worlds, and as many in new phrasings."""
+    known = [_put(question, tokenizer, "held-out worlds") for question in write_questions(SEED, "val", count)]
+    new = write_questions(SEED, "val", count, new_phrasing=True)
+    return known + [_put(question, tokenizer, "new phrasings", by_form=False) for question in new]
 
 
 def _put(question: Question, tokenizer: Tokenizer, group: str, *, by_form: bool = True) -> Put:

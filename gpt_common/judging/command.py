@@ -14,6 +14,7 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.judging.dataset_measures import DatasetMeasure
 from gpt_common.judging.measure import Asked, Measure, Result
+from gpt_common.judging.probes.measure import ProbesMeasure
 from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.tasks import TaskMeasure
 from gpt_common.judging.text_measure import TextMeasure
@@ -46,6 +47,8 @@ class EvaluateCommand:
     """Of each task so many questions only; 0 means all."""
     num_fewshot: int | None = None
     """Solved examples before each question of a task, if not as many as the task says."""
+    probes: bool = False
+    """Ask about the world of `stories`: facts that must be repeated, minimal pairs, calibration against the truth."""
     dataset: str | None = None
     """A prepared dataset to judge by, if not the run's own."""
     data_dir: Path | None = None
@@ -80,6 +83,8 @@ class EvaluateCommand:
             found.append(TextMeasure(self.text, self.stride, self.separator))
         if self.tasks:
             found.append(TaskMeasure(self.tasks, self.include_path, self.limit, self.num_fewshot))
+        if self.probes:
+            found.append(ProbesMeasure())
         if not found or self.dataset is not None:
             found.append(DatasetMeasure(self.dataset, self.data_dir, self.questions, self.batch_size))
         return found

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 
 from gpt_common.data.stories import ALPHABET, END
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
+from gpt_common.judging.answers import judge, questions_of_worlds
 from gpt_common.judging.comparison import ratio
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.probes.agreement import Item, agreements, items
@@ -19,6 +21,7 @@ from gpt_common.judging.probes.results import ProbesResult, StoriesLoss
 from gpt_common.judging.probes.told import stories
 from gpt_common.judging.probes.truth import begin
 from gpt_common.judging.scoring import Scorer, parts_of, score
+from gpt_common.training.checkpoint import read_manifest
 
 SEED = 15_000
 """Of the stories that are asked about: other ones than a dataset has."""
@@ -32,7 +35,7 @@ class ProbesMeasure:
     """Asks about the world of `stories`.
 
     Args:
-        items: of each kind of agreement and each group of pairs.
+        items: of each kind of agreement and each group of pairs, and questions of stories-qa in each way.
         stories: whose every character is compared with the truth.
     """
 
@@ -57,7 +60,16 @@ class ProbesMeasure:
     def ask(self, scorer: Scorer, asked: Asked) -> ProbesResult:
         """Ask."""
         self.prepare(asked)
-        return self.asked_of(scorer, asked.source.tokenizer)
+        found = self.asked_of(scorer, asked.source.tokenizer)
+        trained_on = read_manifest(asked.source.checkpoint).dataset
+        if trained_on is None or trained_on["name"] != "stories-qa":
+            return found
+        put = questions_of_worlds(asked.source.tokenizer, self.items)
+        counts: dict[str, tuple[int, int]] = {}
+        for question, is_right in zip(put, judge(put, scorer.batch, scorer.block_size), strict=True):
+            right, of = counts.get(question.group, (0, 0))
+            counts[question.group] = right + is_right, of + 1
+        return replace(found, questions=counts)
 
     def asked_of(self, scorer: Scorer, tokenizer: Tokenizer) -> ProbesResult:
         """Ask a model that writes in this vocabulary."""

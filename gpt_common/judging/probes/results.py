@@ -94,6 +94,8 @@ class ProbesResult:
         found = asdict(self)
         for kind in found["agreement"]:
             del kind["verdicts"]
+        if self.calibration:
+            found["calibration"]["in_words"] = verdict_line(self.calibration)
         cleaned: dict[str, Any] = _without_nan(found)
         return cleaned
 
@@ -135,7 +137,7 @@ def calibration_lines(found: Calibration) -> Iterator[str]:
 def verdict_line(found: Calibration) -> str:
     """`overconfident: its logits are about 1.3 times too large; ...`."""
     size = f"{found.scale:.2f}" if abs(found.scale - 1) < 0.095 else f"{found.scale:.1f}"
-    gain = f"with others the divergence is {found.mended:.4f}"
+    gain = f"scaled right, the divergence is {found.mended:.4f}"
     if found.verdict == "overconfident":
         return f"overconfident: its logits are about {size} times too large; {gain}"
     if found.verdict == "underconfident":
