@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gpt_common.data import Dataset
-from gpt_common.data.leakage import WINDOW, Leakage, leakage
+from gpt_common.data.leakage.validation import WINDOW, Leakage, leakage
 from gpt_common.words import share
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.rolling import Among, Hashes, Letters, Prefixes
+from gpt_common.data.leakage.rolling import Among, Hashes, Letters, Prefixes
 from gpt_common.data.tokenizers import Tokenizer
 
 WINDOW = 180

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gpt_common.data import Dataset, rolling
-from gpt_common.data import leakage as leakage_module
-from gpt_common.data.leakage import WINDOW, Leakage, leakage
-from gpt_common.data.rolling import Among, Letters, Prefixes
+from gpt_common.data import Dataset
+from gpt_common.data.leakage import rolling, validation
+from gpt_common.data.leakage.rolling import Among, Letters, Prefixes
+from gpt_common.data.leakage.validation import WINDOW, Leakage, leakage
 from gpt_common.data.stories import ALPHABET, write_corpus
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
 from gpt_common.training.health.leak_alarm import leak_alarm
@@ -123,7 +123,7 @@ def test_shakespeare_does_not_ring(tmp_path: Path) -> None:
 
 
 def test_of_a_large_training_text_parts_are_read_and_the_share_is_scaled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(leakage_module, "READ_AT_ONCE", 5_000)
+    monkeypatch.setattr(validation, "READ_AT_ONCE", 5_000)
     leak = found(TRAIN[:300_000] + VAL + TRAIN[300_000:], VAL, most=300_000)
     assert leak.read == pytest.approx(1 / 3, abs=0.05)
     assert leak.share > 0.7
