@@ -249,7 +249,8 @@ class Constraint:
         else:
             bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
             allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little", count=self.vocabulary.size))
-            if not self.complete:  # the library lets end what can neither end nor go on
+            if not self.complete and len(allowed) <= len(self.vocabulary.ends):
+                # The library lets end what can neither end nor go on.
                 allowed = allowed[~np.isin(allowed, self.vocabulary.ends)]
             self.allowed = allowed
             if matcher.is_error() or not len(allowed):
