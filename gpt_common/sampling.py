@@ -123,7 +123,7 @@ def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
     """
     scores_V = logits_V - logits_V.max()
     shares_V = np.exp(scores_V)
-    whole, inside = float(shares_V.sum(dtype=np.float64)), float(shares_V[allowed].sum(dtype=np.float64))
+    whole, inside = (float(np.add.reduce(shares, dtype=np.float64)) for shares in (shares_V, shares_V[allowed]))
     if inside > 1e-30:
         return max(0.0, math.log(whole / inside))
     scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32
