@@ -6,6 +6,7 @@ equal text in both twins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -122,11 +123,11 @@ def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
     """
     scores_V = logits_V - logits_V.max()
     shares_V = np.exp(scores_V)
-    whole, inside = shares_V.sum(dtype=np.float64), shares_V[allowed].sum(dtype=np.float64)
+    whole, inside = (float(np.add.reduce(shares, dtype=np.float64)) for shares in (shares_V, shares_V[allowed]))
     if inside > 1e-30:
-        return max(0.0, float(np.log(whole) - np.log(inside)))
+        return max(0.0, math.log(whole / inside))
     scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32
-    return float(np.log(whole) - scores.max() - np.log(np.exp(scores - scores.max()).sum()))
+    return math.log(whole) - float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
 
 
 def choose(

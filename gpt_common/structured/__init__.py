@@ -4,6 +4,7 @@
 follows one text token by token. What a schema asks for and llguidance would not enforce is refused by `schemas.py`.
 """
 
+from gpt_common.structured.checking import checker
 from gpt_common.structured.forms import CompiledForm, Constraint, Form, compile_form, form_in
 
-__all__ = ["CompiledForm", "Constraint", "Form", "compile_form", "form_in"]
+__all__ = ["CompiledForm", "Constraint", "Form", "checker", "compile_form", "form_in"]

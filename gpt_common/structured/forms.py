@@ -225,10 +225,7 @@ class Constraint:
         if token in self.vocabulary.ends:
             self.closed = True
             return
-        if self._forced and token == self._forced[0]:
-            del self._forced[0]
-        else:
-            self._forced = []
+        self._forced = self._forced[1:]
         if not self.matcher.consume_token(token):
             self._fail(self.matcher.get_error())
             return
@@ -247,12 +244,8 @@ class Constraint:
             # The text is certain, and so is how the tokenizer would cut it.
             self._forced, self.allowed = forced, np.array(forced[:1])
         else:
-            bits = np.frombuffer(matcher.compute_bitmask(), np.uint8)
-            allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little", count=self.vocabulary.size))
-            if not self.complete:  # the library lets end what can neither end nor go on
-                allowed = allowed[~np.isin(allowed, self.vocabulary.ends)]
-            self.allowed = allowed
-            if matcher.is_error() or not len(allowed):
+            self.allowed = self.vocabulary.listed(matcher.compute_bitmask(), complete=self.complete)
+            if matcher.is_error() or not len(self.allowed):
                 self.closed = self.complete
                 if not self.complete:
                     self._fail(matcher.get_error() if matcher.is_error() else "")

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 from gpt_common.data.tokenizers import CharTokenizer, ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.structured.library import llguidance
 
 KEPT = 4
 """Vocabularies that stay in memory: GPT-2's takes a second to make."""
+MASKS = 64
+"""Of a vocabulary, as lists of ids: of GPT-2's at most 400 kB each."""
 _kept: OrderedDict[str, Vocabulary] = OrderedDict()
 
 
@@ -29,7 +34,7 @@ class Vocabulary:
         library = llguidance()
         self.tokenizer = tokenizer
         self.size = tokenizer.vocab_size
-        self.ends = sorted(tokenizer.ends)
+        self.ends = frozenset(tokenizer.ends)
         known, specials = set(tokenizer.known), set(tokenizer.specials.values())
         # Ids without text, and those that no text has, are special to it: only a grammar that names them allows them.
         self.tokens = [
@@ -37,13 +42,14 @@ class Vocabulary:
         ]
         special = {i for i in range(self.size) if i not in known or i in specials or not self.tokens[i]} | {*self.ends}
         written = [token or f"<|no text {i}|>".encode() for i, token in enumerate(self.tokens)]
-        ends = self.ends
+        ends = sorted(self.ends)
         if not ends:
             ends = [self.size]
             written.append(b"<|no end|>")
             special.add(self.size)
         self.plain = [token for i, token in enumerate(self.tokens) if i not in special]
         wrapped = _Wrapped(written, ends[0], sorted(special), tokenizer)
+        self._lists: dict[bytes, npt.NDArray[np.intp]] = {}
         self.library = library.LLTokenizer(library.TokenizerWrapper(wrapped), eos_token=ends)
 
     @cached_property
@@ -60,6 +66,22 @@ class Vocabulary:
             if len(text) == 1:
                 found.add(text)
         return frozenset(found)
+
+    def listed(self, bits: bytes, *, complete: bool) -> npt.NDArray[np.intp]:
+        """The ids in a mask of one bit per token; the same masks come again and again, and are kept.
+
+        Args:
+            complete: the text may end here. The library also offers an end where a text can neither end nor go on.
+        """
+        allowed = self._lists.get(bits)
+        if allowed is None:
+            if len(self._lists) >= MASKS:
+                self._lists.clear()
+            unpacked = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little", count=self.size)
+            allowed = self._lists[bits] = np.flatnonzero(unpacked)
+        if not complete and len(allowed) <= len(self.ends):
+            return allowed[~np.isin(allowed, list(self.ends))]
+        return allowed
 
     def lacking(self, text: str) -> str | None:
         """The first character of a text that cannot be written, if there is one."""

@@ -102,7 +102,7 @@ def test_a_wrong_mask_is_found(mutant: str, vocabulary: str, monkeypatch: pytest
         elif mutant == "one too few" and len(self.allowed) > 1:
             self.allowed = self.allowed[1:]
         elif mutant == "ends too early":
-            self.allowed = np.union1d(self.allowed, self.vocabulary.ends)
+            self.allowed = np.union1d(self.allowed, list(self.vocabulary.ends))
 
     monkeypatch.setattr(Constraint, "_look_ahead", looking)
     for make, texts in FINITE.values():
