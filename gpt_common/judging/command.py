@@ -13,6 +13,7 @@ from gpt_common.cli import parse
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.judging.dataset_measures import DatasetMeasure
+from gpt_common.judging.extraction_measure import ExtractionMeasure
 from gpt_common.judging.measure import Asked, Measure, Result
 from gpt_common.judging.probes.measure import ProbesMeasure
 from gpt_common.judging.scoring import Scorer
@@ -49,6 +50,12 @@ class EvaluateCommand:
     """Solved examples before each question of a task, if not as many as the task says."""
     probes: bool = False
     """Ask about the world of `stories`: facts that must be repeated, minimal pairs, calibration against the truth."""
+    extract: Path | None = None
+    """JSON lines with prompt and answer (JSON): what is right, field by field, free and held to --json-schema."""
+    json_schema: Path | None = None
+    """Of the answers of --extract (extra `structured`)."""
+    shots: str = ""
+    """Of --extract so many solved examples before each question: 0,1,4,16 if not given."""
     dataset: str | None = None
     """A prepared dataset to judge by, if not the run's own."""
     data_dir: Path | None = None
@@ -72,6 +79,10 @@ class EvaluateCommand:
         for name in ("questions", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if (self.extract is None) != (self.json_schema is None):
+            raise UserError("--extract and --json-schema belong together: texts, and the schema of their answers")
+        if self.shots and self.extract is None:
+            raise UserError("--shots is for --extract; the tasks of lm-eval have --num-fewshot")
         for name in ("stride", "limit", "num_fewshot"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
@@ -83,6 +94,8 @@ class EvaluateCommand:
             found.append(TextMeasure(self.text, self.stride, self.separator))
         if self.tasks:
             found.append(TaskMeasure(self.tasks, self.include_path, self.limit, self.num_fewshot))
+        if self.extract is not None and self.json_schema is not None:
+            found.append(ExtractionMeasure(self.extract, self.json_schema, self.shots))
         if self.probes:
             found.append(ProbesMeasure())
         if not found or self.dataset is not None:

@@ -164,10 +164,18 @@ def extract(
         valid += is_json and fits(value)
         exact += is_json and any(_same(value, answer) for answer in example.answers)
         compared = [_compared(value if is_json else {}, answer) for answer in example.answers]
-        counts += max(compared, key=_f1)
+        best = max(compared, key=_f1)
+        counts += best
     made = sum(sequence.made for sequence in sequences)
     nats = sum(sequence.nats for sequence in sequences) / max(1, made)
     return Extraction(shots, held, len(asked), exact, valid, _f1(counts), nats, too_long)
+
+
+def longest_prompt(examples: Sequence[Example], tokenizer: Tokenizer, shots: int) -> int:
+    """Tokens of the longest question with so many examples before it."""
+    chats = {TURN, END} <= tokenizer.specials.keys()
+    asked = (_written(examples[:shots], example, tokenizer, chats=chats) for example in examples[KEPT_FOR_SHOTS:])
+    return max(map(len, asked), default=0)
 
 
 def _written(shots: Sequence[Example], example: Example, tokenizer: Tokenizer, *, chats: bool) -> list[int]:
