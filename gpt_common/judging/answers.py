@@ -9,8 +9,10 @@ import numpy as np
 
 from gpt_common.commands import SampleSettings
 from gpt_common.data import Dataset
+from gpt_common.data.conversations.reading import Message
 from gpt_common.data.conversations.stories_qa import Question, write_questions
-from gpt_common.data.conversations.written import END, TURN
+from gpt_common.data.conversations.turns import turn_ids
+from gpt_common.data.conversations.written import END
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
@@ -66,10 +68,8 @@ def questions_of_worlds(tokenizer: Tokenizer, count: int) -> list[Put]:
 
 
 def _put(question: Question, tokenizer: Tokenizer, group: str, *, by_form: bool = True) -> Put:
-    turn, end = tokenizer.specials[TURN], tokenizer.specials[END]
-    encode = tokenizer.encode
-    prompt = [turn, *encode(f"user\n{question.prompt}"), end, *encode("\n"), turn, *encode("assistant\n")]
-    answers = tuple((*encode(answer), end) for answer in question.answers)
+    prompt = turn_ids(tokenizer, [Message("user", question.prompt)])
+    answers = tuple((*tokenizer.encode(answer), tokenizer.specials[END]) for answer in question.answers)
     form = f", as {'JSON' if question.as_json else 'text'}" if by_form else ""
     return Put(group + form, tuple(prompt), answers)
 
