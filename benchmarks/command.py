@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_common.adapting.quantisation import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,11 @@ class Benchmark:
     """How long."""
     generation: bool = False
     """Also measure prompt processing and generated tokens per second."""
+    bits: Literal[2, 3, 4, 5, 6, 8] | None = None
+    """Set rows with quantised matrices beside the float ones; in all a step then trains adapters, LoRA if --adapter
+    says nothing else."""
+    group_size: Literal[32, 64, 128] | None = None
+    """With --bits: weights that share a scale and a bias, 64 if not given."""
     overhead: bool = False
     """Also measure what the trainer around the step costs: data, logging, progress."""
     energy: bool = True
@@ -68,3 +77,19 @@ class Benchmark:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")
         if self.cooldown < 0:
             raise UserError(f"cooldown is {self.cooldown}: it must not be negative")
+        if self.bits is None:
+            if self.group_size is not None:
+                raise UserError("--group-size is of quantised matrices: add --bits, as in --bits 4")
+            return
+        if self.peers:
+            raise UserError("--bits: peers have no adapters here: leave --peers out; studies/adapters.py times theirs")
+        if self.overhead:
+            raise UserError("--bits: the trainer's loop is set beside steps of whole models: leave --overhead out")
+
+    @property
+    def grid(self) -> Grid | None:
+        """That of the quantised rows; None without."""
+        from benchmarks.grids import GROUP_SIZE  # with numpy, which help does without
+        from gpt_common.adapting.quantisation import Grid
+
+        return None if self.bits is None else Grid(self.bits, self.group_size or GROUP_SIZE)
