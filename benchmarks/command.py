@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
@@ -23,8 +23,14 @@ class Benchmark:
     on a CPU; dtype auto means float32, so that all other rows compute the same.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "--backends mps,mlx,cpu",
+        "--preset gpt2 --bits 4 --generation",
+        "--compare A.json B.json",
+    )
     backends: str = "mlx,mps,cpu"
-    """What to measure, with commas; what is absent becomes a row that says why."""
+    """What to measure, with commas: mlx, mlx-cpu, mps, cpu, cuda, with -compiled or -bf16; what is absent becomes a row
+    that says why."""
     peers: str = ""
     """Other people's implementations with the same work and weights: transformers, mlx-lm, nanogpt."""
     nanogpt_path: Path | None = None
@@ -42,19 +48,20 @@ class Benchmark:
     cooldown: float = 1.0
     """Seconds of rest before each process; a Mac that is hot rests until it is not."""
     parity: bool = True
-    """Time only what passes the parity ladder up to its gradients; without, rows are marked unverified."""
+    """Ask the parity ladder first, up to its gradients; what does not pass is not timed. Without, rows are marked
+    unverified."""
     threads: int | None = None
     """Threads of every process on the CPU; left out, as many as each framework takes."""
     sweep: str | None = None
     """Measure several values of a field: n_layer=2,4,8 (or n_embd, block_size, batch_size, ...)."""
     sustained: bool = False
-    """Also train for minutes without a pause, to see whether the speed holds."""
+    """Also train for minutes without a pause: whether the speed holds."""
     sustained_minutes: float = 10.0
     """How long."""
     generation: bool = False
     """Also measure prompt processing and generated tokens per second."""
     bits: Literal[2, 3, 4, 5, 6, 8] | None = None
-    """Set rows with quantised matrices beside the float ones; in all a step then trains adapters, LoRA if --adapter
+    """Also measure each backend with quantised matrices, where a step of every row trains adapters; LoRA if --adapter
     says nothing else."""
     group_size: Literal[32, 64, 128] | None = None
     """With --bits: weights that share a scale and a bias, 64 if not given."""

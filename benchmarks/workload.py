@@ -106,6 +106,7 @@ def smallest(configs: Sequence[RunConfig]) -> RunConfig:
     """The first configuration shrunk to almost nothing, to find out which backends can do this kind of work."""
     config = configs[0]
     # With one head there is one of keys; the only layer is one with experts, where there are any.
-    kinds = {"n_kv_head": min(config.model.n_kv_head, 1), "n_dense_layer": 0}
-    model = dataclasses.replace(config.model, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16, **kinds)
-    return dataclasses.replace(config, model=model, adapter=AdapterConfig())
+    model = dataclasses.replace(config.model, n_kv_head=min(config.model.n_kv_head, 1), n_dense_layer=0)
+    model = dataclasses.replace(model, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16)
+    train = dataclasses.replace(config.train, short_context=0)
+    return dataclasses.replace(config, model=model, train=train, adapter=AdapterConfig())

@@ -29,7 +29,8 @@ def beside_peers(case: CaseResult) -> list[str]:
             row for row in rows if not row.peer and (row.framework, row.device) == (peer.framework, peer.device)
         ):
             if (ratio := _over(case, own, peer)) is not None:
-                lines.append(f"{own.backend} / {peer.backend}: {_said(ratio)}")
+                interval = "" if ratio.low is None else f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
+                lines.append(f"{own.backend} / {peer.backend}: {ratio.value:.2f} of its time{interval}")
     return lines
 
 
@@ -75,7 +76,8 @@ def _lines(one: BesideFloats) -> Iterator[str]:
         )
     for what, ratio in (("step", one.step), ("prompt read", one.reading), ("token written", one.writing)):
         if ratio is not None:
-            yield f"{row.backend} / {floats.backend}: a {what} takes {_said(ratio)}"
+            interval = "" if ratio.low is None else f" (95 %: {ratio.low:.2f} to {ratio.high:.2f})"
+            yield f"{row.backend} / {floats.backend}: {what} {ratio.value:.2f} times as long{interval}"
 
 
 def _over(case: CaseResult, row: BackendRow, other: BackendRow) -> Ratio | None:
@@ -84,12 +86,6 @@ def _over(case: CaseResult, row: BackendRow, other: BackendRow) -> Ratio | None:
     if found is None:
         return None
     return ratio_of(found) if found.slower == row.backend else ratio_of(found).inverse()
-
-
-def _said(ratio: Ratio) -> str:
-    """As many of the other's times."""
-    interval = "" if ratio.low is None else f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
-    return f"{ratio.value:.2f} of its time{interval}"
 
 
 def _generation_over(one: Generation | None, other: Generation | None) -> tuple[Ratio | None, Ratio | None]:
