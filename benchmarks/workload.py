@@ -108,5 +108,5 @@ def smallest(configs: Sequence[RunConfig]) -> RunConfig:
     # With one head there is one of keys; the only layer is one with experts, where there are any.
     model = dataclasses.replace(config.model, n_kv_head=min(config.model.n_kv_head, 1), n_dense_layer=0)
     model = dataclasses.replace(model, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16)
-    train = dataclasses.replace(config.train, short_context=0)
+    train = dataclasses.replace(config.train, short_context=0, short_context_steps=0)
     return dataclasses.replace(config, model=model, train=train, adapter=AdapterConfig())

@@ -57,6 +57,7 @@ def times(case: CaseResult, row: BackendRow) -> Times | None:
 
 
 def comparison(case: CaseResult, a: str, b: str) -> Comparison | None:
+    """Of two rows; None if there is none."""
     return next((c for c in case.comparisons if {c.slower, c.faster} == {a, b}), None)
 
 
