@@ -18,6 +18,7 @@ import numpy as np
 
 from gpt_common.config import TrainConfig
 from gpt_common.data.batches import NumpyBatch, Tokens
+from gpt_common.judging.scoring import LOGITS_ON_CPU, LOGITS_ON_GPU
 from gpt_common.sampling import Batch
 from gpt_common.training.source import Source
 from mlx_gpt.checkpoint import build_model
@@ -39,6 +40,7 @@ class Scorer:
         self.model = model
         self.block_size = model.config.block_size
         self.vocab_size = model.config.vocab_size
+        self.logits_at_once = LOGITS_ON_CPU if model.device.type != mx.gpu else LOGITS_ON_GPU
         self.batch: Batch = ContinuousBatch(model, known)
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
@@ -49,11 +51,14 @@ class Scorer:
         """(B, T) ids -> (B, T, V) float32."""
         return np.array(self.model(tensor(tokens, self.model.device)).astype(mx.float32))
 
-    def scores(self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    def scores(
+        self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """What each label costs, (B, T) nats, and whether it is the likeliest token.
 
         Args:
             shared: tokens that stand before every row: gone through once, and cached.
+            likeliest: whether that is asked: it takes longer than the nats.
         """
         caches = None
         if shared:
@@ -63,8 +68,10 @@ class Scorer:
                 cache.repeat(len(tokens))
         logits_BTV = self.model(tensor(tokens, self.model.device), caches=caches)
         labels_BT = tensor(labels, self.model.device)
-        nats_BT, is_likeliest_BT = cross_entropy(logits_BTV, labels_BT), mx.argmax(logits_BTV, axis=-1) == labels_BT
-        return np.array(nats_BT), np.array(is_likeliest_BT)
+        nats_BT = cross_entropy(logits_BTV, labels_BT)
+        if not likeliest:
+            return np.array(nats_BT), None
+        return np.array(nats_BT), np.array(mx.argmax(logits_BTV, axis=-1) == labels_BT)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ import torch
 
 from gpt_common.config import TrainConfig
 from gpt_common.data.batches import NumpyBatch, Tokens
+from gpt_common.judging.scoring import LOGITS_ON_CPU, LOGITS_ON_GPU
 from gpt_common.sampling import Batch
 from gpt_common.training.source import Source
 from torch_gpt.checkpoint import build_model
@@ -39,6 +40,7 @@ class Scorer:
         self.model = model
         self.block_size = model.config.block_size
         self.vocab_size = model.config.vocab_size
+        self.logits_at_once = LOGITS_ON_CPU if model.device.type == "cpu" else LOGITS_ON_GPU
         self.batch: Batch = ContinuousBatch(model, known)
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
@@ -51,11 +53,14 @@ class Scorer:
         return np.asarray(self.model(tensor(tokens, self.model.device)).float().cpu().numpy())
 
     @torch.no_grad()
-    def scores(self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+    def scores(
+        self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """What each label costs, (B, T) nats, and whether it is the likeliest token.
 
         Args:
             shared: tokens that stand before every row: gone through once, and cached.
+            likeliest: whether that is asked: it takes longer than the nats.
         """
         caches = None
         if shared:
@@ -65,8 +70,10 @@ class Scorer:
                 cache.repeat(len(tokens))
         logits_BTV = self.model(tensor(tokens, self.model.device), caches=caches)
         labels_BT = tensor(labels, self.model.device)
-        nats_BT, is_likeliest_BT = cross_entropy(logits_BTV, labels_BT), torch.argmax(logits_BTV, dim=-1) == labels_BT
-        return nats_BT.cpu().numpy(), is_likeliest_BT.cpu().numpy()
+        nats_BT = cross_entropy(logits_BTV, labels_BT)
+        if not likeliest:
+            return nats_BT.cpu().numpy(), None
+        return nats_BT.cpu().numpy(), (torch.argmax(logits_BTV, dim=-1) == labels_BT).cpu().numpy()
 
 
 def main(argv: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ class Harness(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             for each in score(self.scorer, parts, progress.counting("scoring", passed(parts))):
                 owner = each.part.owner
                 nats[owner] += float(each.nats.sum())
-                agreed[owner] &= bool(each.likeliest.all())
+                agreed[owner] &= each.likeliest is not None and bool(each.likeliest.all())
         return nats, agreed
 
     def _tell(self, parts: list[Part]) -> None:

@@ -13,8 +13,10 @@ from gpt_common.data.batches import NumpyBatch, Tokens
 from gpt_common.sampling import Batch
 
 Ids = Sequence[int] | npt.NDArray[np.uint32]
-LOGITS_AT_ONCE = 1 << 23
-"""Numbers of a batch's logits: 32 MiB in float32, a few times that while they become probabilities."""
+LOGITS_ON_CPU, LOGITS_ON_GPU = 1 << 21, 1 << 26
+"""Numbers of a batch's logits, at most, unless one row has more: 8 and 256 MiB in float32, a few times that while they
+become probabilities. On a CPU larger ones come from the system page by page each time: the loss takes eight times as
+long then (docs/results.md)."""
 
 
 TOKENS_AT_ONCE = 4096
@@ -26,6 +28,8 @@ class Scorer(Protocol):
 
     block_size: int
     vocab_size: int
+    logits_at_once: int
+    """Numbers of a batch's logits."""
     batch: Batch
     """The same model, for text that it writes."""
 
@@ -36,12 +40,13 @@ class Scorer(Protocol):
         """(B, T) ids -> (B, T, V)."""
 
     def scores(
-        self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = ()
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+        self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
         """What each label costs, (B, T) nats, and whether it is the likeliest token.
 
         Args:
             shared: tokens that stand before every row: gone through once, and cached.
+            likeliest: whether that is asked; None otherwise.
         """
 
 
@@ -69,8 +74,8 @@ class Scored:
     part: Part
     nats: npt.NDArray[np.float64]
     """Of each predicted token: minus its log probability."""
-    likeliest: npt.NDArray[np.bool_]
-    """Whether it was the model's first choice."""
+    likeliest: npt.NDArray[np.bool_] | None
+    """Whether it was the model's first choice, if that was asked."""
 
 
 def parts_of(tokens: Ids, before: Ids, block_size: int, stride: int, owner: int = 0) -> Iterator[Part]:
@@ -95,14 +100,21 @@ def parts_of(tokens: Ids, before: Ids, block_size: int, stride: int, owner: int 
         done += more
 
 
-def score(scorer: Scorer, parts: Sequence[Part], advance: Callable[[int], None] = lambda _: None) -> Iterator[Scored]:
+def score(
+    scorer: Scorer,
+    parts: Sequence[Part],
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    likeliest: bool = True,
+) -> Iterator[Scored]:
     """What a model makes of the parts, in any order.
 
     Args:
         advance: hears how many tokens more the model has gone through.
+        likeliest: whether it is asked what the model's first choices were.
     """
     for shared, beside in together(parts):
-        yield from _score(scorer, beside, shared, advance)
+        yield from _score(scorer, beside, shared, advance, likeliest)
 
 
 def together(parts: Iterable[Part]) -> list[tuple[tuple[int, ...], list[Part]]]:
@@ -129,24 +141,24 @@ def passed(parts: Iterable[Part]) -> int:
 
 
 def _score(
-    scorer: Scorer, parts: Sequence[Part], shared: tuple[int, ...], advance: Callable[[int], None]
+    scorer: Scorer, parts: Sequence[Part], shared: tuple[int, ...], advance: Callable[[int], None], likeliest: bool
 ) -> Iterator[Scored]:
     """Rows side by side, filled up on the right, where nothing that counts can see it."""
     waiting = list(parts)
     while waiting:
         longest = max(1, max(len(part) for part in waiting) - len(shared))
-        rows = max(1, min(LOGITS_AT_ONCE // (longest * scorer.vocab_size), _rows_held(scorer, longest, shared)))
+        rows = max(1, min(scorer.logits_at_once // (longest * scorer.vocab_size), _rows_held(scorer, longest, shared)))
         now, waiting = waiting[:rows], waiting[rows:]
         longest = max(len(part) for part in now) - len(shared)
         tokens, labels = np.zeros((2, len(now), longest), np.int32)
         for row, part in enumerate(now):
             ids = [*part.seen[len(shared) :], *part.predicted]
             tokens[row, : len(ids) - 1], labels[row, : len(ids) - 1] = ids[:-1], ids[1:]
-        nats, likeliest = scorer.scores(tokens, labels, shared)
+        nats, chosen = scorer.scores(tokens, labels, shared, likeliest=likeliest)
         for row, part in enumerate(now):
             end = len(part) - len(shared)
             span = slice(end - len(part.predicted), end)
-            yield Scored(part, nats[row, span].astype(np.float64), likeliest[row, span])
+            yield Scored(part, nats[row, span].astype(np.float64), None if chosen is None else chosen[row, span])
         advance(len(shared) + sum(len(part) - len(shared) for part in now))
 
 

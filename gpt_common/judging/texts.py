@@ -165,7 +165,8 @@ def loss_of(
 
     for number, parts in enumerate(_stretches(windows())):
         if number == len(kept.stretches):
-            kept.add(_by_piece(score(scorer, parts), {owner: open_documents[owner][1] for owner in open_documents}))
+            pieces = {owner: open_documents[owner][1] for owner in open_documents}
+            kept.add(_by_piece(score(scorer, parts, likeliest=False), pieces))
         for owner, piece, nats in kept.stretches[number]:
             pieces = open_documents[owner][0].pieces
             pieces[owner, piece] = pieces[owner, piece][0], pieces[owner, piece][1] + nats

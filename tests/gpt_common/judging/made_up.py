@@ -15,7 +15,7 @@ class Remembering:
 
     def __init__(self, vocab_size: int, block_size: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
-        self.vocab_size, self.block_size = vocab_size, block_size
+        self.vocab_size, self.block_size, self.logits_at_once = vocab_size, block_size, 1 << 20
         self.rows_VD, self.out_DV = rng.normal(size=(vocab_size, 16)), rng.normal(size=(16, vocab_size))
         self.batch: Batch = Writing(self)
         self.asked: list[tuple[int, int, int]] = []
@@ -35,12 +35,12 @@ class Remembering:
         return np.array([self.exact(row) for row in tokens.tolist()], np.float32)
 
     def scores(
-        self, tokens: np.ndarray, labels: np.ndarray, shared: Sequence[int] = ()
-    ) -> tuple[np.ndarray, np.ndarray]:
+        self, tokens: np.ndarray, labels: np.ndarray, shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         self.asked.append((*tokens.shape, len(shared)))
         known = np.array([self.exact([*shared, *row])[len(shared) :] for row in tokens.tolist()])
         nats = -np.take_along_axis(known, labels[..., None], axis=2)[..., 0]
-        return nats.astype(np.float32), known.argmax(axis=2) == labels
+        return nats.astype(np.float32), known.argmax(axis=2) == labels if likeliest else None
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         return [float(self.scores(batch.tokens, batch.labels)[0].mean()) for batch in batches]

@@ -79,12 +79,16 @@ def test_what_is_scored_is_what_one_pass_for_each_token_gives() -> None:
     assert max(rows for rows, *_ in model.asked) > 10, "side by side"
 
 
-@pytest.mark.parametrize("limit", ["LOGITS_AT_ONCE", "TOKENS_AT_ONCE"])
+@pytest.mark.parametrize("limit", ["logits", "tokens"])
 def test_memory_bounds_the_rows_and_changes_no_figure(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, limit, 400)
     model = Remembering(VOCABULARY, 16)
+    if limit == "logits":
+        model.logits_at_once = 400
+    else:
+        monkeypatch.setattr(scoring, "TOKENS_AT_ONCE", 400)
     check(model, some_parts(model))
-    assert max(rows * length * (VOCABULARY if limit[0] == "L" else 1) for rows, length, _ in model.asked) <= 400
+    numbers = VOCABULARY if limit == "logits" else 1
+    assert max(rows * length * numbers for rows, length, _ in model.asked) <= 400
 
 
 def test_progress_tells_the_tokens_that_are_gone_through() -> None:

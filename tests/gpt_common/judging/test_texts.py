@@ -119,10 +119,10 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mon
     class Stops(Remembering):
         """Ctrl-C in the fifth batch."""
 
-        def scores(self, tokens, labels, shared=()):  # type: ignore[no-untyped-def]
+        def scores(self, tokens, labels, shared=(), *, likeliest=True):  # type: ignore[no-untyped-def]
             if len(self.asked) == 4:
                 raise KeyboardInterrupt
-            return super().scores(tokens, labels, shared)
+            return super().scores(tokens, labels, shared, likeliest=likeliest)
 
     with pytest.raises(KeyboardInterrupt):
         losses(tmp_path, text, tokenizer, Stops(tokenizer.vocab_size, 16), kept=Kept(path, "this"))
