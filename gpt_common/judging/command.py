@@ -15,6 +15,7 @@ from gpt_common.files import cannot_write, write_atomically
 from gpt_common.judging.dataset_measures import DatasetMeasure
 from gpt_common.judging.extraction_measure import ExtractionMeasure
 from gpt_common.judging.measure import Asked, Measure, Result
+from gpt_common.judging.memorisation import MemorisationMeasure
 from gpt_common.judging.probes.measure import ProbesMeasure
 from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.tasks import TaskMeasure
@@ -50,6 +51,8 @@ class EvaluateCommand:
     """Solved examples before each question of a task, if not as many as the task says."""
     probes: bool = False
     """Ask about the world of `stories`: facts that must be repeated, minimal pairs, calibration against the truth."""
+    memorisation: bool = False
+    """Look for validation text in the training text, and for training text in what the model writes."""
     extract: Path | None = None
     """JSON lines with prompt and answer (JSON): what is right, field by field, free and held to --json-schema."""
     json_schema: Path | None = None
@@ -98,7 +101,9 @@ class EvaluateCommand:
             found.append(ExtractionMeasure(self.extract, self.json_schema, self.shots))
         if self.probes:
             found.append(ProbesMeasure())
-        if not found or self.dataset is not None:
+        if self.memorisation:
+            found.append(MemorisationMeasure(self.dataset, self.data_dir))
+        if not found or (self.dataset is not None and not self.memorisation):
             found.append(DatasetMeasure(self.dataset, self.data_dir, self.questions, self.batch_size))
         return found
 
