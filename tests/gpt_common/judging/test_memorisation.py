@@ -38,10 +38,10 @@ class Reciting:
 
 def looked(text: str, train: str = TRAIN) -> MemorisationResult:
     more: dict[str, Any] = {"floor": None, "floor_error": None, "unigram_entropy": 1.0}
-    ids = [np.array(CHARACTERS.encode(each), np.uint16) for each in (train, VAL)]
+    ids, val = (np.array(CHARACTERS.encode(each), np.uint16) for each in (train, VAL))
     model = Model(blind)
     model.batch = Reciting(text)
-    return memorised(model, Dataset("own", *ids, CHARACTERS, "", prompt="Once upon a time", **more))
+    return memorised(model, Dataset("own", ids, val, CHARACTERS, "", prompt="Once upon a time", **more))
 
 
 @pytest.fixture(autouse=True)
