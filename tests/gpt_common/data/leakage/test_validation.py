@@ -107,6 +107,23 @@ def test_a_leak_that_was_put_in_twice_rings_too() -> None:
     assert leak.is_leak
 
 
+def test_a_text_with_twins_of_its_own_passages_does_not_ring_for_some_more() -> None:
+    """Mutant: the largest stretch left out. Code says much twice, in some places and not in others."""
+    parts = [TRAIN[i : i + 4_000] for i in range(0, 80_000, 4_000)]
+    parts[12] = parts[6][:2_000] + parts[12][2_000:]
+    leak = found("".join(parts), parts[19][:1_500] + VAL[:6_500])
+    assert 0.05 < leak.share < 0.3
+    assert np.quantile(leak.chance, 0.75) < leak.share / 4
+    assert not leak.is_leak
+
+
+def test_of_a_large_validation_text_a_part_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "READ_AT_ONCE", 2_000)
+    leak = found(TRAIN + VAL, VAL, most=160_000)
+    assert leak.windows * leak.sampled < 25_000
+    assert leak.is_leak
+
+
 def test_a_passage_quoted_once_is_no_leak() -> None:
     leak = found(TRAIN + VAL[2_000:2_300], VAL[:5_000])
     assert leak.share > 0.01
