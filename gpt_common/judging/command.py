@@ -21,6 +21,8 @@ from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.tasks import TaskMeasure
 from gpt_common.judging.text_measure import TextMeasure
 from gpt_common.training.folder import newest_run
+from gpt_common.training.report.page import REPORT, write_report
+from gpt_common.training.report.past import read_run
 from gpt_common.training.source import Source, open_source
 from gpt_common.words import one_line, say
 
@@ -146,6 +148,8 @@ def evaluate(path: Path, command: EvaluateCommand, open_model: Callable[[Source]
             for line in result.lines():
                 say(line, flush=True)
             _keep(asked, measure.name, result)
+        if command.probes and asked.run is not None and (asked.run / REPORT).exists():
+            _draw_anew(asked.run)
         del scorer  # one model in memory at a time
     if len(found) > 1:
         say(f"{models[0].source.checkpoint}\nagainst {models[1].source.checkpoint}")
@@ -175,3 +179,11 @@ def _keep(asked: Asked, name: str, result: Result) -> None:
     except (OSError, UserError) as error:
         reason = str(cannot_write(path, error)) if isinstance(error, OSError) else str(error)
         print(f"note: not kept: {one_line(reason)}", file=sys.stderr)
+
+
+def _draw_anew(run: Path) -> None:
+    """A run's page shows what probes found."""
+    try:
+        say(f"on the run's page, {write_report(read_run(run))}")
+    except UserError as error:
+        print(f"note: the run's page is as it was: {one_line(str(error))}", file=sys.stderr)
