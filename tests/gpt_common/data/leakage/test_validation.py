@@ -11,16 +11,19 @@ import numpy.typing as npt
 import pytest
 
 from gpt_common.data import Dataset
+from gpt_common.data.conversations.stories_qa import Split, write_conversations
+from gpt_common.data.conversations.written import END, TURN, chatml
 from gpt_common.data.leakage import rolling, validation
 from gpt_common.data.leakage.rolling import Among, Letters, Prefixes
 from gpt_common.data.leakage.validation import WINDOW, Leakage, leakage
 from gpt_common.data.stories import ALPHABET, write_corpus
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.training.health.leak_alarm import leak_alarm
 from tests.borrowed import tiny_shakespeare
 
 CHARACTERS = CharTokenizer(ALPHABET + "\t")
-TRAIN, VAL = (write_corpus(5, split, size).text for split, size in (("train", 600_000), ("val", 60_000)))  # type: ignore[arg-type]
+TRAIN, VAL = write_corpus(5, "train", 600_000).text, write_corpus(5, "val", 60_000).text
 BPE = train_bpe_on([TRAIN[:50_000]], 400)
 
 
@@ -128,6 +131,31 @@ def test_a_passage_quoted_once_is_no_leak() -> None:
     leak = found(TRAIN + VAL[2_000:2_300], VAL[:5_000])
     assert leak.share > 0.01
     assert not leak.is_leak
+
+
+def test_conversations_do_not_ring_and_one_that_is_in_both_splits_does() -> None:
+    """Every one begins with the same instruction, and its questions are few."""
+    sizes: dict[Split, int] = {"train": 240, "val": 40}
+    told = {
+        split: [
+            "Answer in one sentence and only from what was told before; say nothing that is not in the story, and do "
+            "not make up animals, names, places or things, nor repeat the question before you answer it.\n"
+            + chatml(conversation).text
+            for conversation, _ in write_conversations(4, split, count)
+        ]
+        for split, count in sizes.items()
+    }
+    tokenizer = with_tokens(train_bpe_on(["".join(told["train"][:40])], 350), (TURN, END))
+
+    def leak(train: list[str]) -> Leakage:
+        ids = [np.array(tokenizer.encode_written("".join(texts)), np.uint16) for texts in (train, told["val"])]
+        found = leakage(ids[0], ids[1], tokenizer)
+        assert found is not None
+        return found
+
+    assert leak(told["train"]).share > 0.01
+    assert not leak(told["train"]).is_leak
+    assert leak(told["train"][:100] + told["val"] + told["train"][100:]).is_leak
 
 
 def test_shakespeare_does_not_ring(tmp_path: Path) -> None:
