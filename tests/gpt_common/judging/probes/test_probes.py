@@ -62,7 +62,7 @@ def test_the_grammar_itself_is_right_everywhere_and_calibrated() -> None:
 
 @pytest.mark.parametrize(("scale", "said"), [(1.3, "overconfident"), (0.75, "underconfident"), (1.02, "calibrated")])
 def test_a_model_that_is_too_sure_is_named_with_how_much(scale: float, said: str) -> None:
-    found = calibration(TOLD, CHARACTERS, Model(grammar(scale)))
+    found = calibration(TOLD[:4], CHARACTERS, Model(grammar(scale)))
     assert found.verdict == said
     assert found.scale == pytest.approx(scale, abs=0.01)
     assert found.scale_interval[0] <= found.scale <= found.scale_interval[1]
