@@ -15,11 +15,14 @@ from gpt_common.files import cannot_write, write_atomically
 from gpt_common.judging.dataset_measures import DatasetMeasure
 from gpt_common.judging.extraction_measure import ExtractionMeasure
 from gpt_common.judging.measure import Asked, Measure, Result
+from gpt_common.judging.memorisation import MemorisationMeasure
 from gpt_common.judging.probes.measure import ProbesMeasure
 from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.tasks import TaskMeasure
 from gpt_common.judging.text_measure import TextMeasure
 from gpt_common.training.folder import newest_run
+from gpt_common.training.report.page import REPORT, write_report
+from gpt_common.training.report.past import read_run
 from gpt_common.training.source import Source, open_source
 from gpt_common.words import one_line, say
 
@@ -50,6 +53,8 @@ class EvaluateCommand:
     """Solved examples before each question of a task, if not as many as the task says."""
     probes: bool = False
     """Ask about the world of `stories`: facts that must be repeated, minimal pairs, calibration against the truth."""
+    memorisation: bool = False
+    """Look for validation text in the training text, and for training text in what the model writes."""
     extract: Path | None = None
     """JSON lines with prompt and answer (JSON): what is right, field by field, free and held to --json-schema."""
     json_schema: Path | None = None
@@ -98,7 +103,9 @@ class EvaluateCommand:
             found.append(ExtractionMeasure(self.extract, self.json_schema, self.shots))
         if self.probes:
             found.append(ProbesMeasure())
-        if not found or self.dataset is not None:
+        if self.memorisation:
+            found.append(MemorisationMeasure(self.dataset, self.data_dir))
+        if not found or (self.dataset is not None and not self.memorisation):
             found.append(DatasetMeasure(self.dataset, self.data_dir, self.questions, self.batch_size))
         return found
 
@@ -141,6 +148,8 @@ def evaluate(path: Path, command: EvaluateCommand, open_model: Callable[[Source]
             for line in result.lines():
                 say(line, flush=True)
             _keep(asked, measure.name, result)
+        if command.probes and asked.run is not None and (asked.run / REPORT).exists():
+            _draw_anew(asked.run)
         del scorer  # one model in memory at a time
     if len(found) > 1:
         say(f"{models[0].source.checkpoint}\nagainst {models[1].source.checkpoint}")
@@ -170,3 +179,11 @@ def _keep(asked: Asked, name: str, result: Result) -> None:
     except (OSError, UserError) as error:
         reason = str(cannot_write(path, error)) if isinstance(error, OSError) else str(error)
         print(f"note: not kept: {one_line(reason)}", file=sys.stderr)
+
+
+def _draw_anew(run: Path) -> None:
+    """A run's page shows what probes found."""
+    try:
+        say(f"on the run's page, {write_report(read_run(run))}")
+    except UserError as error:
+        print(f"note: the run's page is as it was: {one_line(str(error))}", file=sys.stderr)

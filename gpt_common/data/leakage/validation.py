@@ -1,8 +1,8 @@
 """Validation text that stands in the training text: how much of it, and whether that is more than chance.
 
 Of every window of WINDOW letters of the validation text it is asked whether the training text has it. Some texts repeat
-themselves: a grammar, verses, notices of licence. So stretches of the training text are asked the same, each whether
-its windows stand in the rest, and only a validation text that repeats the training text far more than they do rings.
+themselves: a grammar, verses, code. So stretches of the training text are asked the same, each whether its windows
+stand in the rest, and only a validation text that repeats the training text far more than they do rings.
 
 Windows are sampled by their hash: of equal windows either all are looked at or none, so that a share of the sample is
 one of the whole. Memory holds the sample alone; the training text is read once, some at a time.
@@ -32,6 +32,8 @@ LONGEST_STRETCH = 1 << 16
 """Tokens of such a stretch, at most."""
 MOST_READ = 1 << 25
 """Tokens of the training text that are read when a dataset is opened; of more, spread evenly."""
+SHARE_OF_VAL = 8
+"""Of the validation text at most this part of that."""
 READ_AT_ONCE = 1 << 16
 """Tokens of each part that is read of a larger text."""
 LEAST = 0.01
@@ -39,7 +41,7 @@ LEAST = 0.01
 TIMES = 2
 """More than so many times `expected` rings."""
 QUANTILE = 0.75
-"""Of the stretches' shares, what is expected: not the largest, which a leak that was put in twice would be."""
+"""Of the stretches' shares: not the largest, which a leak that was put in twice would be."""
 
 TokenIds = npt.NDArray[np.integer[Any]]
 
@@ -56,13 +58,21 @@ class Leakage:
     """Of them that stand in the training text."""
     chance: tuple[float, ...]
     """The same share of each stretch of the training text in the rest of it."""
+    apart: tuple[float, ...]
+    """The same, without the windows that the validation text has too: what a leak that was put in twice adds nothing
+    to."""
     read: float
     """Share of the training text that was read; the shares are scaled up by it."""
 
     @property
     def expected(self) -> float:
-        """The share that a text of this kind has without any leak: three quarters of the stretches have no more."""
-        return float(np.quantile(self.chance, QUANTILE)) if self.chance else 0.0
+        """The share that a text of this kind may have without any leak.
+
+        The largest that a stretch has apart from the validation text, or what three quarters of them have in all if
+        that is more: a text that says one thing over and over says it everywhere.
+        """
+        usual = float(np.quantile(self.chance, QUANTILE)) if self.chance else 0.0
+        return max(usual, *self.apart, 0.0)
 
     @property
     def is_leak(self) -> bool:
@@ -78,12 +88,14 @@ def leakage(train: TokenIds, val: TokenIds, tokenizer: Tokenizer, most: int | No
     Args:
         train: (N,) ids.
         val: (M,) ids.
-        most: tokens of the training text to read; None for all.
+        most: tokens of the training text to read, and an eighth of it of the validation text; None for all.
 
     Returns:
         None if the validation text is shorter than a window.
     """
     letters = Letters(tokenizer)
+    if most is not None and len(val) > most // SHARE_OF_VAL:
+        val = _thinned(val, most // SHARE_OF_VAL)
     windows = letters.count(val) - WINDOW + 1
     if windows < 1:
         return None
@@ -98,12 +110,22 @@ def leakage(train: TokenIds, val: TokenIds, tokenizer: Tokenizer, most: int | No
         read += end - begin
         for hashes in _hashes(letters, train[begin:end], bits):
             seen[among.places(hashes)] |= np.uint16(bit)
-    shares = []
+    scale = len(train) / max(read, 1)
+    of_val = np.zeros(len(wanted), bool)
+    of_val[np.searchsorted(wanted, asked[0])] = True
+    shares, apart = list[float](), list[float]()
     for own, hashes in zip([0, *(1 << i for i in range(len(stretches)))], asked, strict=True):
-        elsewhere = seen[np.searchsorted(wanted, hashes)] & np.uint16(0xFFFF ^ own)
-        found = float((elsewhere > 0).mean()) if len(hashes) else 0.0
-        shares.append(min(1.0, found * len(train) / max(read, 1)))
-    return Leakage(len(asked[0]), 1 << bits, shares[0], tuple(shares[1:]), read / max(len(train), 1))
+        places = np.searchsorted(wanted, hashes)
+        found = (seen[places] & np.uint16(0xFFFF ^ own)) > 0
+        shares.append(min(1.0, float(found.mean()) * scale) if len(found) else 0.0)
+        apart.append(min(1.0, float((found & ~of_val[places]).mean()) * scale) if len(found) else 0.0)
+    return Leakage(len(asked[0]), 1 << bits, shares[0], tuple(shares[1:]), tuple(apart[1:]), read / max(len(train), 1))
+
+
+def _thinned(tokens: TokenIds, count: int) -> TokenIds:
+    """So many tokens of a larger text, in stretches that are spread evenly."""
+    starts = np.linspace(0, len(tokens) - READ_AT_ONCE, max(1, count // READ_AT_ONCE)).astype(int)
+    return np.concatenate([tokens[start : start + READ_AT_ONCE] for start in starts])
 
 
 def _stretches(train: int, val: int) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ CONFIDENCE_BINS = 15
 """Bins of equal width for the expected calibration error, as Guo et al. 2017 take them."""
 ROWS = 16
 """Windows that are read together."""
-MOST_NUMBERS = 1 << 26
+MOST_NUMBERS = 1 << 23
 """Logits that are kept: with a large vocabulary fewer places are looked at."""
 STANDARD_ERRORS = 1.96
 """On each side of an interval of 95 %."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt_common.data.tokenizers import Tokenizer
-from gpt_common.judging.scoring import Part, Scorer, score
+from gpt_common.judging.scoring import Part, Scorer, passed, score
+from gpt_common.progress import Progress
 
 SAME = 1e-5
 """Nats by which float32 moves the score of one text among different neighbours: what lies nearer is a tie."""
@@ -53,8 +54,9 @@ def weigh(choices: Sequence[Choice], tokenizer: Tokenizer, scorer: Scorer) -> li
             owner += 1
         seen.append(not cut or len(tokenizer.decode(texts[0][:cut])) <= choice.evidence)
     sums = np.zeros(owner)
-    for scored in score(scorer, parts):
-        sums[scored.part.owner] -= float(scored.nats.sum())
+    with Progress(plain_lines=False) as progress:
+        for scored in score(scorer, parts, progress.counting("asking", passed(parts))):
+            sums[scored.part.owner] -= float(scored.nats.sum())
     remaining = iter(sums.tolist())
     return [
         Weighed(tuple(next(remaining) for _ in choice.ways), stood) for choice, stood in zip(choices, seen, strict=True)

@@ -20,7 +20,8 @@ from gpt_common.judging.probes.pairs import Pair, judge_pairs, make_pairs
 from gpt_common.judging.probes.results import ProbesResult, StoriesLoss
 from gpt_common.judging.probes.told import stories
 from gpt_common.judging.probes.truth import begin
-from gpt_common.judging.scoring import Scorer, parts_of, score
+from gpt_common.judging.scoring import Scorer, parts_of, passed, score
+from gpt_common.progress import Progress
 from gpt_common.training.checkpoint import read_manifest
 
 SEED = 15_000
@@ -135,8 +136,9 @@ def stories_loss(told: Sequence[str], tokenizer: Tokenizer, scorer: Scorer) -> S
         for owner, story in enumerate(told)
         for part in parts_of(tokenizer.encode(story), before, scorer.block_size, max(1, scorer.block_size // 2), owner)
     ]
-    for scored in score(scorer, parts):
-        nats[scored.part.owner] += float(scored.nats.sum())
+    with Progress(plain_lines=False) as progress:
+        for scored in score(scorer, parts, progress.counting("reading", passed(parts))):
+            nats[scored.part.owner] += float(scored.nats.sum())
     true = []
     for story in told:
         read = begin().then(story)

@@ -105,7 +105,7 @@ def drawing(found: Probed) -> Draw:
         if found.reliability:
             curve = next(axes)
             reliability(curve, found.reliability, shade=colour(0))
-            curve.set_title("true probability, where the model says ...")
+            curve.set_title("true probability, by what it says")
             curve.set_xlabel("probability that it says")
         if found.agreement:
             bars = next(axes)
@@ -115,7 +115,7 @@ def drawing(found: Probed) -> Draw:
             bars.plot(chance, rows, "|", color=colour(1), markersize=14, markeredgewidth=2)
             bars.set_yticks(list(rows), kinds)
             bars.set_xlim(0, 1.02)
-            bars.set_title("facts repeated rightly (bars) and by chance (marks)")
+            bars.set_title("facts repeated (mark: chance)")
             bars.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
     return draw

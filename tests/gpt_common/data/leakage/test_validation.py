@@ -11,16 +11,19 @@ import numpy.typing as npt
 import pytest
 
 from gpt_common.data import Dataset
+from gpt_common.data.conversations.stories_qa import Split, write_conversations
+from gpt_common.data.conversations.written import END, TURN, chatml
 from gpt_common.data.leakage import rolling, validation
 from gpt_common.data.leakage.rolling import Among, Letters, Prefixes
 from gpt_common.data.leakage.validation import WINDOW, Leakage, leakage
 from gpt_common.data.stories import ALPHABET, write_corpus
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.training.health.leak_alarm import leak_alarm
 from tests.borrowed import tiny_shakespeare
 
 CHARACTERS = CharTokenizer(ALPHABET + "\t")
-TRAIN, VAL = (write_corpus(5, split, size).text for split, size in (("train", 600_000), ("val", 60_000)))  # type: ignore[arg-type]
+TRAIN, VAL = write_corpus(5, "train", 600_000).text, write_corpus(5, "val", 60_000).text
 BPE = train_bpe_on([TRAIN[:50_000]], 400)
 
 
@@ -107,10 +110,52 @@ def test_a_leak_that_was_put_in_twice_rings_too() -> None:
     assert leak.is_leak
 
 
+def test_a_text_with_twins_of_its_own_passages_does_not_ring_for_some_more() -> None:
+    """Mutant: the largest stretch left out. Code says much twice, in some places and not in others."""
+    parts = [TRAIN[i : i + 4_000] for i in range(0, 80_000, 4_000)]
+    parts[12] = parts[6][:2_000] + parts[12][2_000:]
+    leak = found("".join(parts), parts[19][:1_500] + VAL[:6_500])
+    assert 0.05 < leak.share < 0.3
+    assert np.quantile(leak.chance, 0.75) < leak.share / 4
+    assert not leak.is_leak
+
+
+def test_of_a_large_validation_text_a_part_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "READ_AT_ONCE", 2_000)
+    leak = found(TRAIN + VAL, VAL, most=160_000)
+    assert leak.windows * leak.sampled < 25_000
+    assert leak.is_leak
+
+
 def test_a_passage_quoted_once_is_no_leak() -> None:
     leak = found(TRAIN + VAL[2_000:2_300], VAL[:5_000])
     assert leak.share > 0.01
     assert not leak.is_leak
+
+
+def test_conversations_do_not_ring_and_one_that_is_in_both_splits_does() -> None:
+    """Every one begins with the same instruction, and its questions are few."""
+    sizes: dict[Split, int] = {"train": 240, "val": 40}
+    told = {
+        split: [
+            "Answer in one sentence and only from what was told before; say nothing that is not in the story, and do "
+            "not make up animals, names, places or things, nor repeat the question before you answer it.\n"
+            + chatml(conversation).text
+            for conversation, _ in write_conversations(4, split, count)
+        ]
+        for split, count in sizes.items()
+    }
+    tokenizer = with_tokens(train_bpe_on(["".join(told["train"][:40])], 350), (TURN, END))
+
+    def leak(train: list[str]) -> Leakage:
+        ids = [np.array(tokenizer.encode_written("".join(texts)), np.uint16) for texts in (train, told["val"])]
+        found = leakage(ids[0], ids[1], tokenizer)
+        assert found is not None
+        return found
+
+    assert leak(told["train"]).share > 0.01
+    assert not leak(told["train"]).is_leak
+    assert leak(told["train"][:100] + told["val"] + told["train"][100:]).is_leak
 
 
 def test_shakespeare_does_not_ring(tmp_path: Path) -> None:

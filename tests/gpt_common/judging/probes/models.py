@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.data.stories import ALPHABET, END
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer
-from gpt_common.judging.probes.truth import begin
+from gpt_common.judging.probes.truth import Read, begin
 from gpt_common.sampling import Batch
 
 CHARACTERS = CharTokenizer(ALPHABET)
@@ -55,13 +55,16 @@ class Model:
 def grammar(scale: float = 1.0, tokenizer: Tokenizer = CHARACTERS) -> Logits:
     """The grammar itself, as far as it is asked from the beginning of a story on; its logits times `scale`."""
     remembered: dict[str, npt.NDArray[np.float64]] = {}
+    reads: dict[str, Read | None] = {"": begin()}
     ids = {character: tokenizer.encode(character)[0] for character in ALPHABET}
 
     def logits(tokens: list[int]) -> npt.NDArray[np.float64]:
         text = tokenizer.decode(tokens)
         story = text[text.rfind(END) + len(END) :] if END in text else ""
         if story not in remembered:
-            read, found = begin().then(story), np.full(tokenizer.vocab_size, IMPOSSIBLE)
+            before = reads[story[:-1]] if story[:-1] in reads else begin().then(story[:-1])
+            reads[story] = read = before and before.then(story[-1:])
+            found = np.full(tokenizer.vocab_size, IMPOSSIBLE)
             if read is not None:
                 for character, probability in read.distribution().items():
                     found[ids[character]] = np.log(probability)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import math
 from itertools import islice
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from gpt_common.data.conversations.written import END as END_OF_TURN
+from gpt_common.data.conversations.written import TURN
 from gpt_common.data.stories import END
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
+from gpt_common.data.tokenizers.extended import with_tokens
+from gpt_common.judging.probes import measure as measure_module
 from gpt_common.judging.probes import pairs as pairs_module
 from gpt_common.judging.probes.agreement import KINDS, agreements, items, verdict
 from gpt_common.judging.probes.calibration import calibration, compared
@@ -56,7 +62,7 @@ def test_the_grammar_itself_is_right_everywhere_and_calibrated() -> None:
 
 @pytest.mark.parametrize(("scale", "said"), [(1.3, "overconfident"), (0.75, "underconfident"), (1.02, "calibrated")])
 def test_a_model_that_is_too_sure_is_named_with_how_much(scale: float, said: str) -> None:
-    found = calibration(TOLD, CHARACTERS, Model(grammar(scale)))
+    found = calibration(TOLD[:4], CHARACTERS, Model(grammar(scale)))
     assert found.verdict == said
     assert found.scale == pytest.approx(scale, abs=0.01)
     assert found.scale_interval[0] <= found.scale <= found.scale_interval[1]
@@ -182,3 +188,20 @@ def test_two_models_are_compared_item_by_item() -> None:
     lines = list(knows.against(guesses))
     assert any(line.strip().startswith("pronoun") and "+50.0%" in line for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+def test_a_model_that_was_trained_on_questions_is_asked_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = with_tokens(train_bpe_on(["".join(TOLD)], 300), (TURN, END_OF_TURN))
+    asked: Any = SimpleNamespace(source=SimpleNamespace(tokenizer=tokenizer, checkpoint=None))
+    scorer = Model(lambda _: np.zeros(tokenizer.vocab_size), tokenizer)
+    scorer.batch = None  # type: ignore[assignment]
+    monkeypatch.setattr(measure_module, "judge", lambda put, *_: [i % 2 == 0 for i in range(len(put))])
+    for name, groups in (("stories-qa", 2), ("stories", None)):
+        manifest = SimpleNamespace(dataset={"name": name})
+        monkeypatch.setattr(measure_module, "read_manifest", lambda _, manifest=manifest: manifest)
+        found = ProbesMeasure(items=4, stories=2).ask(scorer, asked)
+        assert (found.questions and len(found.questions)) == groups
+        if found.questions:
+            assert sum(of for _, of in found.questions.values()) == 8
+            assert sum(right for right, _ in found.questions.values()) == 4
+            assert any("new phrasings" in line for line in found.lines())

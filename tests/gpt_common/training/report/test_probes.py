@@ -52,7 +52,7 @@ def test_the_page_tells_what_was_found(tmp_path: Path) -> None:
     assert "Overconfident: its logits are about 1.3 times too large." in page
     assert "1.31 (1.20 to 1.40)" in page
     assert "40 of 50" in page
-    assert "true probability, where the model says ..." in page
+    assert "true probability, by what it says" in page
     assert ">name</text>" in page
     assert ">colour</text>" not in page, "nothing was in sight"
     assert "Checkpoint step-000002" in page
