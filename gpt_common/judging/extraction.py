@@ -164,7 +164,8 @@ def extract(
         valid += is_json and fits(value)
         exact += is_json and any(_same(value, answer) for answer in example.answers)
         compared = [_compared(value if is_json else {}, answer) for answer in example.answers]
-        counts += max(compared, key=_f1)
+        nearest = max(compared, key=_f1)
+        counts += nearest
     made = sum(sequence.made for sequence in sequences)
     nats = sum(sequence.nats for sequence in sequences) / max(1, made)
     return Extraction(shots, held, len(asked), exact, valid, _f1(counts), nats, too_long)

@@ -167,7 +167,7 @@ def test_one_illegal_token_is_found(name: str, runs: Path, monkeypatch: pytest.M
     vocabulary = VOCABULARIES[0]
     form = schema_form(SCHEMAS[name], vocabulary)
     monkeypatch.setattr(Constraint, "_look_ahead", looking)
-    monkeypatch.setattr("tests.twins.test_forms.schema_form", lambda *_: form)
+    monkeypatch.setattr("tests.twins.structured.test_forms.schema_form", lambda *_: form)
     found = written("torch_gpt", runs / vocabulary, vocabulary, SCHEMAS[name], 4)
     assert not any(is_valid(one, vocabulary, SCHEMAS[name]) for one in found)
 
