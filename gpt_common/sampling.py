@@ -121,9 +121,12 @@ def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
         logits_V: (V,) float32.
         allowed: ids of the tokens that are left.
     """
-    scores_V = logits_V - logits_V.max()
+    scores_V = logits_V - np.maximum.reduce(logits_V)
     shares_V = np.exp(scores_V)
-    whole, inside = (float(np.add.reduce(shares, dtype=np.float64)) for shares in (shares_V, shares_V[allowed]))
+    whole = float(np.add.reduce(shares_V, dtype=np.float64))
+    inside = (
+        shares_V.item(allowed[0]) if len(allowed) == 1 else float(np.add.reduce(shares_V[allowed], dtype=np.float64))
+    )
     if inside > 1e-30:
         return max(0.0, math.log(whole / inside))
     scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32

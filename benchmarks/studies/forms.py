@@ -1,23 +1,25 @@
 """`python benchmarks/studies/forms.py`: what it costs to hold a text to a form, in both twins.
 
 A list of people as JSON that never ends, against text without a form: as many tokens, by the same model at its initial
-weights, on this CPU. Each side works in a process of its own, and they take turns, A B B A; what is printed is the
-median of the turns' ratios and their range. Then, within one process, what of a token's time goes into the form: the
-matcher's next mask and the divergence that it causes, and how much less the choice costs among fewer tokens.
+weights, on one thread of this CPU, text by text in alternation. Printed are the median ratio of neighbours, the ratio
+of the fastest texts (which a busy machine disturbs least), their microseconds per token, and how many of these went
+into the form, for the next mask and for the divergence. A choice among fewer tokens is quicker, and what is certain is
+not chosen, so that a form may cost less than nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,16 +27,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.studies.turns import cpu_work, start_side, take_turns, work_on_request
+from benchmarks.studies.turns import cpu_work
 from gpt_common import sampling
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, load_preset
 from gpt_common.data.conversations.stories_qa import write_texts
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
-from gpt_common.errors import UserError, run_main
+from gpt_common.errors import UserError, WorkFailed, run_main
 from gpt_common.keyed import draws
-from gpt_common.sampling import Continuation, choose
 from gpt_common.structured import CompiledForm, Constraint, Form, compile_form
 
 PROG = "python benchmarks/studies/forms.py"
@@ -54,9 +55,12 @@ SCHEMA = {
     "minItems": 1000,
 }
 Twin = Literal["torch", "mlx"]
-Side = Literal["free", "held"]
 Vocabulary = Literal["characters", "bpe", "gpt2-sized"]
-PRESETS = {"characters": "stories-cpu", "bpe": "shakespeare-bpe", "gpt2-sized": "shakespeare-bpe"}
+PRESETS: dict[Vocabulary, str] = {
+    "characters": "stories-cpu",
+    "bpe": "shakespeare-bpe",
+    "gpt2-sized": "shakespeare-bpe",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +71,8 @@ class FormsStudy:
     """Measure this twin only."""
     vocabulary: Vocabulary | None = None
     """Measure with this vocabulary only; gpt2-sized: a BPE of 50 257 tokens, most of them made up."""
-    turns: int = 6
-    """Turns per twin and vocabulary; each gives one ratio."""
-    seconds: float = 2.0
-    """Least time of one side's turn."""
-    side: Side | None = None
-    """For this program's own use: generate as long as the standard input says."""
+    turns: int = 60
+    """Texts of each side, one after the other in alternation."""
 
     def __post_init__(self) -> None:
         if self.turns < 1:
@@ -87,8 +87,7 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
     if vocabulary == "bpe":
         return train_bpe_on(texts, 1024)
     rng = np.random.default_rng(0)
-    words = ("".join(map(chr, rng.integers(97, 123, 6))) for _ in range(400_000))
-    return train_bpe_on([*texts, " ".join(islice(words, 400_000))], 50_257)
+    return train_bpe_on([*texts, *("".join(map(chr, rng.integers(97, 123, 7))) for _ in range(200_000))], 50_257)
 
 
 def config_of(vocabulary: Vocabulary, tokenizer: Tokenizer) -> ModelConfig:
@@ -96,19 +95,18 @@ def config_of(vocabulary: Vocabulary, tokenizer: Tokenizer) -> ModelConfig:
     return load_preset(PRESETS[vocabulary]).with_vocabulary(tokenizer.vocab_size).model
 
 
-def generation(twin: Twin, vocabulary: Vocabulary, side: Side) -> Callable[[], list[int]]:
+def generation(twin: Twin, vocabulary: Vocabulary) -> Callable[[bool], None]:
     """A function that makes TOKENS tokens, held to the form or not."""
     tokenizer = tokenizer_of(vocabulary)
     model = cpu_work(twin, RunConfig(model=config_of(vocabulary, tokenizer))).model
     generate = import_module(f"{twin}_gpt.sample").generate
     form, settings = compiled(tokenizer), SampleSettings(max_new_tokens=TOKENS)
-    prompt = tokenizer.encode("Once upon a time")
+    prompt, numbers = tokenizer.encode("Once upon a time"), count()
 
-    def make() -> list[int]:
-        constraint = form.begin() if side == "held" else None
-        made = list(generate(model, prompt, settings, draws(1, 0), tokenizer.vocab_size, constraint))
+    def make(held: bool) -> None:
+        constraint = form.begin() if held else None
+        made = list(generate(model, prompt, settings, draws(1, next(numbers)), tokenizer.vocab_size, constraint))
         assert len(made) == TOKENS
-        return made
 
     return make
 
@@ -118,65 +116,76 @@ def compiled(tokenizer: Tokenizer) -> CompiledForm:
     return compile_form(Form("json_schema", json.dumps(SCHEMA)), tokenizer)
 
 
-def start(vocabulary: str, twin: str, side: str) -> subprocess.Popen[str]:
-    """One side of the comparison."""
-    return start_side(__file__, side, twin, "--vocabulary", vocabulary)
+@contextmanager
+def watched() -> Iterator[list[float]]:
+    """Seconds of each text that went into its form: every mask, and every divergence."""
+    spent = [0.0]
 
-
-def parts(vocabulary: Vocabulary, texts: int = 40) -> dict[str, float]:
-    """Microseconds per token of what is done about a form, and of the choice without it; logits are made up."""
-    tokenizer = tokenizer_of(vocabulary)
-    form, settings = compiled(tokenizer), SampleSettings(max_new_tokens=TOKENS)
-    rng, spent = np.random.default_rng(0), dict.fromkeys(("take", "nats", "choose held", "choose free", "begin"), 0.0)
-    logits = rng.normal(0, 1, (64, tokenizer.vocab_size)).astype(np.float32)
-
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any) -> Any:
-            if sampling.choose is choose:  # inside another that is timed
-                return call(*arguments)
-            held, sampling.choose = sampling.choose, choose
             began = time.perf_counter()
             found = call(*arguments)
-            spent[name] += time.perf_counter() - began
-            sampling.choose = held
+            spent[-1] += time.perf_counter() - began
             return found
 
         return run
 
     take, nats = Constraint.take, sampling.nats_outside
+    Constraint.take, sampling.nats_outside = timed(take), timed(nats)  # type: ignore[method-assign]
     try:
-        Constraint.take = timed("take", take)  # type: ignore[method-assign]
-        sampling.nats_outside = timed("nats", nats)
-        sampling.choose = timed("choose held", choose)
-        for text in range(texts):
-            numbers = draws(text, 0)
-            sequence = Continuation([0], settings, numbers, timed("begin", form.begin)())
-            for token in range(TOKENS):
-                sequence.advance(logits[token % 64])
-                timed("choose free", choose)(logits[token % 64], settings, next(numbers))
+        yield spent
     finally:
-        Constraint.take, sampling.nats_outside, sampling.choose = take, nats, choose  # type: ignore[method-assign]
-    return {name: 1e6 * seconds / (texts * TOKENS) for name, seconds in spent.items()}
+        Constraint.take, sampling.nats_outside = take, nats  # type: ignore[method-assign]
+
+
+def measure(command: FormsStudy, twin: Twin, vocabulary: Vocabulary) -> str:
+    """A line of the table."""
+    make = generation(twin, vocabulary)
+
+    def seconds(held: bool) -> float:
+        began = time.perf_counter()
+        make(held)
+        return (time.perf_counter() - began) / TOKENS
+
+    pairs = []
+    for turn in range(-2, command.turns):  # two that warm up
+        first = turn % 2 == 0
+        sides = {first: seconds(first), not first: seconds(not first)}
+        pairs.append((sides[True], sides[False]))
+    with watched() as spent:
+        for _ in range(command.turns):
+            make(True)
+            spent.append(0.0)
+    ratio = statistics.median(held / free for held, free in pairs[2:])
+    held, free = (min(side) for side in zip(*pairs[2:], strict=True))
+    form = min(spent[:-1]) / TOKENS
+    name = f"{vocabulary}, {twin}"
+    times = f"{1e6 * held:9,.0f} {1e6 * free:9,.0f} {1e6 * form:9.1f}"
+    return f"{name:18} {ratio:7.3f} {held / free:9.3f} {times} {form / free:7.1%}"
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command, or one side of it in a child process."""
+    """The command, or one line of it in a child process."""
     command = parse(FormsStudy, argv, prog=PROG)
-    if command.side is not None:
-        assert command.vocabulary is not None
-        work_on_request(generation(command.twin or "torch", command.vocabulary, command.side))
+    if command.twin is not None and command.vocabulary is not None:
+        print(measure(command, command.twin, command.vocabulary), flush=True)
         return
-    vocabularies: list[Vocabulary] = [command.vocabulary] if command.vocabulary else ["characters", "bpe", "gpt2-sized"]
-    print(f"{'held / free':22} {'median':>7} {'range':>16}   ms a token of each side")
-    for vocabulary in vocabularies:
-        for twin in [command.twin] if command.twin else ["torch", "mlx"]:
-            pairs = take_turns(("held", "free"), partial(start, vocabulary, twin), command.turns, command.seconds)
-            ratios = [held / free for held, free in pairs]
-            spread = f"{min(ratios):.3f} .. {max(ratios):.3f}"
-            each = " / ".join(f"{1e3 * statistics.median(side) / TOKENS:.3f}" for side in zip(*pairs, strict=True))
-            print(f"{vocabulary + ', ' + twin:22} {statistics.median(ratios):7.3f} {spread:>16}   {each}", flush=True)
-        said = ", ".join(f"{name} {found:.1f}" for name, found in parts(vocabulary).items())
-        print(f"{vocabulary}: microseconds per token: {said}", flush=True)
+    print(f"{'':18} {'ratio of held and free':>17} {'microseconds per token':>19}")
+    print(f"{'':18} {'median':>7} {'fastest':>9} {'held':>9} {'free':>9} {'form':>9} {'share':>7}", flush=True)
+    for vocabulary in [command.vocabulary] if command.vocabulary else PRESETS:
+        for twin in [command.twin] if command.twin else ("torch", "mlx"):
+            words = [
+                sys.executable,
+                __file__,
+                "--twin",
+                twin,
+                "--vocabulary",
+                vocabulary,
+                "--turns",
+                str(command.turns),
+            ]
+            if subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode:
+                raise WorkFailed(f"{vocabulary}, {twin} ended early: its error stands above")
 
 
 if __name__ == "__main__":

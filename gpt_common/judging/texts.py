@@ -168,8 +168,8 @@ def loss_of(
             pieces = {owner: open_documents[owner][1] for owner in open_documents}
             kept.add(_by_piece(score(scorer, parts, likeliest=False), pieces))
         for owner, piece, nats in kept.stretches[number]:
-            pieces = open_documents[owner][0].pieces
-            pieces[owner, piece] = pieces[owner, piece][0], pieces[owner, piece][1] + nats
+            sums = open_documents[owner][0].pieces
+            sums[owner, piece] = sums[owner, piece][0], sums[owner, piece][1] + nats
         predicted = (lengths[list(part.predicted)].sum() for part in parts)
         advance(int(sum(predicted)))
         for owner in [owner for owner in open_documents if owner < parts[-1].owner]:

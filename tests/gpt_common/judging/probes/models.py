@@ -29,7 +29,7 @@ class Model:
 
     def __init__(self, logits: Logits, tokenizer: Tokenizer = CHARACTERS, block_size: int = 1024) -> None:
         self.of, self.tokenizer = logits, tokenizer
-        self.block_size, self.vocab_size = block_size, tokenizer.vocab_size
+        self.block_size, self.vocab_size, self.logits_at_once = block_size, tokenizer.vocab_size, 1 << 20
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         raise NotImplementedError
@@ -40,16 +40,16 @@ class Model:
         return np.array(rows, np.float32)
 
     def scores(
-        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], shared: Sequence[int] = ()
-    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        nats, likeliest = np.zeros(labels.shape, np.float32), np.zeros(labels.shape, bool)
+        self, tokens: npt.NDArray[Any], labels: npt.NDArray[Any], shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
+        nats, chosen = np.zeros(labels.shape, np.float32), np.zeros(labels.shape, bool)
         for row, (ids, wanted) in enumerate(zip(tokens.tolist(), labels.tolist(), strict=True)):
             for t, label in enumerate(wanted):
                 assert len(shared) + t < self.block_size
                 logits = self.of([*shared, *ids[: t + 1]])
                 nats[row, t] = np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label]
-                likeliest[row, t] = logits.argmax() == label
-        return nats, likeliest
+                chosen[row, t] = logits.argmax() == label
+        return nats, chosen if likeliest else None
 
 
 def grammar(scale: float = 1.0, tokenizer: Tokenizer = CHARACTERS) -> Logits:
