@@ -167,11 +167,7 @@ def test_one_illegal_token_is_found(name: str, runs: Path, monkeypatch: pytest.M
     vocabulary = VOCABULARIES[0]
     form = schema_form(SCHEMAS[name], vocabulary)
     monkeypatch.setattr(Constraint, "_look_ahead", looking)
-<<<<<<<< HEAD:tests/gpt_common/structured/test_in_both_twins.py
-    monkeypatch.setattr(f"{__name__}.schema_form", lambda *_: form)
-========
     monkeypatch.setattr("tests.twins.structured.test_forms.schema_form", lambda *_: form)
->>>>>>>> 83cc6326dad27b6ff5f1044ca26780170e6520c3:tests/twins/structured/test_forms.py
     found = written("torch_gpt", runs / vocabulary, vocabulary, SCHEMAS[name], 4)
     assert not any(is_valid(one, vocabulary, SCHEMAS[name]) for one in found)
 
