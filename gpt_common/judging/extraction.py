@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt_common.commands import SampleSettings
-from gpt_common.data.conversations.written import END, TURN
+from gpt_common.data.conversations.reading import Conversation, Message
+from gpt_common.data.conversations.turns import has_turns
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.files import parse_json
 from gpt_common.keyed import draws
+from gpt_common.prompting.prompts import shot_ids
 from gpt_common.sampling import Batch, Continuation, continue_together
 from gpt_common.structured import Form, checker, compile_form
 from gpt_common.words import share
@@ -137,11 +139,11 @@ def extract(
             f"{len(examples)} examples: the first {KEPT_FOR_SHOTS} are kept for shots, and no other is left"
         )
     settings = SampleSettings(max_new_tokens=200, temperature=0) if settings is None else settings
-    fits, chats = checker(schema), {TURN, END} <= tokenizer.specials.keys()
+    fits, chats = checker(schema), has_turns(tokenizer)
     form = compile_form(Form("json_schema", schema, whitespace, "the schema"), tokenizer) if held else None
     sequences, lengths = [], list[int]()
     for number, example in enumerate(asked):
-        prompt = _written(examples[:shots], example, tokenizer, chats=chats)
+        prompt = _written(examples[:shots], example, tokenizer)
         if len(prompt) >= block_size:
             raise UserError(
                 f"{shots} shots and a question have {len(prompt)} tokens, the model's block holds {block_size}"
@@ -173,26 +175,14 @@ def extract(
 
 def longest_prompt(examples: Sequence[Example], tokenizer: Tokenizer, shots: int) -> int:
     """Tokens of the longest question with so many examples before it."""
-    chats = {TURN, END} <= tokenizer.specials.keys()
-    asked = (_written(examples[:shots], example, tokenizer, chats=chats) for example in examples[KEPT_FOR_SHOTS:])
+    asked = (_written(examples[:shots], example, tokenizer) for example in examples[KEPT_FOR_SHOTS:])
     return max(map(len, asked), default=0)
 
 
-def _written(shots: Sequence[Example], example: Example, tokenizer: Tokenizer, *, chats: bool) -> list[int]:
+def _written(shots: Sequence[Example], example: Example, tokenizer: Tokenizer) -> list[int]:
     """Token ids of the shots and the question, up to where the answer begins."""
-    encode = tokenizer.encode
-    if not chats:
-        told = "".join(f"{shot.prompt}\n{shot.shown}\n\n" for shot in shots)
-        return encode(f"{told}{example.prompt}\n")
-    turn, end = (tokenizer.specials[name] for name in (TURN, END))
-
-    def said(role: str, text: str) -> list[int]:
-        return [turn, *encode(f"{role}\n{text}"), end, *encode("\n")]
-
-    ids: list[int] = []
-    for shot in shots:
-        ids += said("user", shot.prompt) + said("assistant", shot.shown)
-    return [*ids, *said("user", example.prompt), turn, *encode("assistant\n")]
+    solved = [Conversation("", (Message("user", one.prompt), Message("assistant", one.shown))) for one in shots]
+    return shot_ids(tokenizer, solved, example.prompt)
 
 
 def _value(text: str, *, whole: bool) -> tuple[Any, bool]:
