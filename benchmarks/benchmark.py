@@ -13,8 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from benchmarks.command import Benchmark
+from benchmarks.grids import beside_grids
 from benchmarks.measuring.backends import Backend, choose_backends
-from benchmarks.measuring.parity_gate import Verdict, ladder, verify
+from benchmarks.measuring.parity_gate import QUANTISED, RUNGS, Verdict, ladder, verify
 from benchmarks.measuring.processes import THREADS, run_worker
 from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.session import Case, Row, Session, state_of_machine, tasks
@@ -31,6 +32,8 @@ from gpt_common.machine.power import find_reader
 from gpt_common.machine.provenance import git_state, versions
 
 PRESENCE_SECONDS, PARITY_SECONDS = 15.0, 90.0
+QUANTISED_SECONDS = 30.0
+"""The rung of quantised matrices, and those below it once more."""
 IDLE_SECONDS = 5.0
 """How long the power of the idle machine is measured."""
 VARIABLES = ("OMP_", "MKL_", "OPENBLAS_", "VECLIB_", "MLX_", "METAL_", "MTL_", "PYTORCH_", "TORCH_", "CUDA_")
@@ -46,7 +49,9 @@ def measure(command: Benchmark, name: str, hardware: Hardware) -> None:
     """
     sweep = parse_sweep(command.sweep, command.run)
     nanogpt = check_nanogpt(command.peers, command.nanogpt_path, [config for _, config in sweep])
-    backends = choose_backends(command.backends, command.peers, nanogpt)
+    for _, config in sweep:
+        beside_grids(config, command.grid)
+    backends = choose_backends(command.backends, command.peers, nanogpt, command.grid)
     settings = Settings(
         rounds=command.rounds,
         seconds=command.seconds,
@@ -132,7 +137,7 @@ def prepare(
 ) -> tuple[list[Case], Verdict]:
     """Which rows there will be: who is present, and of those who passes the ladder."""
     first = [Task("which backends are here", PRESENCE_SECONDS)]
-    first += [Task("parity", PARITY_SECONDS)] if command.parity else []
+    first += [Task("parity", PARITY_SECONDS + (QUANTISED_SECONDS if command.bits else 0))] if command.parity else []
     display = Display(first)
     display.begin()
     try:
@@ -193,10 +198,14 @@ def prove(rows: dict[str, Row], config: str, dtype: str, environment: Mapping[st
     if environment["MLX_ENABLE_TF32"] != "0":
         extra.append("--tf32")
     verdict = Verdict()
-    for half in (False, True):
-        climbers = {rows[name].backend.on_ladder: name for name in names if rows[name].backend.half is half}
+    # Quantised rows have a climb of their own: where only that one fails, the float ones are timed.
+    kinds = dict.fromkeys((rows[name].backend.half, rows[name].backend.bits > 0) for name in names)
+    for half, quantised in kinds:
+        own = [rows[name].backend for name in names]
+        climbers = {b.on_ladder: b.name for b in own if (b.half, b.bits > 0) == (half, quantised)}
         flags = ["--dtype", "bfloat16" if half else dtype, *extra]
-        found = verify(list(climbers), ladder(flags, {**os.environ, **environment}))
+        more = (QUANTISED,) if quantised else ()
+        found = verify(list(climbers), ladder(flags, {**os.environ, **environment}, (*RUNGS, *more)), more)
         verdict.passed |= {climbers[name]: digest for name, digest in found.passed.items()}
         verdict.failed |= {climbers[name]: reason for name, reason in found.failed.items()}
         verdict.reports |= found.reports

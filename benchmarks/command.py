@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError
+
+if TYPE_CHECKING:
+    from gpt_common.adapting.quantisation import Grid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,8 +23,14 @@ class Benchmark:
     on a CPU; dtype auto means float32, so that all other rows compute the same.
     """
 
+    examples: ClassVar[tuple[str, ...]] = (
+        "--backends mps,mlx,cpu",
+        "--preset gpt2 --bits 4 --generation",
+        "--compare A.json B.json",
+    )
     backends: str = "mlx,mps,cpu"
-    """What to measure, with commas; what is absent becomes a row that says why."""
+    """What to measure, with commas: mlx, mlx-cpu, mps, cpu, cuda, with -compiled or -bf16; what is absent becomes a row
+    that says why."""
     peers: str = ""
     """Other people's implementations with the same work and weights: transformers, mlx-lm, nanogpt."""
     nanogpt_path: Path | None = None
@@ -38,17 +48,23 @@ class Benchmark:
     cooldown: float = 1.0
     """Seconds of rest before each process; a Mac that is hot rests until it is not."""
     parity: bool = True
-    """Time only what passes the parity ladder up to its gradients; without, rows are marked unverified."""
+    """Ask the parity ladder first, up to its gradients; what does not pass is not timed. Without, rows are marked
+    unverified."""
     threads: int | None = None
     """Threads of every process on the CPU; left out, as many as each framework takes."""
     sweep: str | None = None
     """Measure several values of a field: n_layer=2,4,8 (or n_embd, block_size, batch_size, ...)."""
     sustained: bool = False
-    """Also train for minutes without a pause, to see whether the speed holds."""
+    """Also train for minutes without a pause: whether the speed holds."""
     sustained_minutes: float = 10.0
     """How long."""
     generation: bool = False
     """Also measure prompt processing and generated tokens per second."""
+    bits: Literal[2, 3, 4, 5, 6, 8] | None = None
+    """Also measure each backend with quantised matrices, where a step of every row trains adapters; LoRA if --adapter
+    says nothing else."""
+    group_size: Literal[32, 64, 128] | None = None
+    """With --bits: weights that share a scale and a bias, 64 if not given."""
     overhead: bool = False
     """Also measure what the trainer around the step costs: data, logging, progress."""
     energy: bool = True
@@ -68,3 +84,19 @@ class Benchmark:
                 raise UserError(f"{name} is {getattr(self, name)}: it must be above 0")
         if self.cooldown < 0:
             raise UserError(f"cooldown is {self.cooldown}: it must not be negative")
+        if self.bits is None:
+            if self.group_size is not None:
+                raise UserError("--group-size is of quantised matrices: add --bits, as in --bits 4")
+            return
+        if self.peers:
+            raise UserError("--bits: peers have no adapters here: leave --peers out; studies/adapters.py times theirs")
+        if self.overhead:
+            raise UserError("--bits: the trainer's loop is set beside steps of whole models: leave --overhead out")
+
+    @property
+    def grid(self) -> Grid | None:
+        """That of the quantised rows; None without."""
+        from benchmarks.grids import GROUP_SIZE  # with numpy, which help does without
+        from gpt_common.adapting.quantisation import Grid
+
+        return None if self.bits is None else Grid(self.bits, self.group_size or GROUP_SIZE)

@@ -24,7 +24,6 @@ from gpt_common.machine.peaks import APPLE_GPUS
 from gpt_common.words import WIDTH, in_memory, share
 
 PROG = "python benchmarks/plan.py"
-GROUP = 64
 NVIDIA_CHIPS = {
     "A100": ("NVIDIA A100-SXM4-80GB", 80),
     "H100": ("NVIDIA H100 80GB HBM3", 80),
@@ -87,6 +86,7 @@ def main(argv: Sequence[str]) -> None:
     command = parse(Plan, argv, prog=PROG)
 
     from benchmarks.gpu_memory import limit_here
+    from benchmarks.grids import GROUP_SIZE
     from benchmarks.planning import make_plan, measured_speeds
     from gpt_common.adapting.quantisation import Grid
 
@@ -106,10 +106,18 @@ def main(argv: Sequence[str]) -> None:
         tokens=None if command.tokens is None else parse_amount(command.tokens, "--tokens"),
         mfu=command.mfu,
         watts=command.watts,
-        measured=measured_speeds(command.result, hardware, command.run.train) if command.result else None,
+        measured=None
+        if command.result is None
+        else measured_speeds(
+            command.result,
+            hardware,
+            command.run.train,
+            adapts=command.run.adapter.adapts,
+            bits=command.base_bits,
+        ),
         limit=limit_here() if here and command.run.train.device != "cpu" else None,
         assume=True,
-        grid=None if command.base_bits is None else Grid(command.base_bits, GROUP),
+        grid=None if command.base_bits is None else Grid(command.base_bits, GROUP_SIZE),
     )
     if command.json is not None:
         _write_json(plan, command.json)

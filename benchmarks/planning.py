@@ -11,8 +11,9 @@ from typing import Any, get_args
 
 from benchmarks.assumptions import assumed_memory, assumed_peak, assumed_power
 from benchmarks.gpu_memory import usable_memory
+from benchmarks.grids import grids_on
 from benchmarks.shares import nearest_share
-from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids, quantisable
+from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids
 from gpt_common.config import Device, RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
@@ -33,7 +34,6 @@ from gpt_common.network.memory import (
     memory_plan,
     planned_device,
 )
-from gpt_common.network.parameters import parameter_shapes
 
 VERSION = 1
 TOKENS_PER_PARAMETER = 20
@@ -229,13 +229,6 @@ def this_machine(hardware: Hardware) -> Hardware:
     return dataclasses.replace(hardware, memory_bytes=found[0][1] if found else None)
 
 
-def grids_on(config: RunConfig, grid: Grid | None) -> Grids:
-    """Every matrix of a model that can be on one grid."""
-    shapes = parameter_shapes(config.model)
-    names = [] if grid is None else quantisable(shapes)
-    return {name: grid for name in names if grid is not None and grid.fits(shapes[f"{name}.weight"][-1])}
-
-
 def largest_batch(
     config: RunConfig,
     twin: Twin,
@@ -279,13 +272,17 @@ def compute_optimal(parameters: int) -> dict[str, Any]:
     }
 
 
-def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[Twin, Measured]:
+def measured_speeds(
+    path: Path, hardware: Hardware, train: TrainConfig, *, adapts: bool = False, bits: int | None = None
+) -> dict[Twin, Measured]:
     """The fastest row of each twin in a result of `benchmarks/run.py`, on its trainer's device and in its dtype first.
 
     Args:
         path: the result.
         hardware: what is planned for; a speed of another chip says nothing of it.
         train: decides device and dtype.
+        adapts: whether adapters are to be trained; steps of theirs alone say nothing of a whole model's.
+        bits: of the base's matrices; rows with others do other work.
 
     Raises:
         UserError: no such file, not a result, of another chip, or nothing was measured.
@@ -297,10 +294,12 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
     result = read_result(path)
     if (chip := result.environment.hardware.chip) != hardware.chip:
         raise UserError(f"--result {path} was measured on {chip}, and the plan is for {hardware.chip}: --chip '{chip}'")
-    best: dict[Twin, tuple[tuple[bool, bool, float], Measured]] = {}
+    best: dict[Twin, tuple[tuple[bool, bool, bool, float], Measured]] = {}
     for case in result.cases:
         for row in case.rows:
-            if row.summary is None or row.peer or row.control:
+            if row.summary is None or row.peer or row.control or row.bits not in (None, bits):
+                continue
+            if case.work.adapter is not None and not adapts:
                 continue
             device, dtype = planned_device(row.framework, train, hardware.kind)
             rate, energy = case.work.flops_per_step / row.summary.seconds_per_step, row.summary.energy
@@ -311,11 +310,11 @@ def measured_speeds(path: Path, hardware: Hardware, train: TrainConfig) -> dict[
             # A product elsewhere, or in another dtype, is no peak of what is planned.
             peak = None if other else measured_peak([process.products for process in row.processes], where)
             found = Measured(rate, energy.watts if energy else None, where + other, peak)
-            rank = (row.device == device, taken == dtype, rate)
+            rank = (row.device == device, taken == dtype, row.bits == bits, rate)
             if row.framework not in best or rank > best[row.framework][0]:
                 best[row.framework] = rank, found
     if not best:
-        raise UserError(f"--result {path}: nothing was measured in it")
+        raise UserError(f"--result {path}: nothing was measured in it that this plan could go by")
     return {twin: found for twin, (_, found) in best.items()}
 
 

@@ -6,7 +6,7 @@ Times are in seconds, memory in bytes, shares between 0 and 1.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -18,6 +18,11 @@ AtLeast0 = Annotated[float, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Mark = Literal["asleep", "throttled", "outlier"]
 Device = Literal["cpu", "gpu", "mps", "cuda"]
+
+
+def absent_if_none() -> Any:
+    """A later property: where it says nothing the file does not have it, so that an older one stays as it is."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Record(BaseModel):
@@ -154,11 +159,14 @@ class PromptLength(Record):
 
 
 class Generation(Record):
-    """Greedy generation with a key-value cache."""
+    """Greedy generation with a key-value cache, without adapters."""
 
     new_tokens: int = Field(description="Tokens generated after each prompt.")
     lengths: list[PromptLength] = Field(description="By length of the prompt.")
     greedy_sha256: str = Field(description="Of all new tokens: equal logits give equal text.")
+    rounds: list[int] = Field(default=[], exclude_if=lambda rounds: not rounds)
+    """Which rounds measured it, each in a process of its own and with equally many repetitions, in this order. Empty in
+    older files, of one process."""
 
 
 class Overhead(Record):
@@ -182,3 +190,5 @@ class About(Record):
     dtype: str | None = Field(default=None, description="Compute dtype.")
     notes: list[str] = Field(default=[], description="In what its work differs.")
     versions: dict[str, str] = Field(default={}, description="Of what computed.")
+    weight_bytes: int | None = absent_if_none()
+    """Bytes of all tensors of the model, without adapters. Absent in older files."""

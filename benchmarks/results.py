@@ -22,6 +22,7 @@ from benchmarks.readings import (
     Process,
     Record,
     Sha256,
+    absent_if_none,
     damaged,
 )
 from gpt_common.config import RunConfig, from_dict
@@ -119,6 +120,10 @@ class BackendRow(About):
     compiled: bool = Field(description="Asked for compiled.")
     peer: str | None = Field(description="Whose model, if not ours.")
     control: bool = Field(description="A second measurement of the same backend.")
+    bits: int | None = absent_if_none()
+    """Of each weight of the matrices that are quantised. Absent where none is."""
+    group_size: int | None = absent_if_none()
+    """Weights that share a scale and a bias. Absent where no matrix is quantised."""
     status: Status
     """absent: cannot run here. unproven: did not pass the parity ladder, not timed. failed: its process ended.
     rejected: its figures are impossible, or a peer does other work. stopped: interrupted before."""
@@ -134,15 +139,20 @@ class BackendRow(About):
 
 
 class Work(Record):
-    """One step: forward, backward, clip, AdamW, zero."""
+    """One step: forward, backward, clip, AdamW, zero; of the adapters where there are any."""
 
-    parameters: int = Field(description="Trained numbers.")
+    parameters: int = Field(description="Numbers of the model, trained if nothing else is said.")
     active_parameters: int | None = None
     """Those that one token meets, which FLOPs and MFU count: fewer with experts. Absent in older files."""
     tokens_per_step: int = Field(description="Tokens.")
     flops_per_step: float = Field(description="PaLM's 6N + 12LHQT, times tokens.")
     flops_per_step_exact: float = Field(description="Every matrix product, causal attention.")
     dtype: str = Field(description="Compute dtype.")
+    adapter: str | None = absent_if_none()
+    """What is trained in place of the parameters, which are frozen: lora or dora, and its rank. Absent where they are
+    trained."""
+    trained_parameters: int | None = absent_if_none()
+    """Numbers that are trained. Absent where all parameters are."""
 
     @property
     def active(self) -> int:

@@ -39,16 +39,18 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     from benchmarks.benchmark import measure
+    from benchmarks.grids import beside_grids
     from gpt_common.machine.hardware import detect
 
     hardware = detect()
     name, base = base_config(argv, has_gpu=hardware.kind != "cpu")
     command = parse(Benchmark, argv, prog=PROG, default=replace(command, run=base))
-    if command.run.adapter.adapts:
+    if command.run.adapter.adapts and command.grid is None:
         raise UserError(
-            "--adapter: here the work of whole models is counted; benchmarks/studies/adapters.py times LoRA"
+            "--adapter: here whole models are trained, and with --bits adapters beside quantised matrices; "
+            "benchmarks/studies/adapters.py times LoRA"
         )
-    measure(replace(command, run=resolve(command.run)), name, hardware)
+    measure(replace(command, run=beside_grids(resolve(command.run), command.grid)), name, hardware)
 
 
 def _check_packages() -> None:

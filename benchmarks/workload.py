@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.cli import parse, peek
 from gpt_common.config import RunConfig, from_dict, load_preset, load_toml
 from gpt_common.errors import UserError, nearest
@@ -104,5 +105,8 @@ def parse_sweep(text: str | None, config: RunConfig) -> list[tuple[dict[str, int
 def smallest(configs: Sequence[RunConfig]) -> RunConfig:
     """The first configuration shrunk to almost nothing, to find out which backends can do this kind of work."""
     config = configs[0]
-    model = dataclasses.replace(config.model, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16)
-    return dataclasses.replace(config, model=model)
+    # With one head there is one of keys; the only layer is one with experts, where there are any.
+    model = dataclasses.replace(config.model, n_kv_head=min(config.model.n_kv_head, 1), n_dense_layer=0)
+    model = dataclasses.replace(model, n_layer=1, n_head=1, n_embd=8, block_size=8, vocab_size=16)
+    train = dataclasses.replace(config.train, short_context=0, short_context_steps=0)
+    return dataclasses.replace(config, model=model, train=train, adapter=AdapterConfig())

@@ -75,13 +75,34 @@ class SampleSettings:
 class SampleCommand(SampleSettings):
     """Continue a text with a trained model, printed as it is made. CKPT is a checkpoint or a run (then its best)."""
 
-    examples: ClassVar[tuple[str, ...]] = ('--prompt "The frog"', "--temperature 0 --max-new-tokens 100")
+    examples: ClassVar[tuple[str, ...]] = (
+        '--prompt "The frog" --num-samples 3',
+        "--chat",
+        '--prompt "It was" --choices " cold, sunny"',
+        "--json-schema schema.json",
+    )
     prompt: str | None = None
     """Text to continue; none: the beginning that belongs to the dataset."""
     num_samples: int = 1
     """How many continuations."""
     seed: int = 1337
     """Key of the random numbers; sample n depends on seed and n alone."""
+    chat: bool = False
+    """The prompt is a turn of a conversation, and the answer alone is printed; without a prompt, as --interactive."""
+    interactive: bool = False
+    """Ask at the terminal, line by line: /help there lists what can be done."""
+    shots: Path | None = None
+    """Solved examples before the prompt: JSON lines with prompt and completion."""
+    choices: str | None = None
+    """Write nothing, and tell how likely each of these is behind the prompt: A,B,C."""
+    json_schema: Path | None = None
+    """Hold the continuation to JSON that fits the schema in this file (extra `structured`)."""
+    json_whitespace: bool = False
+    """Let the JSON have blanks and line ends; otherwise it has none between its parts."""
+    regex: str | None = None
+    """Hold it to this regular expression, from end to end."""
+    grammar: Path | None = None
+    """Hold it to the grammar in this file, in Lark's notation."""
     latest: bool = False
     """Of a run folder, take the latest checkpoint and not the best."""
     device: Literal["auto", "cpu", "gpu", "mps", "cuda"] = "auto"
@@ -93,3 +114,13 @@ class SampleCommand(SampleSettings):
         super().__post_init__()
         if self.num_samples < 1:
             raise UserError(f"num_samples is {self.num_samples}: it must be at least 1")
+        named = {"--json-schema": self.json_schema, "--regex": self.regex, "--grammar": self.grammar}
+        forms = [flag for flag, value in named.items() if value is not None]
+        if len(forms) > 1:
+            raise UserError(f"{' and '.join(forms)} are given: a text is held to one form")
+        if self.choices is not None and (self.interactive or forms):
+            raise UserError("--choices writes nothing: leave --interactive and forms out")
+        if self.interactive and self.num_samples > 1:
+            raise UserError("--num-samples is for a text that is written at once, not for --interactive")
+        if self.json_whitespace and self.json_schema is None:
+            raise UserError("--json-whitespace is for --json-schema")

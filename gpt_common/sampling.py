@@ -6,6 +6,7 @@ equal text in both twins.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from gpt_common.commands import SampleSettings
 from gpt_common.data.tokenizers import ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
+from gpt_common.structured import Constraint
 
 Logits = npt.NDArray[np.float32]
 MOST_PROMPT_TOKENS = 2048
@@ -40,21 +42,41 @@ class Continuation:
     context: list[int]
     settings: SampleSettings
     draws: Iterator[float]
-    """Uniform numbers in [0, 1), one per token."""
+    """Uniform numbers in [0, 1), one per token that is chosen."""
+    constraint: Constraint | None = None
+    """The form that it keeps to, if any."""
     made: int = 0
     """Tokens that are new."""
+    forced: int = 0
+    """Of them, those that the form left no choice about: they take no number."""
+    nats: float = 0.0
+    """What the form cost: the KL divergence of the model's next tokens, held to it, from what they are without it, at
+    temperature 1, summed over all that are new."""
 
     def advance(self, logits_V: Logits) -> int:
         """Choose the next token, and take it in."""
-        token = choose(logits_V, self.settings, next(self.draws))
+        token = choose(logits_V, self.settings, next(self.draws)) if self.constraint is None else self._held(logits_V)
         self.context.append(token)
         self.made += 1
         return token
 
+    def _held(self, logits_V: Logits) -> int:
+        """The next token that the form allows."""
+        constraint = self.constraint
+        assert constraint is not None
+        self.nats += nats_outside(logits_V, constraint.allowed)
+        token = constraint.forced
+        if token is None:
+            token = choose(logits_V, self.settings, next(self.draws), constraint.allowed)
+        else:
+            self.forced += 1
+        constraint.take(token)
+        return token
+
     @property
     def is_full(self) -> bool:
-        """Whether it has as many new tokens as it may."""
-        return self.made >= self.settings.max_new_tokens
+        """Whether nothing may follow: it has as many new tokens as it may, or its form has come to its end."""
+        return self.made >= self.settings.max_new_tokens or (self.constraint is not None and self.constraint.closed)
 
 
 def continue_together(
@@ -90,13 +112,43 @@ def equally_long(texts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
         yield from (numbers[first : first + most] for first in range(0, len(numbers), most))
 
 
-def choose(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: float) -> int:
+def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
+    """KL divergence, nats, of a distribution that is cut to some tokens from the whole one.
+
+    Within the cut both have the same proportions, so it is -log of the probability that lies in it.
+
+    Args:
+        logits_V: (V,) float32.
+        allowed: ids of the tokens that are left.
+    """
+    scores_V = logits_V - np.maximum.reduce(logits_V)
+    shares_V = np.exp(scores_V)
+    whole = float(np.add.reduce(shares_V, dtype=np.float64))
+    inside = (
+        shares_V.item(allowed[0]) if len(allowed) == 1 else float(np.add.reduce(shares_V[allowed], dtype=np.float64))
+    )
+    if inside > 1e-30:
+        return max(0.0, math.log(whole / inside))
+    scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32
+    return math.log(whole) - float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
+
+
+def choose(
+    logits_V: npt.NDArray[np.float32],
+    settings: SampleSettings,
+    draw: float,
+    allowed: npt.NDArray[np.intp] | None = None,
+) -> int:
     """The next token: the likeliest at temperature 0, else by inverting the cumulative distribution at `draw`.
 
     Args:
         logits_V: (V,) float32.
         draw: a uniform number in [0, 1).
+        allowed: ids of the tokens to choose from, ascending; all if None. The others are left out before anything else,
+            as if their logits were -inf: top-k and top-p count what is left.
     """
+    if allowed is not None:
+        return int(allowed[choose(logits_V[allowed], settings, draw)])
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
     scores_V = logits_V.astype(np.float64) / settings.temperature

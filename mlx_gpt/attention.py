@@ -45,6 +45,13 @@ class KVCache:
         B, H, _, K = x_BHTK.shape
         return mx.zeros((B, H, self.block_size, K), dtype=x_BHTK.dtype)
 
+    def repeat(self, rows: int) -> None:
+        """What one sequence has seen, for so many that go on from there."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys = mx.repeat(self.keys, rows, axis=0)
+        self.values = mx.repeat(self.values, rows, axis=0)
+
     @property
     def bytes_per_token(self) -> float:
         """Memory that is kept for one token of one sequence in this layer."""

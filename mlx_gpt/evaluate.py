@@ -1,35 +1,90 @@
-"""`python -m mlx_gpt.evaluate`: put questions to a trained model, and count the answers that are right."""
+"""`python -m mlx_gpt.evaluate`: judge a trained model by texts, tasks, questions and probes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gpt_common.cli import answer_early
 from gpt_common.errors import run_main
+from gpt_common.judging.command import evaluate, parse_evaluation
 from gpt_common.machine.blas import load_fast_blas
-from gpt_common.training.judged import open_judged, parse_evaluation, print_judged
 
 if __name__ == "__main__":
     answer_early(lambda argv: parse_evaluation(argv, prog="python -m mlx_gpt.evaluate"))
     load_fast_blas()  # before MLX is imported
 
+import mlx.core as mx
+import numpy as np
+
 from gpt_common.config import TrainConfig
+from gpt_common.data.batches import NumpyBatch, Tokens
+from gpt_common.judging.scoring import LOGITS_ON_CPU, LOGITS_ON_GPU
+from gpt_common.sampling import Batch
+from gpt_common.training.source import Source
 from mlx_gpt.checkpoint import build_model
-from mlx_gpt.device import compute_dtype, select_device
+from mlx_gpt.device import compute_dtype, select_device, tensor
+from mlx_gpt.kernels import cross_entropy
+from mlx_gpt.model import GPT
 from mlx_gpt.probe import TrainingProbe
 from mlx_gpt.sample import ContinuousBatch
+
+
+class Scorer:
+    """A model as gpt_common/judging asks it: without dropout, over its whole vocabulary.
+
+    Args:
+        known: entries of the tokenizer, where the model's vocabulary is padded beyond it; for the text that it writes.
+    """
+
+    def __init__(self, model: GPT, known: int | None = None) -> None:
+        self.model = model
+        self.block_size = model.config.block_size
+        self.vocab_size = model.config.vocab_size
+        self.logits_at_once = LOGITS_ON_CPU if model.device.type != mx.gpu else LOGITS_ON_GPU
+        self.batch: Batch = ContinuousBatch(model, known)
+
+    def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
+        """Mean loss of each batch, nats per token."""
+        return TrainingProbe(self.model).losses(batches)
+
+    def logits(self, tokens: Tokens) -> np.ndarray:
+        """(B, T) ids -> (B, T, V) float32."""
+        return np.array(self.model(tensor(tokens, self.model.device)).astype(mx.float32))
+
+    def scores(
+        self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = (), *, likeliest: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """What each label costs, (B, T) nats, and whether it is the likeliest token.
+
+        Args:
+            shared: tokens that stand before every row: gone through once, and cached.
+            likeliest: whether that is asked: it takes longer than the nats.
+        """
+        caches = None
+        if shared:
+            caches = self.model.new_caches()
+            self.model(tensor(np.array([shared]), self.model.device), caches=caches)
+            for cache in caches:
+                cache.repeat(len(tokens))
+        logits_BTV = self.model(tensor(tokens, self.model.device), caches=caches)
+        labels_BT = tensor(labels, self.model.device)
+        nats_BT = cross_entropy(logits_BTV, labels_BT)
+        if not likeliest:
+            return np.array(nats_BT), None
+        return np.array(nats_BT), np.array(mx.argmax(logits_BTV, axis=-1) == labels_BT)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     path, command = parse_evaluation(argv, prog="python -m mlx_gpt.evaluate")
-    judged = open_judged(path, command)
-    device = select_device(command.device)
-    dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
-    model = build_model(judged.source.checkpoint, judged.source.model, dtype)
-    print_judged(
-        judged, command, ContinuousBatch(model, judged.source.tokenizer.vocab_size), TrainingProbe(model).losses
-    )
+
+    def open_model(source: Source) -> Scorer:
+        device = select_device(command.device)
+        dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
+        model = build_model(source.checkpoint, source.model, dtype)
+        return Scorer(model, source.tokenizer.vocab_size)
+
+    evaluate(path, command, open_model)
 
 
 if __name__ == "__main__":

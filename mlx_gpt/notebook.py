@@ -10,6 +10,7 @@ from gpt_common.commands import SampleSettings
 from gpt_common.config import TrainConfig
 from gpt_common.keyed import draws
 from gpt_common.sampling import encode_prompt, until_end
+from gpt_common.structured import Form, compile_form
 from gpt_common.training.source import open_source
 from mlx_gpt import sample
 from mlx_gpt.checkpoint import build_model
@@ -40,18 +41,22 @@ def load(
 
 
 @overload
-def generate(model: GPT, prompt: str, *, seed: int = ..., **settings: Any) -> str: ...
+def generate(model: GPT, prompt: str, *, seed: int = ..., form: Form | None = ..., **settings: Any) -> str: ...
 @overload
 def generate(model: GPT, prompt: Sequence[int], *, seed: int = ..., **settings: Any) -> list[int]: ...
-def generate(model: GPT, prompt: str | Sequence[int], *, seed: int = 1337, **settings: Any) -> str | list[int]:
+def generate(
+    model: GPT, prompt: str | Sequence[int], *, seed: int = 1337, form: Form | None = None, **settings: Any
+) -> str | list[int]:
     """The prompt and how the model goes on: text for a text, token ids for token ids.
 
     Args:
         seed: key of the random numbers.
+        form: what the new text is held to, as `Form("regex", "yes|no")`; of a text for a text.
         settings: max_new_tokens, temperature, top_k, top_p, as `python -m mlx_gpt.sample` has them.
 
     Raises:
-        UserError: a text that the model's vocabulary cannot spell, or that its block cannot hold.
+        UserError: a text that the model's vocabulary cannot spell, or that its block cannot hold; a form that cannot
+            be kept to.
     """
     if not isinstance(prompt, str):
         return [*prompt, *sample.generate(model, prompt, SampleSettings(**settings), draws(seed, 0))]
@@ -59,5 +64,6 @@ def generate(model: GPT, prompt: str | Sequence[int], *, seed: int = 1337, **set
         raise ValueError("this model has no tokenizer: give token ids, or take a model that `load` returned")
     ids = encode_prompt(prompt, model.tokenizer, model.config.block_size)
     known = model.tokenizer.vocab_size
-    new = sample.generate(model, ids, SampleSettings(**settings), draws(seed, 0), known)
+    constraint = None if form is None else compile_form(form, model.tokenizer).begin()
+    new = sample.generate(model, ids, SampleSettings(**settings), draws(seed, 0), known, constraint)
     return model.tokenizer.decode([*ids, *until_end(new, model.tokenizer)])

@@ -8,8 +8,10 @@ from gpt_common.cli import answer_early
 from gpt_common.commands import SampleSettings
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import load_fast_blas
-from gpt_common.sampling import Logits, choose, equally_long, window
-from gpt_common.training.source import open_source, parse_sampling, print_samples
+from gpt_common.prompting.command import answer, parse_sampling
+from gpt_common.sampling import Continuation, Logits, equally_long, window
+from gpt_common.structured import Constraint
+from gpt_common.training.source import open_source
 
 if __name__ == "__main__":
     answer_early(lambda argv: parse_sampling(argv, prog="python -m mlx_gpt.sample"))
@@ -26,7 +28,12 @@ from mlx_gpt.model import GPT
 
 
 def generate(
-    model: GPT, prompt: Sequence[int], settings: SampleSettings, draws: Iterator[float], known: int | None = None
+    model: GPT,
+    prompt: Sequence[int],
+    settings: SampleSettings,
+    draws: Iterator[float],
+    known: int | None = None,
+    constraint: Constraint | None = None,
 ) -> Iterator[int]:
     """New token ids, one at a time, with keys and values of the past cached.
 
@@ -34,16 +41,16 @@ def generate(
         prompt: token ids; only the last of them that fit the block are seen.
         draws: uniform numbers in [0, 1), one per token.
         known: entries of the tokenizer, where the model's vocabulary is padded beyond it: what lies there has no text.
+        constraint: the form that the new text keeps to; it ends where the form does.
     """
-    context = list(prompt)
+    sequence = Continuation(list(prompt), settings, draws, constraint)
     caches = model.new_caches()
-    fresh = window(context, model.config.block_size)
-    for _ in range(settings.max_new_tokens):
+    fresh = window(sequence.context, model.config.block_size)
+    while not sequence.is_full:
         if caches[0].length + len(fresh) > model.config.block_size:
-            caches, fresh = model.new_caches(), window(context, model.config.block_size)
+            caches, fresh = model.new_caches(), window(sequence.context, model.config.block_size)
         logits_BTV = model(mx.array([fresh]), caches=caches)
-        token = choose(np.array(logits_BTV[0, -1, :known].astype(mx.float32)), settings, next(draws))
-        context.append(token)
+        token = sequence.advance(np.array(logits_BTV[0, -1, :known].astype(mx.float32)))
         fresh = [token]
         yield token
 
@@ -148,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
     device = select_device(command.device)
     dtype = compute_dtype(TrainConfig(dtype=command.dtype), device)
     model = build_model(source.checkpoint, source.model, dtype)
-    print_samples(command, source, ContinuousBatch(model, source.tokenizer.vocab_size))
+    answer(command, source, ContinuousBatch(model, source.tokenizer.vocab_size))
 
 
 if __name__ == "__main__":

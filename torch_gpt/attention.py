@@ -47,6 +47,13 @@ class KVCache:
         B, H, _, K = x_BHTK.shape
         return torch.zeros((B, H, self.block_size, K), dtype=x_BHTK.dtype, device=x_BHTK.device)
 
+    def repeat(self, rows: int) -> None:
+        """What one sequence has seen, for so many that go on from there."""
+        assert self.keys is not None
+        assert self.values is not None
+        self.keys = torch.repeat_interleave(self.keys, rows, dim=0)
+        self.values = torch.repeat_interleave(self.values, rows, dim=0)
+
     @property
     def bytes_per_token(self) -> float:
         """Memory that is kept for one token of one sequence in this layer."""

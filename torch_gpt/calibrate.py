@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gpt_common.adapting.closeness import Closeness
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig
 from gpt_common.data.batches import NumpyBatch
-from gpt_common.judging.closeness import Closeness
 from gpt_common.network.parameters import parameter_shapes
 from torch_gpt.adapters import part
 from torch_gpt.device import select_device, to_device

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks.grids import GROUP_SIZE
+from gpt_common.adapting.quantisation import Grid
 from gpt_common.errors import UserError, nearest
 from gpt_common.machine import backends
 
@@ -21,18 +23,33 @@ class Backend(backends.Backend):
     """Folder of the peer's code where no package has it."""
     half: bool = False
     """In bfloat16 whatever the configuration says: what a Mac trains in, beside what is compared."""
+    bits: int = 0
+    """Of each weight, where its matrices are quantised; 0: they are float."""
+    group_size: int = 0
+    """Weights that share a scale and a bias then."""
     control: bool = False
     """The same backend a second time, to show what this machine calls a difference where there is none."""
 
     @property
     def on_ladder(self) -> str:
         """Its name for `convert parity`, whose dtype is a flag."""
-        return self.name.removesuffix("-bf16") if self.half else self.name
+        name = self.name.removesuffix(ending(self.grid)) if self.grid else self.name
+        return name.removesuffix("-bf16") if self.half else name
+
+    @property
+    def grid(self) -> Grid | None:
+        """That on which its matrices are; None if they are float."""
+        return Grid(self.bits, self.group_size) if self.bits else None
 
     @property
     def label(self) -> str:
         """Name in tables."""
         return f"{self.name} again" if self.control else self.name
+
+    def quantised(self, grid: Grid) -> Backend:
+        """The same with matrices on this grid."""
+        name = self.name + ending(grid)
+        return dataclasses.replace(self, name=name, bits=grid.bits, group_size=grid.group_size)
 
     def as_control(self) -> Backend:
         """This backend as its own control."""
@@ -41,6 +58,11 @@ class Backend(backends.Backend):
     def original(self) -> Backend:
         """What a control repeats."""
         return dataclasses.replace(self, control=False)
+
+
+def ending(grid: Grid) -> str:
+    """What a row on a grid is called behind its backend."""
+    return f"-{grid.bits}bit" + ("" if grid.group_size == GROUP_SIZE else f"-g{grid.group_size}")
 
 
 BACKENDS = {name: Backend(**vars(backend)) for name, backend in backends.BACKENDS.items()}
@@ -53,19 +75,20 @@ PEERS: dict[str, Literal["mlx", "torch"]] = {"transformers": "torch", "mlx-lm": 
 """Published implementations of the same model, and what they run on."""
 
 
-def choose_backends(names: str, peers: str = "", nanogpt: str = "") -> list[Backend]:
+def choose_backends(names: str, peers: str = "", nanogpt: str = "", grid: Grid | None = None) -> list[Backend]:
     """The rows that `--backends a,b --peers p` asks for.
 
     A peer gets a row per device of its framework among the backends, or one on the CPU if there is none.
 
     Args:
         nanogpt: folder of nanoGPT's code.
+        grid: each of ours gets a second row, with quantised matrices.
 
     Raises:
         UserError: an unknown name, or none at all.
     """
     chosen = [BACKENDS[name] for name in _names(names, BACKENDS, "backend")]
-    rows = list(chosen)
+    rows = [row for backend in chosen for row in (backend, *([backend.quantised(grid)] if grid else []))]
     for peer in _names(peers, PEERS, "peer"):
         framework = PEERS[peer]
         devices = dict.fromkeys(b.device for b in chosen if b.framework == framework) or {"cpu": None}

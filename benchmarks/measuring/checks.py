@@ -69,6 +69,13 @@ def other_work(
     return None
 
 
+def other_weights(found: int | None, expected: int | None) -> str | None:
+    """Why a model is not kept as its row says, or None: the bytes of its weights must be those of its shapes."""
+    if found is None or expected is None or found == expected:
+        return None
+    return f"its weights take {found:,} bytes, those of this row {expected:,}: they are kept in another way"
+
+
 def rejection(process: Readings, published_peak: float | None) -> str | None:
     """Why a process's figures cannot be believed on their own, or None."""
     return not_waiting(process.self_test, process.products) or above_peak(

@@ -19,7 +19,8 @@ from gpt_common.config import RunConfig
 from gpt_common.keyed import keyed_generator
 
 NEW_TOKENS = 32
-REPEATS = 5
+REPEATS = 3
+"""Of each length in each round, after one that warms up."""
 
 
 def prompt_lengths(block_size: int) -> list[int]:

@@ -14,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.work import Absent, Batches, gpt2_weights
+from benchmarks.measuring.work import Absent, Batches, gpt2_weights, weight_bytes
 from benchmarks.readings import Compilation
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.commands import SampleSettings
@@ -80,7 +80,7 @@ class MlxWork:
         mx.synchronize()
 
     def force(self) -> float:
-        parameters: Any = tree_flatten(self.model.parameters())
+        parameters: Any = tree_flatten(self.model.trainable_parameters())
         return float(self._loss) + float(parameters[0][1].flatten()[-1].item())
 
     def loss(self) -> float:
@@ -94,6 +94,10 @@ class MlxWork:
             mx.async_eval(a @ b)
 
         return queue
+
+    def weight_bytes(self) -> int:
+        held: Any = tree_flatten(self.model.parameters())
+        return weight_bytes({name: array.nbytes for name, array in held}, self._config)
 
     def memory(self) -> dict[str, int | None]:
         return {"peak": mx.get_peak_memory(), "cache": mx.get_cache_memory()}

@@ -15,6 +15,8 @@ from benchmarks.results import Climb
 
 ROOT = Path(__file__).parents[2]
 RUNGS = ("L0", "L1", "L2", "L3", "L4", "L5")
+QUANTISED = "Q"
+"""What quantised rows climb besides: words to the bit, logits from them, and adapters trained beside them."""
 
 
 @dataclass
@@ -42,11 +44,12 @@ Ladder = Callable[[Sequence[str]], tuple[int, str, str]]
 """Backends -> exit code, report as JSON text ("" if there is none), what was said."""
 
 
-def verify(names: Sequence[str], climb: Ladder) -> Verdict:
+def verify(names: Sequence[str], climb: Ladder, rungs: Sequence[str] = ()) -> Verdict:
     """Climb with all backends at once; if that fails, with each beside the reference, to find whose fault it is.
 
     Args:
         names: what is to be timed. Peers are not on the ladder.
+        rungs: what must have been measured: a rung that the ladder left out has proven nothing.
     """
     verdict = Verdict()
     if not names:
@@ -59,7 +62,9 @@ def verify(names: Sequence[str], climb: Ladder) -> Verdict:
     if outcomes[0][1] == 1 and len(group) > 2:
         outcomes = [(pair, *climb(pair)) for pair in ([group[0], name] for name in group[1:])]
     for climbed, code, report, said in outcomes:
-        if code == 0:
+        if left_out := _left_out(report, rungs) if code == 0 else None:
+            verdict.failed |= {name: f"parity: {left_out}" for name in climbed if name in names}
+        elif code == 0:
             digest = hashlib.sha256(report.encode()).hexdigest()
             verdict.reports[digest] = report
             verdict.passed |= {name: digest for name in climbed if name in names}
@@ -71,13 +76,23 @@ def verify(names: Sequence[str], climb: Ladder) -> Verdict:
     return verdict
 
 
-def ladder(extra: Sequence[str], environment: Mapping[str, str]) -> Ladder:
+def _left_out(report: str, rungs: Sequence[str]) -> str | None:
+    """The first rung on which a climb measured nothing, and why; None if there is none."""
+    climbed = {rung["name"]: rung for rung in json.loads(report)["rungs"]} if rungs else {}
+    for name in rungs:
+        rung = climbed.get(name, {})
+        if rung.get("worst") is None:
+            return f"{name} {rung.get('note') or 'was not climbed'}"
+    return None
+
+
+def ladder(extra: Sequence[str], environment: Mapping[str, str], rungs: Sequence[str] = RUNGS) -> Ladder:
     """The real one, in a process of its own: `python -m convert parity --mode quick`."""
 
     def climb(names: Sequence[str]) -> tuple[int, str, str]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "parity.json"
-            command = [sys.executable, "-m", "convert", "parity", "--mode", "quick", "--rung", ",".join(RUNGS)]
+            command = [sys.executable, "-m", "convert", "parity", "--mode", "quick", "--rung", ",".join(rungs)]
             command += ["--backends", ",".join(names), "--json", str(path), *extra]
             done = subprocess.run(
                 command, cwd=ROOT, env=dict(environment), capture_output=True, text=True, errors="replace"

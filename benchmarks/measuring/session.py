@@ -8,19 +8,22 @@ that shows is what this machine calls a difference where there is none.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.grids import expected_weight_bytes
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.checks import other_work, rejection
+from benchmarks.measuring.checks import other_weights, other_work, rejection
 from benchmarks.measuring.processes import Event, run_worker
 from benchmarks.measuring.progress import Display, Task
 from benchmarks.measuring.resources import load
 from benchmarks.measuring.samples import median_of, valid
-from benchmarks.readings import About, Before, Generation, Overhead, Process
+from benchmarks.readings import About, Before, Generation, Overhead, Process, PromptLength
 from benchmarks.results import Settings, Status, Verified
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.machine.hardware import Hardware, published_peak, thermal_pressure
 from gpt_common.machine.power_readers import Reader
@@ -87,19 +90,22 @@ class Job:
 def jobs(cases: Sequence[Case], settings: Settings) -> Iterator[Job]:
     """All processes in their order."""
     for case in cases:
-        for number in range(settings.rounds):
-            for row in case.rows if number % 2 == 0 else reversed(case.rows):
-                if row.open:
-                    yield Job(case, row, "steps", number)
-        wanted = {
-            "sustained": settings.sustained > 0,
-            "generation": settings.generation,
-            "overhead": settings.overhead,
-        }
+        yield from _rounds(case, "steps", settings.rounds)
+        if settings.generation:
+            yield from _rounds(case, "generation", settings.rounds)
+        wanted = {"sustained": settings.sustained > 0, "overhead": settings.overhead}
         for task in (task for task, asked in wanted.items() if asked):
             for row in case.rows:
                 if row.open and not row.backend.control and not (task == "overhead" and row.backend.peer):
                     yield Job(case, row, task)
+
+
+def _rounds(case: Case, task: str, rounds: int) -> Iterator[Job]:
+    """Every row once in each, from the first to the last and back; the control only where steps are measured."""
+    for number in range(rounds):
+        for row in case.rows if number % 2 == 0 else reversed(case.rows):
+            if row.open and (task == "steps" or not row.backend.control):
+                yield Job(case, row, task, number)
 
 
 def estimate(job: Job, settings: Settings) -> float:
@@ -108,7 +114,7 @@ def estimate(job: Job, settings: Settings) -> float:
         return START_SECONDS + settings.sustained
     if job.task == "steps":
         return START_SECONDS + settings.cooldown + 4 * settings.seconds
-    return START_SECONDS + 30
+    return START_SECONDS + (10 if job.task == "generation" else 30)
 
 
 @dataclass
@@ -167,7 +173,8 @@ class Session:
             return str(event["reason"])
         about = event.pop("about")
         if job.task == "generation":
-            row.generation = Generation(**event)
+            found = Generation(**{**event, "rounds": [job.round]})
+            row.generation = found if row.generation is None else together(row.generation, found)
             return "done"
         if job.task == "overhead":
             row.overhead = Overhead(**event)
@@ -187,10 +194,13 @@ class Session:
             return "interrupted"
         device, dtype = row.about.device or "", row.about.dtype or ""
         peak = published_peak(self.hardware, device, dtype)
-        expected, theirs = expected_losses(case, dtype)
+        expected, theirs = expected_losses(case, dtype, row.backend.bits)
         coarser = "bfloat16" if "bfloat16" in (dtype, theirs) else dtype
-        reason = rejection(process, peak.flops if peak else None) or other_work(
-            process.losses, expected, coarser, case.config.model.dropout > 0
+        weights = None if row.backend.peer else expected_weight_bytes(case.config, row.backend.grid)
+        reason = (
+            rejection(process, peak.flops if peak else None)
+            or other_work(process.losses, expected, coarser, drops(case.config))
+            or other_weights(row.about.weight_bytes, weights)
         )
         if reason:
             row.end("rejected", reason)
@@ -207,9 +217,40 @@ def state_of_machine() -> Before:
     return Before(load=load(), thermal_pressure=thermal_pressure())
 
 
-def expected_losses(case: Case, dtype: str) -> tuple[list[float | None], str]:
-    """Losses of the first steps by the first of our own backends that gave any, and their dtype; of `dtype` if any."""
-    ours = [row for row in case.rows if not row.backend.peer and row.status != "rejected" and row.processes]
+def together(before: Generation, found: Generation) -> Generation:
+    """Generation of some rounds with that of one more; where that wrote another text, nobody's is the same."""
+    lengths = [
+        PromptLength(
+            prompt=old.prompt,
+            prompt_seconds=old.prompt_seconds + new.prompt_seconds,
+            token_seconds=old.token_seconds + new.token_seconds,
+        )
+        for old, new in zip(before.lengths, found.lengths, strict=True)
+    ]
+    digest = before.greedy_sha256
+    if found.greedy_sha256 != digest:
+        digest = hashlib.sha256((digest + found.greedy_sha256).encode()).hexdigest()
+    return Generation(
+        new_tokens=before.new_tokens, lengths=lengths, greedy_sha256=digest, rounds=before.rounds + found.rounds
+    )
+
+
+def drops(config: RunConfig) -> bool:
+    """Whether anything is dropped in a step."""
+    return config.model.dropout > 0 or config.adapter.adapter_dropout > 0
+
+
+def expected_losses(case: Case, dtype: str, bits: int = 0) -> tuple[list[float | None], str]:
+    """Losses of the first steps by the first of our own backends that gave any, and their dtype; of `dtype` if any.
+
+    Args:
+        bits: rounded weights have other losses, and the same ones in both twins.
+    """
+    ours = [
+        row
+        for row in case.rows
+        if not row.backend.peer and row.status != "rejected" and row.processes and row.backend.bits == bits
+    ]
     first = next((row for row in ours if row.about.dtype == dtype), ours[0] if ours else None)
     return (first.processes[0].losses, first.about.dtype or dtype) if first else ([], dtype)
 
@@ -220,6 +261,9 @@ def describe_job(job: Job, settings: Settings) -> dict[str, Any]:
     if job.task == "sustained":
         plan = plan.model_copy(update={"latency_seconds": 0.0, "throughput_seconds": settings.sustained})
     backend, config = job.row.backend, job.case.config
+    if job.task == "generation":
+        # What is deployed: an adapter is merged before.
+        config = dataclasses.replace(config, adapter=AdapterConfig())
     train = dataclasses.replace(config.train, compile=backend.compiled)
     return {
         "task": "steps" if job.task == "sustained" else job.task,

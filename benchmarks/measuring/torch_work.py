@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from benchmarks.measuring.backends import Backend
-from benchmarks.measuring.work import Absent, Batcher, Batches, Refused, gpt2_weights
+from benchmarks.measuring.work import Absent, Batcher, Batches, Refused, gpt2_weights, weight_bytes
 from benchmarks.readings import Compilation
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.commands import SampleSettings
@@ -69,7 +69,8 @@ class TorchWork:
         synchronise(self._device)
 
     def force(self) -> float:
-        return float(self._loss) + float(next(self.model.parameters()).detach().flatten()[-1])
+        updated = next(parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        return float(self._loss) + float(updated.detach().flatten()[-1])
 
     def loss(self) -> float:
         return float(self._loss)
@@ -82,6 +83,9 @@ class TorchWork:
             torch.mm(a, b, out=out)
 
         return queue
+
+    def weight_bytes(self) -> int:
+        return weight_bytes({name: tensor.nbytes for name, tensor in _held(self.model)}, self._config)
 
     def memory(self) -> dict[str, int | None]:
         if self.device == "cuda":
@@ -276,6 +280,13 @@ def load_nanogpt(folder: Path) -> ModuleType:
     except Exception as error:
         raise Refused(f"--nanogpt-path: {file} fails: {type(error).__name__}: {_first_line(error)}") from None
     return module
+
+
+def _held(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor that is saved with a model, once: a tied head is the embedding."""
+    saved = model.state_dict().keys()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return ((name, tensor) for name, tensor in named if name in saved)
 
 
 def _first_line(error: Exception) -> str:

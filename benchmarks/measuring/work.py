@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, training_batch
 from gpt_common.keyed import keyed_generator
 from gpt_common.network.init import initial_weights
+from gpt_common.network.parameters import parameter_shapes, trained_shapes
 from gpt_common.training.schedule import learning_rate
 
 Batches = list[NumpyBatch]
@@ -58,6 +59,9 @@ class Work(Protocol):
     def product(self, n: int) -> Callable[[], None]:
         """A function that queues one product of two n x n matrices in the compute dtype."""
 
+    def weight_bytes(self) -> int:
+        """Of all tensors that the model holds, without adapters beside them."""
+
     def memory(self) -> dict[str, int | None]:
         """`peak` and `cache` bytes of the framework's allocator, None where it does not say."""
 
@@ -73,6 +77,16 @@ def run_steps(work: Work, config: RunConfig, steps: Iterable[tuple[int, Batches]
     for number, batches in steps:
         work.step(batches, number, learning_rate(number, config.optim, config.train.max_steps))
     work.wait()
+
+
+def weight_bytes(sizes: Mapping[str, int], config: RunConfig) -> int:
+    """Bytes of a model's tensors without the adapters beside them.
+
+    Args:
+        sizes: bytes by name.
+    """
+    adapters = trained_shapes(config.model, config.adapter).keys() - parameter_shapes(config.model).keys()
+    return sum(size for name, size in sizes.items() if name not in adapters)
 
 
 OpenWork = Callable[[Backend, RunConfig], Work]

@@ -18,11 +18,12 @@ import sys
 import time
 from typing import IO, Any
 
+from benchmarks.grids import grids_on
 from benchmarks.measuring.backends import Backend
 from benchmarks.measuring.thermal import open_watch
 from benchmarks.measuring.work import Absent, Refused, Work
 from benchmarks.readings import Plan, Record
-from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
+from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import RunConfig, from_dict
 from gpt_common.machine.blas import load_fast_blas, wait_passively
 from gpt_common.machine.provenance import versions
@@ -79,7 +80,7 @@ def main() -> None:
                 watch, plan = open_watch(work.device), Plan(**job["plan"])
                 found = Measurement(work, config, plan, watch, events.progress, lambda: bool(stopped)).run()
             about = {name: getattr(work, name) for name in ("description", "device", "dtype", "notes")}
-            about["versions"] = versions()
+            about |= {"weight_bytes": work.weight_bytes(), "versions": versions()}
         events.send("result", about=about, **found.model_dump())
     except Absent as absent:
         events.send("absent", reason=str(absent))
@@ -87,11 +88,11 @@ def main() -> None:
         events.send("refused", reason=str(refused))
 
 
-def open_work(backend: Backend, config: RunConfig, grids: Grids = NOT_QUANTISED) -> Work:
+def open_work(backend: Backend, config: RunConfig, grids: Grids | None = None) -> Work:
     """The work of a backend with the configuration's model at its initial weights.
 
     Args:
-        grids: which of its matrices are quantised; a peer has none.
+        grids: which of its matrices are quantised; all that can be on the backend's grid if None. A peer has none.
 
     Raises:
         Absent: not here.
@@ -99,6 +100,7 @@ def open_work(backend: Backend, config: RunConfig, grids: Grids = NOT_QUANTISED)
     """
     if backend.half:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, dtype="bfloat16"))
+    grids = grids_on(config, backend.grid) if grids is None else grids
     if backend.framework == "mlx":
         try:
             load_fast_blas()  # before MLX is imported

@@ -13,7 +13,14 @@ from gpt_common.config import differences
 from gpt_common.errors import UserError
 from gpt_common.words import WIDTH, milliseconds
 
-SAME_WORK = ("model.", "optim.", "train.batch_size", "train.grad_accum_steps", "train.gradient_checkpointing")
+SAME_WORK = (
+    "model.",
+    "optim.",
+    "adapter.",
+    "train.batch_size",
+    "train.grad_accum_steps",
+    "train.gradient_checkpointing",
+)
 """Fields that must be equal, because they decide what one step does."""
 
 

@@ -49,14 +49,15 @@ class Times(NamedTuple):
 def times(case: CaseResult, row: BackendRow) -> Times | None:
     """A row against the fastest; None for the fastest itself."""
     best = measured(case)[0][0].backend
-    found = _comparison(case, row.backend, best)
+    found = comparison(case, row.backend, best)
     if found is None:
         return None
     ratio = ratio_of(found)
     return Times(ratio if found.slower == row.backend else ratio.inverse(), found.claimed)
 
 
-def _comparison(case: CaseResult, a: str, b: str) -> Comparison | None:
+def comparison(case: CaseResult, a: str, b: str) -> Comparison | None:
+    """Of two rows; None if there is none."""
     return next((c for c in case.comparisons if {c.slower, c.faster} == {a, b}), None)
 
 
@@ -82,7 +83,7 @@ def headline(case: CaseResult) -> str:
     if not others:
         return f"{best}: {milliseconds(rows[0][1].seconds_per_step)} ms per step."
     _, other = min(others, key=lambda pair: pair[0])
-    second = _comparison(case, other.backend, best)
+    second = comparison(case, other.backend, best)
     assert second is not None
     if second.low is None:
         return f"{best} is ahead of {other.backend}; too few rounds ({second.rounds}) to tell whether by chance."
@@ -163,23 +164,6 @@ def extras(case: CaseResult) -> list[str]:
                 "" if cost.low is None or cost.high is None else f" ({cost.low - 1:+.1%} to {cost.high - 1:+.1%})"
             )
             lines.append(f"{row.label}: the trainer's loop takes {cost.ratio - 1:+.1%} over bare steps{interval}")
-    return [*lines, *beside_peers(case)]
-
-
-def beside_peers(case: CaseResult) -> list[str]:
-    """Each of our rows over each peer on the same framework and device, as a ratio of times."""
-    rows = [row for row, _ in measured(case)]
-    lines = []
-    for peer in (row for row in rows if row.peer):
-        for own in (
-            row for row in rows if not row.peer and (row.framework, row.device) == (peer.framework, peer.device)
-        ):
-            found = _comparison(case, own.backend, peer.backend)
-            if found is None:
-                continue
-            ratio = ratio_of(found) if found.slower == own.backend else ratio_of(found).inverse()
-            interval = "" if ratio.low is None else f" (95 % interval {ratio.low:.2f} to {ratio.high:.2f})"
-            lines.append(f"{own.backend} / {peer.backend}: {ratio.value:.2f} of its time{interval}")
     return lines
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.report import figures, published
+from benchmarks.report.beside import beside_floats
 from benchmarks.report.findings import (
     Panels,
     course,
@@ -19,9 +21,9 @@ from benchmarks.report.findings import (
     size,
     times,
 )
-from benchmarks.results import CaseResult, Result
+from benchmarks.results import BackendRow, CaseResult, Result
 from gpt_common.drawing import css, page_colour, svg
-from gpt_common.words import milliseconds, rate, share
+from gpt_common.words import in_bytes, milliseconds, rate, share
 
 TEMPLATE = "page.html.jinja"
 
@@ -37,7 +39,7 @@ def render_page(result: Result) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"ms": milliseconds, "rate": rate, "share": share, "size": size}
+    environment.filters |= {"ms": milliseconds, "rate": rate, "share": share, "size": size, "bytes": in_bytes}
     found = growth(result.cases)
     return environment.get_template(TEMPLATE).render(
         result=result,
@@ -100,9 +102,16 @@ def describe_case(case: CaseResult, name: str) -> dict[str, Any]:
         "invalid": sum(not point.counts for points in session.values() for point in points),
         "generation": written,
         "generation_picture": written and _panels(written, f"{name}-generation", shades),
-        "same_text": len({row.generation.greedy_sha256 for row, _ in rows if row.generation}) == 1,
+        "beside_floats": beside_floats(case),
+        "same_text": same_text([row for row, _ in rows]),
         "new_tokens": next((row.generation.new_tokens for row, _ in rows if row.generation), None),
     }
+
+
+def same_text(rows: Sequence[BackendRow]) -> bool:
+    """Whether all wrote the same tokens; quantised rows are other models than float ones, and write their own."""
+    found = {(row.bits, row.generation.greedy_sha256) for row in rows if row.generation}
+    return bool(found) and len(found) == len({bits for bits, _ in found})
 
 
 def _panels(found: Panels, name: str, shades: dict[str, str]) -> str:

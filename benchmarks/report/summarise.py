@@ -37,6 +37,7 @@ from gpt_common.network.flops import (
     mfu,
     parameter_count,
 )
+from gpt_common.network.parameters import trained_shapes
 
 Peaks = dict[tuple[str, str | None, str | None], float]
 """FLOP/s by framework, device and dtype."""
@@ -63,16 +64,18 @@ def summarise_case(case: Case, hardware: Hardware) -> CaseResult:
 
 def work_of(case: Case) -> Work:
     """What one step is: tokens, parameters, floating-point operations."""
-    model, train = case.config.model, case.config.train
+    model, train, adapter = case.config.model, case.config.train, case.config.adapter
     sequences = train.batch_size * train.grad_accum_steps
     tokens = sequences * model.block_size
     return Work(
         parameters=parameter_count(model),
         active_parameters=active_parameter_count(model),
         tokens_per_step=tokens,
-        flops_per_step=flops_per_token_palm(model) * tokens,
-        flops_per_step_exact=flops_per_step_exact(model, sequences),
+        flops_per_step=flops_per_token_palm(model, adapter=adapter) * tokens,
+        flops_per_step_exact=flops_per_step_exact(model, sequences, adapter=adapter),
         dtype=train.dtype,
+        adapter=f"{adapter.adapter}, rank {adapter.adapter_rank}" if adapter.adapts else None,
+        trained_parameters=sum(map(math.prod, trained_shapes(model, adapter).values())) if adapter.adapts else None,
     )
 
 
@@ -86,6 +89,8 @@ def describe_row(row: Row, work: Work, peaks: Peaks, hardware: Hardware) -> Back
         compiled=backend.compiled,
         peer=backend.peer or None,
         control=backend.control,
+        bits=backend.bits or None,
+        group_size=backend.group_size or None,
         status="stopped" if row.status == "waiting" else row.status,
         reason=row.reason,
         verified=row.verified,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from benchmarks.report.beside import beside
 from benchmarks.report.findings import extras, findings, machine_doubts, measured, memory_key, parameters, size, times
 from benchmarks.results import BackendRow, CaseResult, Result, Summary
 from gpt_common.words import WIDTH, milliseconds, rate, share
@@ -29,6 +30,8 @@ def print_case(console: Console, case: CaseResult) -> None:
     from rich.table import Table
 
     title = f"{parameters(case.work)}, {case.work.tokens_per_step:,} tokens per step, {case.work.dtype}"
+    if case.work.adapter:
+        title += f", {case.work.adapter}"
     if case.changes:
         title = f"{case.name}: {title}"
     table = Table(title=title, title_style="bold", title_justify="left", box=None, padding=(0, 1), pad_edge=False)
@@ -39,7 +42,7 @@ def print_case(console: Console, case: CaseResult) -> None:
         table.add_row(*_cells(row, figures, case))
     console.print()
     console.print(table)
-    for line in [*findings(case), *extras(case)]:
+    for line in [*findings(case), *extras(case), *beside(case)]:
         console.print(line, markup=False)
 
 

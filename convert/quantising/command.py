@@ -38,11 +38,11 @@ from convert.quantising.table import Row, float_row, row_of
 from convert.quantising.table import lines_of as table_lines
 from convert.soundness import checked
 from convert.storage.grids import as_tensors
+from gpt_common.adapting.closeness import Closeness
 from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight, stored
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
-from gpt_common.judging.closeness import Closeness
 from gpt_common.network.parameters import parameter_shapes
 from gpt_common.progress import Progress
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest

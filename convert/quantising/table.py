@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gpt_common.adapting.closeness import Closeness
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids, Shapes, bits_per_weight
-from gpt_common.judging.closeness import Closeness
 from gpt_common.words import in_bytes
 
 

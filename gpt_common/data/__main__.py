@@ -109,7 +109,21 @@ class List:
     """Folder of prepared corpora."""
 
 
-COMMANDS = {"prepare": Prepare, "list": List}
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """Write questions about small worlds, their answers as JSON, and the schema of the answers."""
+
+    out: Path = Path("extraction")
+    """Folder for extract.jsonl and schema.json."""
+    count: int = 516
+    """Questions; of those that are written, 16 are shown as examples and the others asked."""
+    seed: int = 30000
+    """Which questions; all are about worlds that no training on stories-qa has seen."""
+    overwrite: bool = False
+    """Replace files that are there."""
+
+
+COMMANDS = {"prepare": Prepare, "list": List, "extraction": Extraction}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -124,8 +138,14 @@ def main(argv: Sequence[str]) -> None:
             from gpt_common.data.listing import print_corpora
 
             print_corpora(folder)
+        case ["extraction", *arguments]:
+            asked = parse(Extraction, arguments, prog=f"{PROG} extraction")
+            from gpt_common.data.conversations.extraction import write_extraction
+
+            for path in write_extraction(asked.out, asked.count, seed=asked.seed, overwrite=asked.overwrite):
+                print(path)
         case [] | ["-h" | "--help" | "--help-all", *_]:
-            lines = [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
+            lines = [f"  {name:<10} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
             print("\n".join([f"usage: {PROG} COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
         case _:
             raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")

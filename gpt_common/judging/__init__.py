@@ -1,1 +1,1 @@
-"""How good a model is, in figures that compare: loss over a whole text, bits per byte."""
+"""How good a model is: loss on texts, tasks, questions, probes; what `evaluate` asks, and how it counts."""

@@ -9,12 +9,15 @@ import numpy as np
 
 from gpt_common.commands import SampleSettings
 from gpt_common.data import Dataset
+from gpt_common.data.conversations.reading import Message
 from gpt_common.data.conversations.stories_qa import Question, write_questions
-from gpt_common.data.conversations.written import END, TURN
+from gpt_common.data.conversations.turns import turn_ids
+from gpt_common.data.conversations.written import END
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.keyed import draws
 from gpt_common.sampling import Batch, Continuation, continue_together
+from gpt_common.training.whole_text import WholeText
 from gpt_common.words import share
 
 AT_ONCE = 16
@@ -41,11 +44,7 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
         UserError: a dataset without questions.
     """
     if dataset.name == "stories-qa":
-        known = [
-            _put(question, dataset.tokenizer, "held-out worlds") for question in write_questions(SEED, "val", count)
-        ]
-        new = write_questions(SEED, "val", count, new_phrasing=True)
-        return known + [_put(question, dataset.tokenizer, "new phrasings", by_form=False) for question in new]
+        return questions_of_worlds(dataset.tokenizer, count)
     if dataset.examples is None:
         raise UserError(f"'{dataset.name}' is a text and has no answers: take a dataset of conversations")
     val = dataset.examples[1]
@@ -61,17 +60,22 @@ def questions_of(dataset: Dataset, count: int) -> list[Put]:
     return found
 
 
+def questions_of_worlds(tokenizer: Tokenizer, count: int) -> list[Put]:
+    """Of stories-qa: so many questions about held-out worlds, and as many in new phrasings."""
+    known = [_put(question, tokenizer, "held-out worlds") for question in write_questions(SEED, "val", count)]
+    new = write_questions(SEED, "val", count, new_phrasing=True)
+    return known + [_put(question, tokenizer, "new phrasings", by_form=False) for question in new]
+
+
 def _put(question: Question, tokenizer: Tokenizer, group: str, *, by_form: bool = True) -> Put:
-    turn, end = tokenizer.specials[TURN], tokenizer.specials[END]
-    encode = tokenizer.encode
-    prompt = [turn, *encode(f"user\n{question.prompt}"), end, *encode("\n"), turn, *encode("assistant\n")]
-    answers = tuple((*encode(answer), end) for answer in question.answers)
+    prompt = turn_ids(tokenizer, [Message("user", question.prompt)])
+    answers = tuple((*tokenizer.encode(answer), tokenizer.specials[END]) for answer in question.answers)
     form = f", as {'JSON' if question.as_json else 'text'}" if by_form else ""
     return Put(group + form, tuple(prompt), answers)
 
 
-def judge(put: Sequence[Put], batch: Batch, block_size: int) -> dict[str, tuple[int, int]]:
-    """For each group how many answers were right, and how many questions there were.
+def judge(put: Sequence[Put], batch: Batch, block_size: int) -> list[bool]:
+    """For each question whether its answer was right.
 
     The likeliest token each time, as far as the longest right answer goes: what differs before is wrong.
 
@@ -97,23 +101,25 @@ def judge(put: Sequence[Put], batch: Batch, block_size: int) -> dict[str, tuple[
 
     for _ in continue_together(batch, sequences, AT_ONCE, is_settled):
         pass
-    found: dict[str, tuple[int, int]] = {}
-    for question, answer in zip(put, said, strict=True):
-        right, of = found.get(question.group, (0, 0))
-        found[question.group] = right + (answer in question.answers), of + 1
-    return found
+    return [answer in question.answers for question, answer in zip(put, said, strict=True)]
 
 
-def lines_of(found: dict[str, tuple[int, int]], loss: float, tokens: int, floor: float | None) -> Iterator[str]:
+def lines_of(
+    found: dict[str, tuple[int, int]], whole: WholeText, floor: float | None, *, is_text: bool
+) -> Iterator[str]:
     """The figures, a line each.
 
     Args:
-        loss: over the answers of the validation split, nats per token.
-        tokens: of these answers.
-        floor: the best possible loss, where it is known.
+        found: how many answers of each group were right, and how many questions there were.
+        whole: of the validation split, of which only answers count if it has any.
+        floor: the best possible loss, where it is known, nats per token.
+        is_text: it has no questions.
     """
     for group, (right, of) in sorted(found.items()):
         yield f"  {group:<26} {right:>5} of {of:>5} right, {share(right / of)}"
-    yield f"  loss of answers            {loss:.4f} nats/token on {tokens:,} tokens"
+    what = "validation loss" if is_text else "loss of answers"
+    yield f"  {what:<26} {whole.loss:.4f} nats/token on {whole.tokens:,} tokens"
+    if is_text:
+        yield f"  {'bits per byte':<26} {whole.bits_per_byte:.4f}"
     if floor is not None:
-        yield f"  floor                      {floor:.4f}: {loss - floor:.4f} above it"
+        yield f"  {'floor':<26} {floor:.4f}: {whole.loss - floor:.4f} above it"

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import block_of
 from gpt_common.config import ModelConfig
-from gpt_common.network.parameters import NO_ADAPTER, buffer_shapes, parameter_shapes, trained_shapes
+from gpt_common.network.parameters import NO_ADAPTER, Shapes, buffer_shapes, parameter_shapes, trained_shapes
 from gpt_common.words import parameters_in_words
 
 A100_BF16_PEAK = 312e12
@@ -94,18 +94,27 @@ def flops_per_token_palm(
     whole = (
         6 * multiplied_parameters(model) + 6 * model.n_layer * model.n_head * (model.key_size + model.value_width) * T
     )
-    return whole - _spared(model, T, adapter) if adapter.adapts else whole
+    if not adapter.adapts:
+        return whole
+    attention = 4 * model.n_head * (model.key_size + model.value_width) * T
+    return whole - _spared(model, attention, adapter, parameter_shapes(model))
 
 
-def _spared(model: ModelConfig, T: int, adapter: AdapterConfig) -> float:
-    """What a token costs less by PaLM's formula where only an adapter is trained, which is itself counted."""
+def _spared(model: ModelConfig, attention: float, adapter: AdapterConfig, counted: Shapes) -> float:
+    """What a token costs less where only an adapter is trained, which is itself counted.
+
+    Args:
+        attention: what the backward pass of a block's attention costs a token.
+        counted: the tensors that a token is multiplied with.
+    """
     trained = trained_shapes(model, adapter)
     first = min(block_of(name, model.n_layer) for name in trained)
-    attention = 4 * model.n_head * (model.key_size + model.value_width) * T
     spared = float(max(first, 0) * attention)
-    for name, size in _met(model, parameter_shapes(model)).items():
+    for name, size in _met(model, counted).items():
+        # An embedding that is met is the head: what goes backward goes through it first.
+        place = model.n_layer if name == "token_embedding.weight" else block_of(name, model.n_layer)
         if name not in trained:
-            spared += 2 * size + 2 * size * (block_of(name, model.n_layer) < first)
+            spared += 2 * size + 2 * size * (place < first)
     return spared - 6 * sum(
         size for name, size in _met(model, trained).items() if name.endswith((".lora_a", ".lora_b"))
     )
@@ -128,6 +137,7 @@ def flops_per_step_exact(
     *,
     causal: bool = True,
     gradient_checkpointing: bool = False,
+    adapter: AdapterConfig = NO_ADAPTER,
 ) -> int:
     """FLOPs of all matrix multiplications in one forward and backward pass.
 
@@ -144,6 +154,7 @@ def flops_per_step_exact(
         causal: count attention to earlier positions only, T(T+1)/2 pairs; otherwise all T*T pairs.
         gradient_checkpointing: add what the backward pass recomputes of each block: all but a last multiplication
             whose output nothing in the backward pass needs.
+        adapter: what is trained in place of the parameters, if not they; counted by whole blocks, as PaLM's.
     """
     T = block_size or model.block_size
     pairs = T * (T + 1) // 2 if causal else T * T
@@ -151,9 +162,13 @@ def flops_per_step_exact(
     matrices = _block_matrices(model)
     blocks = 2 * T * sum(matrices.values()) + model.n_layer * attended
     forward = blocks + 2 * T * model.n_embd * model.vocab_size
-    spared = sum(matrices[name] for name in _not_recomputed(model))
-    recomputed = blocks - 2 * T * spared if gradient_checkpointing else 0
-    return batch_size * (3 * forward + recomputed)
+    kept = sum(matrices[name] for name in _not_recomputed(model))
+    recomputed = blocks - 2 * T * kept if gradient_checkpointing else 0
+    spared = 0.0
+    if adapter.adapts:
+        multiplied = {name: shape for name, shape in parameter_shapes(model).items() if len(shape) > 1}
+        spared = T * _spared(model, 2 * attended / T, adapter, multiplied)
+    return batch_size * (3 * forward + recomputed - round(spared))
 
 
 def _block_matrices(model: ModelConfig) -> dict[str, int]:

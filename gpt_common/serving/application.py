@@ -21,12 +21,14 @@ from gpt_common.serving.answers import Choice, Form
 from gpt_common.serving.beside import Beside
 from gpt_common.serving.command import ServeCommand
 from gpt_common.serving.engine import Answer, Ended, Engine, Event
+from gpt_common.serving.forms import compiled
 from gpt_common.serving.guard import Guard, Receive, Scope, Send
 from gpt_common.serving.models import Library, Served
 from gpt_common.serving.protocol import Order, body_of, chat_order, completion_order, is_id, named, parsed
 from gpt_common.serving.refusals import Refused, wrong
 from gpt_common.serving.streaming import streamed, until_left
 from gpt_common.serving.writing import Piece, Writer
+from gpt_common.structured import CompiledForm
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -117,9 +119,10 @@ class Application:
                 raise wrong("adapter", f"{model.name} has no adapter that could be left out")
             model = model.base
         prompts = await asyncio.to_thread(self._prompts, order, model)
+        held_to = None if order.form is None else await asyncio.to_thread(compiled, order.form, model.tokenizer)
         heard: asyncio.Queue[Heard] = asyncio.Queue()
         choices = [Choice(i, prompts[i // order.choices]) for i in range(len(prompts) * order.choices)]
-        writing = self._submit(order, model, choices, heard)
+        writing = self._submit(order, model, choices, held_to, heard)
         form = Form(order, model.name)
         if order.stream:
             return streamed(self._stream(form, choices, writing, heard))
@@ -163,7 +166,12 @@ class Application:
         return found
 
     def _submit(
-        self, order: Order, model: Served, choices: Sequence[Choice], heard: asyncio.Queue[Heard]
+        self,
+        order: Order,
+        model: Served,
+        choices: Sequence[Choice],
+        form: CompiledForm | None,
+        heard: asyncio.Queue[Heard],
     ) -> list[Answer]:
         deadline = time.monotonic() + self.command.time_limit
         seed = secrets.randbits(62) if order.seed is None else order.seed
@@ -171,7 +179,12 @@ class Application:
             Answer(
                 model,
                 # The first answer to a prompt is what `sample --seed` says first, the second what it says second.
-                Continuation(list(choice.prompt), order.settings, draws(seed, choice.index % order.choices)),
+                Continuation(
+                    list(choice.prompt),
+                    order.settings,
+                    draws(seed, choice.index % order.choices),
+                    None if form is None else form.begin(),
+                ),
                 Writer(model.tokenizer, order.stops),
                 order.tokens,
                 deadline,

@@ -28,7 +28,7 @@ class Ended:
     """An answer is finished."""
 
     reason: str
-    """`stop`: by itself or at a stop string; `length`: it has as many tokens as it may."""
+    """`stop`: by itself, at a stop string or with its form; `length`: it has as many tokens as it may."""
     tokens: int
     """That were made."""
 
@@ -248,10 +248,15 @@ class Engine:
         if writer.stopped:
             self._end(answer, piece, "stop")
             return False
-        if sequence.made >= answer.tokens:
+        form = sequence.constraint
+        if form is not None and form.stuck is not None:
+            self._events.append((answer, Refused(400, form.stuck, param="response_format", code="form_stuck")))
+            return False
+        closed = form is not None and form.closed
+        if closed or sequence.made >= answer.tokens:
             rest = writer.finish()
             whole = Piece(piece.text + rest.text, piece.tokens + rest.tokens, piece.ids + rest.ids)
-            self._end(answer, whole, "stop" if writer.stopped else "length")
+            self._end(answer, whole, "stop" if closed or writer.stopped else "length")
             return False
         if piece.text or piece.ids:
             self._events.append((answer, piece))

@@ -12,7 +12,9 @@ from gpt_common.commands import SampleSettings
 from gpt_common.data.conversations.reading import ROLES, Message
 from gpt_common.errors import nearest
 from gpt_common.files import parse_json
+from gpt_common.serving.forms import form_of
 from gpt_common.serving.refusals import Refused, wrong
+from gpt_common.structured import Form
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -32,7 +34,6 @@ Prompt = str | tuple[int, ...]
 HARMLESS = {"user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier"}
 """Parameters that change nothing in an answer."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": ({"type": "text"},),
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "logit_bias": ({},),
@@ -48,7 +49,7 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Parameters that this server does not have, and their values that ask for nothing."""
 SHARED = {"model", "max_tokens", "temperature", "top_p", "top_k", "n", "stop", "seed", "stream", "stream_options"}
-SHARED |= {"logprobs", "adapter", "return_token_ids"}
+SHARED |= {"logprobs", "adapter", "return_token_ids", "response_format"}
 OF_COMPLETIONS = SHARED | {"prompt", "echo"}
 OF_CHATS = SHARED | {"messages", "max_completion_tokens", "top_logprobs"}
 
@@ -80,6 +81,8 @@ class Order:
     """False: of an adapter, its base."""
     token_ids: bool = False
     """The ids of tokens are told as well."""
+    form: Form | None = None
+    """What the answers are held to."""
 
 
 async def body_of(request: Request) -> bytes:
@@ -181,6 +184,7 @@ def _order(
         echo=echo,
         adapter=_switch(document, "adapter", True),
         token_ids=_switch(document, "return_token_ids"),
+        form=form_of(document.get("response_format")),
     )
 
 
@@ -196,13 +200,6 @@ def _check_names(document: dict[str, Any], known: Collection[str]) -> None:
     for name, value in document.items():
         if name in NEUTRAL and (name == "best_of" or any(value == other for other in NEUTRAL[name])):
             continue
-        if name == "response_format":
-            kind = value.get("type") if isinstance(value, dict) else value
-            raise wrong(
-                name,
-                f"`response_format` {_shown(kind)} is not supported: this server answers with text",
-                code="unsupported",
-            )
         if name in NEUTRAL:
             raise wrong(name, f"`{name}` is not supported by this server: leave it out", code="unsupported")
         if name not in known and name not in HARMLESS:

@@ -20,7 +20,6 @@ from gpt_common.config import to_dict
 from gpt_common.data.batches import NumpyBatch, estimated_on, training_batch
 from gpt_common.data.tokenizers import identity
 from gpt_common.errors import Stopped, UserError, WorkFailed, watching_signals
-from gpt_common.judging.whole_text import WholeText
 from gpt_common.keyed import draws
 from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
@@ -43,6 +42,7 @@ from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
+from gpt_common.training.whole_text import WholeText
 
 
 class Run:

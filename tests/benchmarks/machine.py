@@ -87,6 +87,9 @@ class Machine:
     def product(self, n: int) -> Callable[[], None]:
         return lambda: self.queue(2 * n**3 / self.flops_per_second)
 
+    def weight_bytes(self) -> int:
+        return 1000
+
     def memory(self) -> dict[str, int | None]:
         return {"peak": 1000, "cache": None}
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.benchmark import assemble, describe_environment
+from benchmarks.grids import beside_grids, expected_weight_bytes
 from benchmarks.measuring.backends import Backend, choose_backends
 from benchmarks.measuring.measure import Measurement
 from benchmarks.measuring.parity_gate import Verdict
@@ -20,6 +21,7 @@ from benchmarks.measuring.thermal import ThrottleWatch
 from benchmarks.readings import Before, Plan
 from benchmarks.results import BackendRow, Result, Settings, Summary, to_json
 from benchmarks.workload import parse_sweep
+from gpt_common.adapting.quantisation import Grid
 from gpt_common.config import ModelConfig, RunConfig, TrainConfig, from_dict
 from gpt_common.keyed import keyed_generator
 from gpt_common.machine.hardware import Hardware
@@ -77,6 +79,7 @@ def worker(speeds: Mapping[str, float] = SPEEDS, *, seed: int = 1) -> Worker:
             "dtype": "float32",
             "notes": ["is made up"] if backend.peer else [],
             "versions": {"python": "3.11.0"},
+            **({} if backend.peer else {"weight_bytes": expected_weight_bytes(config, backend.grid)}),
         }
         if job["task"] == "overhead":
             blocks = {"loop_seconds": [0.2] * 8, "bare_seconds": [0.198] * 8, "steps_per_block": 10}
@@ -122,15 +125,16 @@ def make_session(
     sweep: str | None = None,
     config: RunConfig = CONFIG,
     absent: tuple[str, ...] = ("transformers-cpu",),
+    grid: Grid | None = None,
 ) -> Session:
     """A session of made-up workers."""
     # Series as long as real ones: in 0.3 s there are one to four blocks, and one slow step decides a process's figure.
     settings = settings or Settings(cooldown=0.0)
     cases = []
-    for changes, changed in parse_sweep(sweep, config):
+    for changes, changed in parse_sweep(sweep, beside_grids(config, grid)):
         rows = [
             Row(backend, verified="unverified" if backend.peer else "parity")
-            for backend in choose_backends(backends, peers)
+            for backend in choose_backends(backends, peers, grid=grid)
         ]
         for row in rows:
             if row.backend.name in absent:

@@ -19,7 +19,7 @@ from benchmarks.measuring.generation import measure_generation
 from benchmarks.measuring.work import Batcher, Refused, Work
 from benchmarks.measuring.worker import open_work
 from benchmarks.nanogpt import check_nanogpt
-from benchmarks.report.findings import beside_peers
+from benchmarks.report.beside import beside_peers
 from benchmarks.results import Settings, read_result
 from gpt_common.config import ModelConfig, OptimConfig, RunConfig, TrainConfig, load_preset
 from gpt_common.errors import UserError

@@ -118,3 +118,20 @@ def test_results_that_cannot_be_used(tmp_path: Path) -> None:
             measured_speeds(tmp_path / "bad.json", HARDWARE, TrainConfig())
     with pytest.raises(UserError, match=r"cannot read .*absent\.json: No such file or directory$"):
         measured_speeds(tmp_path / "absent.json", HARDWARE, TrainConfig())
+
+
+def test_steps_beside_words_are_no_measure_of_other_steps(tmp_path: Path) -> None:
+    """A plan for a whole model takes none of adapters; one of adapters beside words their own row first."""
+    rows = [row("mps", 0.5), row("mps-4bit", 0.25, device="mps", bits=4, group_size=64)]
+    path = result_file(tmp_path, rows)
+    train = TrainConfig(dtype="float32")
+    assert measured_speeds(path, HARDWARE, train)["torch"].flops_per_second == 2e12
+    result = json.loads(path.read_text())
+    result["cases"][0]["work"] |= {"adapter": "lora, rank 8", "trained_parameters": 9}
+    result["cases"][0]["rows"][1]["summary"]["seconds_per_step"] = 1.0
+    path.write_text(json.dumps(result))
+    with pytest.raises(UserError, match="nothing was measured in it that this plan could go by"):
+        measured_speeds(path, HARDWARE, train)
+    for bits, rate in ((None, 2e12), (3, 2e12), (4, 1e12)):
+        found = measured_speeds(path, HARDWARE, train, adapts=True, bits=bits)
+        assert found["torch"].flops_per_second == rate

@@ -19,7 +19,7 @@ from benchmarks.measuring.thermal import CoreCounters, ThrottleWatch
 from benchmarks.measuring.work import Batcher
 from benchmarks.readings import About
 from benchmarks.workload import VOCABULARIES, base_config, parse_sweep, resolve, smallest
-from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, preset_names
+from gpt_common.config import DataConfig, ModelConfig, RunConfig, TrainConfig, load_preset, preset_names
 from gpt_common.errors import UserError
 from tests.borrowed import SHAKESPEARE_CHARACTERS
 
@@ -109,6 +109,14 @@ def test_sweeps() -> None:
 def test_wrong_sweeps_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_sweep(text, CONFIG)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_can_be_made_small(preset: str) -> None:
+    """To find out who is here; with one head it has one of keys, and no layers before those with experts."""
+    model = smallest([load_preset(preset).with_vocabulary(54)]).model
+    assert (model.n_layer, model.n_embd, model.vocab_size) == (1, 8, 16)
+    assert model.feed_forward == load_preset(preset).model.feed_forward
 
 
 def test_batches_are_the_same_for_everybody() -> None:
@@ -217,7 +225,9 @@ def test_without_counters_nothing_is_known(tmp_path: Path) -> None:
 def test_rows_in_bfloat16_climb_by_themselves_with_its_gates(monkeypatch: pytest.MonkeyPatch) -> None:
     climbs: list[tuple[list[str], list[str]]] = []
 
-    def made_up(flags: Sequence[str], _: object) -> Ladder:
+    def made_up(flags: Sequence[str], _: object, rungs: Sequence[str]) -> Ladder:
+        assert list(rungs) == ["L0", "L1", "L2", "L3", "L4", "L5"]
+
         class Watched(Ladder):
             def __call__(self, names: Sequence[str]) -> tuple[int, str, str]:
                 climbs.append((list(names), list(flags)))

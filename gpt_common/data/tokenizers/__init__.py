@@ -16,6 +16,7 @@ from gpt_common.data.tokenizers.tokenizer import (
     Tokenizer,
     default_prompt,
     identity,
+    prefix_token,
 )
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "known_tokenizer",
     "last_cut_before_whitespace",
     "load_tokenizer",
+    "prefix_token",
     "train_bpe",
     "train_bpe_on",
 ]

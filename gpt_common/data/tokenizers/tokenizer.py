@@ -132,6 +132,14 @@ def default_prompt(tokenizer: Tokenizer) -> str:
     return "\n"
 
 
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """What stands before the first token of a text, so that something predicts it: the end of another document, or
+    where the vocabulary has none a line end, or its first character."""
+    if tokenizer.end_of_text is not None:
+        return tokenizer.end_of_text
+    return tokenizer.encode(default_prompt(tokenizer))[0]
+
+
 class TextStream:
     """Token ids to text as they come, for live printing: a character appears with the token that completes it."""
 

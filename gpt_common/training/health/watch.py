@@ -14,7 +14,6 @@ import numpy.typing as npt
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch, Rows, Source, Split, Windows, evaluation_batches, mean_loss, places
-from gpt_common.keyed import keyed_generator
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.health.adapter_gates import check_adapters_moved, check_frozen, check_used, stirred
 from gpt_common.training.health.alarms import Alarms
@@ -23,18 +22,15 @@ from gpt_common.training.health.data_gates import (
     Repeats,
     check_batches,
     check_drawn_anew,
-    holds,
     steps_per_epoch,
     text_of_stream,
 )
 from gpt_common.training.health.example_gates import check_examples
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
+from gpt_common.training.health.leak_alarm import leak_alarm
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_step
 from gpt_common.training.schedule import learning_rate
-
-SHARED_WINDOWS, SHARED_LENGTH, SHARED_WITHIN = 8, 200, 1 << 26
-"""So many windows of validation text, of so many tokens, are looked for in training text of at most so many."""
 
 MOVES = 1e-5
 """Learning rate at which a mean of many steps moves for certain; a run may be taken up where its schedule is at 0."""
@@ -133,8 +129,8 @@ class Health:
         self._frozen = self.probe.frozen_checksums() if self.adapts else {}
         with stirred(self.probe, self.config.train.seed) if self.adapts else nullcontext():
             self._ask(batches, following, longer or batches, resumed)
-        if self._shares_text():
-            self.warn("validation text stands in the training text, word for word: its loss says nothing of new text")
+        if leak := leak_alarm(self.dataset):
+            self.warn(leak)
         self._checksums = self.probe.checksums()
         # Without a mean the weights themselves are evaluated.
         self._still = self.evaluated.checksums() if self.config.optim.ema_decay else self._checksums
@@ -170,15 +166,6 @@ class Health:
         each = self.config.train.batch_size * self.config.train.grad_accum_steps
         first = self.first_step * each
         return text_of_stream(self.train, range(first, first + each), self.dataset.train)
-
-    def _shares_text(self) -> bool:
-        """Whether most windows of the validation split, taken here and there, stand in the training split too."""
-        train, val = self.dataset.train, self.dataset.val
-        if len(val) <= SHARED_LENGTH or len(train) > SHARED_WITHIN:
-            return False
-        places = keyed_generator("shared text").integers(0, len(val) - SHARED_LENGTH, SHARED_WINDOWS)
-        found = [holds(train, np.asarray(val[place : place + SHARED_LENGTH])) for place in places]
-        return sum(found) > SHARED_WINDOWS // 2
 
     def on_batches(self, step: int, batches: Sequence[NumpyBatch]) -> None:
         """Watch what step number `step` (from 0) is given; raises GateFailed if another step was given it."""

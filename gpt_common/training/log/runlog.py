@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from gpt_common.errors import UserError
 from gpt_common.files import open_file
-from gpt_common.judging.whole_text import WholeText
 from gpt_common.machine.power_samples import Energy
 from gpt_common.training.log.console import Progress, open_console
 from gpt_common.training.log.record import StepRecord
 from gpt_common.training.log.trackers import Tracker, open_trackers
+from gpt_common.training.whole_text import WholeText
 from gpt_common.words import milliseconds
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from pathlib import Path
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch, Rows, Split
-from gpt_common.judging.whole_text import WholeText, whole_text
 from gpt_common.machine.power_samples import Energy
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.report.curves import loss_line
 from gpt_common.training.report.page import write_report
 from gpt_common.training.report.past import read_run
+from gpt_common.training.whole_text import WholeText, whole_text
 from gpt_common.words import duration, in_joules, in_memory, share, watts
 
 

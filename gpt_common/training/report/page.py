@@ -16,6 +16,7 @@ from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.training.report import figures
 from gpt_common.training.report.past import PastRun, Sample, made_as
+from gpt_common.training.report.probes import Probed, drawing, read_probes
 from gpt_common.words import duration, in_joules, in_memory, printable, rate, share, usage, watts
 
 REPORT = "report.html"
@@ -59,6 +60,7 @@ def render_report(run: PastRun) -> str:
     logged = len(course.steps) + len(course.evaluations) > 0
     panels = figures.panels_of_progress(course)
     loads = figures.expert_loads(course)
+    probed = read_probes(run.folder)
     return _render(
         "report.html.jinja",
         run=run,
@@ -82,6 +84,8 @@ def render_report(run: PastRun) -> str:
         loads=svg(loads, "loads", "Loads of experts", height=260, narrow_height=460) if loads else "",
         heading="Rate, gradient, speed, memory" + ", power" * ("power_watts" in panels),
         captions={"loss": loss_caption(run), "speed": speed_caption(run)},
+        probed=probed,
+        probes=svg_of_probes(probed) if probed else "",
         samples=samples[:SHOWN_PROMPTS],
         sample_steps=steps,
         more_samples=len(run.samples) - sum(sample is not None for row in samples[:SHOWN_PROMPTS] for sample in row),
@@ -91,6 +95,13 @@ def render_report(run: PastRun) -> str:
         ],
         sessions=session_rows(run),
     )
+
+
+def svg_of_probes(probed: Probed) -> str:
+    """The picture of what probes found, if anything can be drawn."""
+    if not probed.reliability and not probed.agreement:
+        return ""
+    return svg(drawing(probed), "probes", "Reliability, and facts repeated rightly", height=380, narrow_height=700)
 
 
 def render_comparison(runs: Mapping[str, PastRun]) -> str:

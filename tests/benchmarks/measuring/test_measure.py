@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.measuring.checks import above_peak, not_waiting, other_work, product_peak, rejection
-from benchmarks.measuring.generation import measure_generation, prompt_lengths
+from benchmarks.measuring.generation import REPEATS, measure_generation, prompt_lengths
 from benchmarks.measuring.measure import BLOCK, COMPARED_LOSSES, Measurement
 from benchmarks.measuring.samples import marked, median_of, valid
 from benchmarks.measuring.thermal import ThrottleWatch
@@ -168,8 +168,8 @@ def test_generation_is_timed_by_length() -> None:
     found = measure_generation(machine, CONFIG, lambda *_: None, clock=lambda: machine.awake)
     assert [length.prompt for length in found.lengths] == prompt_lengths(4) == [1]
     assert prompt_lengths(1024) == [4, 16, 64, 256, 992]
-    assert found.lengths[0].prompt_seconds == pytest.approx([0.002 + 2 * LAUNCH_SECONDS] * 5)
-    assert found.lengths[0].token_seconds == pytest.approx([0.001 + LAUNCH_SECONDS] * 5)
+    assert found.lengths[0].prompt_seconds == pytest.approx([0.002 + 2 * LAUNCH_SECONDS] * REPEATS)
+    assert found.lengths[0].token_seconds == pytest.approx([0.001 + LAUNCH_SECONDS] * REPEATS)
 
 
 def test_one_slow_step_does_not_move_a_median() -> None:

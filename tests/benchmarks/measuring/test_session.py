@@ -45,12 +45,12 @@ def test_extra_tasks_come_after_the_rounds_and_leave_out_what_they_cannot_do() -
     session = make_session(backends="mps,cpu", settings=settings)
     found = [(job.task, job.row.backend.label) for job in jobs(session.cases, settings)]
     assert found[4:] == [
-        ("sustained", "mps"),
-        ("sustained", "cpu"),
-        ("sustained", "transformers-mps"),
         ("generation", "mps"),
         ("generation", "cpu"),
         ("generation", "transformers-mps"),
+        ("sustained", "mps"),
+        ("sustained", "cpu"),
+        ("sustained", "transformers-mps"),
         ("overhead", "mps"),
         ("overhead", "cpu"),
     ]

@@ -29,8 +29,9 @@ from gpt_common.data.tokenizers import (
     train_bpe_on,
 )
 from gpt_common.data.tokenizers.extended import with_tokens
+from gpt_common.prompting.samples import print_samples
 from gpt_common.sampling import until_end
-from gpt_common.training.source import Source, print_samples
+from gpt_common.training.source import Source
 from tests.borrowed import tiny_shakespeare
 from tests.gpt_common.data.corpora import fails, prepare_characters, rewrite_meta, silent
 

@@ -36,13 +36,13 @@ ENDS = Put("right", (9, 6), ((7, 0),))
 TOO_SHORT = Put("wrong", (3,), ((4, 5, 9),))
 
 
-def test_each_is_counted_under_its_group() -> None:
-    assert judge([RIGHT, WRONG, ENDS, TOO_SHORT, RIGHT], Adding(), 8) == {"right": (3, 3), "wrong": (0, 2)}
+def test_each_is_right_or_wrong() -> None:
+    assert judge([RIGHT, WRONG, ENDS, TOO_SHORT, RIGHT], Adding(), 8) == [True, False, True, False, True]
 
 
 def test_more_than_are_answered_together() -> None:
     batch = Adding()
-    assert judge([RIGHT, WRONG] * AT_ONCE, batch, 8) == {"right": (AT_ONCE, AT_ONCE), "wrong": (0, AT_ONCE)}
+    assert judge([RIGHT, WRONG] * AT_ONCE, batch, 8) == [True, False] * AT_ONCE
     assert max(batch.asked) == AT_ONCE
     assert len(batch.asked) == 4, "two steps for each half: who is settled makes room"
 

@@ -72,7 +72,7 @@ DOCUMENTS: list[tuple[str, Any, int]] = [
     (COMPLETIONS, {"prompt": "a", "suffix": "z"}, 400),
     (COMPLETIONS, {"prompt": "a", "logit_bias": {"5": 1}}, 400),
     (COMPLETIONS, {"prompt": "a", "presence_penalty": 0.5}, 400),
-    (COMPLETIONS, {"prompt": "a", "response_format": {"type": "json_object"}}, 400),
+    (COMPLETIONS, {"prompt": "a", "response_format": {"type": "json"}}, 400),
     (COMPLETIONS, {"prompt": "a", "response_format": "json"}, 400),
     (COMPLETIONS, {"prompt": "a", "temprature": 1}, 400),
     (COMPLETIONS, {"prompt": "a", "adapter": False}, 400),

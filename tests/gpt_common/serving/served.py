@@ -37,9 +37,17 @@ LETTERS = "\n !'.,?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyzé雨"
 BLOCK = 48
 
 
-def make_model(run: Path, *, step: int = 5, chat: bool = False, seed: int = 1, letters: str = LETTERS) -> Path:
+def make_model(
+    run: Path,
+    *,
+    step: int = 5,
+    chat: bool = False,
+    seed: int = 1,
+    letters: str = LETTERS,
+    tokenizer: Tokenizer | None = None,
+) -> Path:
     """A checkpoint of a run, with weights of 0.2 by this seed, which say something that nobody has said; its run."""
-    tokenizer: Tokenizer = CharTokenizer(letters)
+    tokenizer = CharTokenizer(letters) if tokenizer is None else tokenizer
     if chat:
         tokenizer = ExtendedTokenizer(tokenizer, [TURN, END])
     model = {"vocab_size": tokenizer.vocab_size, "block_size": BLOCK, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -52,7 +52,7 @@ def test_there_are_fifty_of_them_and_they_do_no_harm(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("response_format", {"type": "json_object"}), ("logit_bias", {"1": 2}), ("temprature", 1), ("tools", [{}])],
+    [("response_format", {"type": "yaml"}), ("logit_bias", {"1": 2}), ("temprature", 1), ("tools", [{}])],
 )
 def test_what_is_not_supported_is_named(name: str, value: Any, server: Server) -> None:
     for path, document in ((COMPLETIONS, {"prompt": "a"}), (CHAT, {"messages": HELLO, "model": "chat"})):

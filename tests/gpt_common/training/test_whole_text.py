@@ -14,7 +14,7 @@ from gpt_common.data.batches import NumpyBatch
 from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.extended import with_tokens
-from gpt_common.judging.whole_text import byte_lengths, whole_batches, whole_text
+from gpt_common.training.whole_text import byte_lengths, whole_batches, whole_text
 
 
 @given(st.integers(2, 200), st.integers(1, 17), st.integers(1, 5))
