@@ -167,7 +167,7 @@ def extract(
         nearest = max(compared, key=_f1)
         counts += nearest
     made = sum(sequence.made for sequence in sequences)
-    nats = sum(sequence.nats for sequence in sequences) / max(1, made)
+    nats = sum(sequence.divergence.nats for sequence in sequences) / max(1, made)
     return Extraction(shots, held, len(asked), exact, valid, _f1(counts), nats, too_long)
 
 
