@@ -124,6 +124,21 @@ def test_tokens_without_text_are_never_allowed() -> None:
     assert set(map(int, constraint.allowed)) <= set(gaps.known)
 
 
+def test_a_tokenizer_that_changes_a_text_does_not_change_a_form() -> None:
+    """One that writes small letters, and a blank before a word: what is certain is cut without it."""
+    base = tokenizer_of("bpe")
+    assert isinstance(base, BpeTokenizer)
+    definition = json.loads(json.dumps(base._document["tokenizer"]))
+    definition["normalizer"] = {"type": "Lowercase"}
+    definition["pre_tokenizer"]["add_prefix_space"] = True
+    other = BpeTokenizer(definition)
+    assert other.decode(other.encode("Kate")) == " kate"
+    form = compile_form(schema({"const": {"Name": "KATE", "Ännimal": "雨"}}), other)
+    for seed in range(5):
+        text, constraint = walk(form, seed)
+        assert (text, constraint.complete) == ('{"Name":"KATE","Ännimal":"雨"}', True)
+
+
 def test_all_bytes_are_all_characters() -> None:
     assert Vocabulary(tokenizer_of("bpe")).characters is None
     assert Vocabulary(tokenizer_of("characters")).characters == frozenset(ASCII + "é雨")
