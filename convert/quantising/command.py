@@ -54,6 +54,8 @@ ATTEMPTS = 6
 PROMPT, SPEED_TOKENS = 8, 48
 """Tokens that generation begins with and makes when its speed is measured."""
 
+TUNING_STEPS, TUNING_RATE = 200, 0.03
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantise:
@@ -82,9 +84,9 @@ class Quantise:
     """Round the model to it first, and keep in it scales, biases and what stays float."""
     tokens: int = CALIBRATION_TOKENS
     """How many to calibrate on, by GPTQ."""
-    steps: int = 200
+    steps: int = TUNING_STEPS
     """Of tuning."""
-    rate: float = 0.03
+    rate: float = TUNING_RATE
     """The largest of four rates that tuning tries: by how much of its size a scale may move, times the root of the
     divergence."""
     judge_tokens: int = JUDGE_TOKENS
@@ -104,6 +106,10 @@ class Quantise:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}: it must be above 0")
+        tuning = {"steps": self.steps != TUNING_STEPS, "rate": self.rate != TUNING_RATE}
+        if self.calibrate != "dwq" and any(tuning.values()):
+            name = next(name for name, given in tuning.items() if given)
+            raise UserError(f"--{name} is of tuning, which --calibrate dwq does")
         if self.target_loss is not None and self.layer_bits:
             raise UserError("target_loss chooses the bits of each matrix: leave out --layer-bits, or --target-loss")
         if self.judge_tokens < 0:

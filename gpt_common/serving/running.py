@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from gpt_common.serving.command import ServeCommand
 from gpt_common.serving.engine import Answer, Engine, Event
 from gpt_common.serving.models import Library, open_library
 from gpt_common.training.source import Source
-from gpt_common.words import WIDTH, one_line
+from gpt_common.words import WIDTH, one_line, printable
 
 BACKLOG = 1024
 """Connections that the system keeps until they are taken up."""
@@ -36,6 +37,10 @@ def serve(paths: Sequence[Path], command: ServeCommand, open_model: Callable[[So
     """
     _needed()
     library = open_library(paths, latest=command.latest)
+    for model in library.models:
+        if model.has_other_template:
+            said = f"note: {model.name} has a chat template of its own; here its turns are written as ChatML"
+            print(printable(said), file=sys.stderr)
     with contextlib.closing(listening(command.host, command.port)) as listener:
         asyncio.run(_serve(library, command, open_model, twin, listener))
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from convert.quantising.choosing import choose, lines_of
+from convert.quantising.command import Quantise
 from gpt_common.adapting.quantisation import Grid, quantisable
 from gpt_common.config import load_preset
 from gpt_common.errors import UserError
@@ -33,3 +36,10 @@ def test_a_part_of_a_name_means_all_that_have_it() -> None:
             choose(shapes, Grid(4, 32), keep=(wrong,))
         assert hint in str(error.value)
         assert len(str(error.value)) < 350, "not a name for each layer"
+
+
+def test_what_would_do_nothing_is_refused() -> None:
+    for given in ({"steps": 100}, {"rate": 0.01, "calibrate": "gptq"}):
+        with pytest.raises(UserError, match="is of tuning, which --calibrate dwq does"):
+            Quantise(src=Path("run"), **given)  # type: ignore[arg-type]
+    assert Quantise(src=Path("run"), steps=100, calibrate="dwq").steps == 100
