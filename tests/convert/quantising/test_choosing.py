@@ -41,5 +41,5 @@ def test_a_part_of_a_name_means_all_that_have_it() -> None:
 def test_what_would_do_nothing_is_refused() -> None:
     for given in ({"steps": 100}, {"rate": 0.01, "calibrate": "gptq"}):
         with pytest.raises(UserError, match="is of tuning, which --calibrate dwq does"):
-            Quantise(src=Path("run"), **given)  # type: ignore[arg-type]
+            Quantise(src=Path("run"), **given)
     assert Quantise(src=Path("run"), steps=100, calibrate="dwq").steps == 100
