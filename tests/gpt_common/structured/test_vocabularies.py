@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -65,6 +66,20 @@ def test_a_word_is_not_begun_that_cannot_be_ended() -> None:
     assert "nothing fits with the 4 characters" in refused(schema({"type": "string", "pattern": "^[x-z]$"}), few)
     assert "no token of the vocabulary can follow" in refused(Form("grammar", "start: /[x-z]/"), few)
     assert "cannot write 'x'" in refused(Form("grammar", 'start: "ax"'), few)
+
+
+@pytest.mark.parametrize("vocabulary", ["characters", "bpe"])
+def test_expressions_of_any_letters(vocabulary: str) -> None:
+    """Line ends, slashes and quotation marks as they are; what looks like another rule is none."""
+    for regex in ("a\nb", "/a/", '"/ | "x', "[/]b#c", "a\\/b", "(a|\n)/{2}"):
+        for seed in range(4):
+            assert re.fullmatch(regex, walk(regex_form(regex, vocabulary), seed)[0])
+
+
+def test_what_a_grammar_says_and_nobody_heeds_is_refused() -> None:
+    grammar = "start: a\na[temperature=0.5, max_tokens=3]: /[ab]+/"
+    assert "temperature" in refused(Form("grammar", grammar), tokenizer_of("bpe"))
+    assert "%json" in refused(Form("grammar", 'start: %json {"not": {}}'), tokenizer_of("bpe"))
 
 
 def test_numbers_and_words_need_their_letters() -> None:
