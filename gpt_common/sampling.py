@@ -129,17 +129,33 @@ def choose(
         return int(allowed[choose(logits_V[allowed], settings, draw)])
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
-    scores_V = logits_V.astype(np.float64) / settings.temperature
-    # Likeliest first; equal logits in order of their ids, so that the order does not depend on the backend.
-    order_V = np.argsort(-scores_V, kind="stable")
-    if settings.top_k:
-        order_V = order_V[: settings.top_k]
-    weights = np.exp(scores_V[order_V] - scores_V[order_V[0]])
-    cumulative = np.cumsum(weights / weights.sum())
-    if settings.top_p < 1:
-        # The smallest set that reaches top_p (Holtzman et al. 2020): at least one token.
-        cumulative = cumulative[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
-    return int(order_V[min(int(np.searchsorted(cumulative, draw * cumulative[-1], side="right")), len(cumulative) - 1)])
+    kept, cumulative = shares(logits_V.astype(np.float64) / settings.temperature, settings)
+    place = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+    return int(kept[min(place, len(kept) - 1)])
+
+
+def shares(
+    scores_V: npt.NDArray[np.float64], settings: SampleSettings
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The tokens among which one is drawn, and where the share of each ends, of a sum that is not 1.
+
+    They are in order of their ids, and not of likelihood: two tokens that a rounding error would make change places
+    stay where they are, so that the twins choose alike.
+
+    Args:
+        scores_V: (V,) logits by temperature.
+    """
+    weights_V = np.exp(scores_V - scores_V.max())
+    kept = np.arange(len(weights_V))
+    if settings.top_k or settings.top_p < 1:
+        # Likeliest first; equal logits in order of their ids.
+        kept = np.argsort(-scores_V, kind="stable")[: settings.top_k or None]
+        if settings.top_p < 1:
+            # The smallest set that reaches top_p (Holtzman et al. 2020): at least one token.
+            cumulative = np.cumsum(weights_V[kept] / weights_V[kept].sum())
+            kept = kept[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
+        kept = np.sort(kept)
+    return kept, np.cumsum(weights_V[kept])
 
 
 def until_end(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:

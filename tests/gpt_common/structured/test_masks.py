@@ -150,11 +150,11 @@ def left_out(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: 
         if sum(share for _, share in kept) >= settings.top_p:
             break
     at = draw * sum(share for _, share in kept)
-    for i, share in kept:
+    for i, share in sorted(kept):  # in order of ids
         at -= share
         if at < 0:
             return int(allowed[i])
-    return int(allowed[kept[-1][0]])
+    return int(allowed[max(kept)[0]])
 
 
 def wrong_choices(chosen: Choose) -> int:
