@@ -36,7 +36,7 @@ def source_of(tokenizer: Path) -> str | None:
 
 @pytest.mark.parametrize("twin", TWINS)
 def test_text_changes_no_template(runs: Path, stories_dir: Path, tmp_path: Path, twin: str) -> None:
-    more = ["--init-from", runs / "base", "--data-dir", str(stories_dir), "--max-steps", "1", *FLAGS]
+    more = ["--init-from", str(runs / "base"), "--data-dir", str(stories_dir), "--max-steps", "1", *FLAGS]
     train(twin, "--out", tmp_path / "tuned", *more)
     train(twin, "--out", tmp_path / "lora", "--adapter", "lora", *more)
     done("fuse", tmp_path / "lora", "-o", tmp_path / "fused")
@@ -63,6 +63,6 @@ def test_conversations_bring_theirs(runs: Path, tmp_path: Path) -> None:
     prepare_conversations([talk], "again", data, str(data / "run"), overwrite=True, on_progress=lambda *_: None)
     for name, expected in (("again", SOURCE), ("ours", None)):
         assert source_of(data / name) == expected
-        more = ["--init-from", runs / "base", "--data-dir", str(data), "--max-steps", "1", "--dataset", name, *FLAGS]
+        more = ["--init-from", str(runs / "base"), "--data-dir", str(data), "--max-steps", "1", "--dataset", name, *FLAGS]
         train("torch_gpt", "--out", tmp_path / name, *more)
         assert source_of(tmp_path / name) == expected
