@@ -28,8 +28,8 @@ from gpt_common.data.tokenizers import (
     load_tokenizer,
     train_bpe_on,
 )
-from gpt_common.errors import UserError
 from gpt_common.data.tokenizers.extended import with_tokens
+from gpt_common.errors import UserError
 from gpt_common.prompting.samples import print_samples
 from gpt_common.sampling import until_end
 from gpt_common.training.source import Source
