@@ -40,6 +40,10 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number
 
 
+MOST_LISTED = 500
+"""Choices that a message lists; a longer list is none that anybody reads."""
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`did you mean 'x'?` for the choice of which `word` is a slip of the pen, or the list of choices if there is none.
 
@@ -56,6 +60,8 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     close = [choice for edits, choice in by_distance if edits <= allowed][:1] or begun
     if 0 < len(close) <= 3:
         return f"did you mean {' or '.join(map(repr, close))}?"
+    if len(choices) > MOST_LISTED:
+        return f"none of the {len(choices):,} that there are is like it"
     return "choose from: " + ", ".join(choices)
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from gpt_common.data.tokenizers import END_OF_TEXT
+from gpt_common.errors import UserError
 
 Part = tuple[bool, str]
 """Whether this is a separator, and its text; a document may come in several parts."""
@@ -53,7 +54,12 @@ def separator_of(choice: str | None) -> str | None:
     """What `--separator` means: <|endoftext|> if it was not given, None for `none`, else the text itself.
 
     A person cannot type a line end: \\n and \\t stand for themselves.
+
+    Raises:
+        UserError: it is empty, which stands everywhere.
     """
+    if choice == "":
+        raise UserError("--separator is empty: give what stands between two documents, or `none`")
     if choice is None:
         return END_OF_TEXT
     return None if choice == "none" else choice.replace("\\n", "\n").replace("\\t", "\t").replace("\\r", "\r")

@@ -37,13 +37,13 @@ class EvaluateCommand:
         "--tasks core",
         "--dataset stories-qa --questions 1000",
     )
-    text: tuple[Path, ...] = ()
+    text: tuple[Path, ...] | None = None
     """UTF-8 files: loss per token, bits per byte and per character of all of each."""
     stride: int = 0
     """Tokens by which windows over --text move on: fewer see more, and take longer; 0 means half a block."""
     separator: str | None = None
     """What stands between two documents of --text: <|endoftext|> if not given, `none`, or any text."""
-    tasks: str = ""
+    tasks: str | None = None
     """Tasks of lm-eval (extra `evaluation`), as a,b; `core`: blimp, lambada_openai, hellaswag, arc_easy, piqa."""
     include_path: Path | None = None
     """Folder of your own task files (YAML), as lm-eval takes it."""
@@ -88,6 +88,16 @@ class EvaluateCommand:
             raise UserError("--extract and --json-schema belong together: texts, and the schema of their answers")
         if self.shots and self.extract is None:
             raise UserError("--shots is for --extract; the tasks of lm-eval have --num-fewshot")
+        if self.text == ():
+            raise UserError("--text names no file")
+        for asked, names in (("text", ("stride", "separator")), ("tasks", ("include_path", "limit", "num_fewshot"))):
+            for name in names:
+                if getattr(self, asked) is None and getattr(self, name) not in (None, 0):
+                    raise UserError(f"--{name.replace('_', '-')} is for --{asked}, which was not asked for")
+        # Hours may lie between this and the writing.
+        if self.json is not None and (self.json.is_dir() or not self.json.absolute().parent.is_dir()):
+            what = "is a folder" if self.json.is_dir() else "lies in a folder that does not exist"
+            raise UserError(f"--json {self.json} {what}: name a file")
         for name in ("stride", "limit", "num_fewshot"):
             if (getattr(self, name) or 0) < 0:
                 raise UserError(f"{name} is {getattr(self, name)}: it must not be negative")
@@ -95,9 +105,9 @@ class EvaluateCommand:
     def measures(self) -> list[Measure]:
         """What is asked."""
         found: list[Measure] = []
-        if self.text:
+        if self.text is not None:
             found.append(TextMeasure(self.text, self.stride, self.separator))
-        if self.tasks:
+        if self.tasks is not None:
             found.append(TaskMeasure(self.tasks, self.include_path, self.limit, self.num_fewshot))
         if self.extract is not None and self.json_schema is not None:
             found.append(ExtractionMeasure(self.extract, self.json_schema, self.shots))
@@ -160,7 +170,10 @@ def evaluate(path: Path, command: EvaluateCommand, open_model: Callable[[Source]
         figures = {
             str(asked.source.checkpoint): _as_json(results) for asked, results in zip(models, found, strict=True)
         }
-        write_atomically(command.json, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        try:
+            write_atomically(command.json, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise cannot_write(command.json, error) from None
 
 
 def _as_json(results: dict[str, Result]) -> dict[str, Any]:

@@ -164,9 +164,9 @@ def loss_of(
             yield from parts_of(document.ids, before, scorer.block_size, stride, number)
 
     for number, parts in enumerate(_stretches(windows())):
-        if number == len(kept.stretches):
+        if number not in kept.stretches:
             pieces = {owner: open_documents[owner][1] for owner in open_documents}
-            kept.add(_by_piece(score(scorer, parts, likeliest=False), pieces))
+            kept.add(number, _by_piece(score(scorer, parts, likeliest=False), pieces))
         for owner, piece, nats in kept.stretches[number]:
             sums = open_documents[owner][0].pieces
             sums[owner, piece] = sums[owner, piece][0], sums[owner, piece][1] + nats
@@ -214,33 +214,42 @@ class Kept:
     """
 
     def __init__(self, path: Path | None, key: str) -> None:
-        self.path, self.stretches = path, list[list[Sum]]()
+        self.path, self.stretches = path, dict[int, list[Sum]]()
         if path is None:
             return
         with suppress(OSError, ValueError):
             first, *lines = path.read_text(encoding="utf-8").split("\n")
             if json.loads(first) == key:
                 for line in lines[:-1]:  # what a process that was killed was writing has no end
-                    self.stretches.append(
-                        [(int(owner), int(piece), float(nats)) for owner, piece, nats in json.loads(line)]
-                    )
-        text = "".join(json.dumps(each) + "\n" for each in (key, *self.stretches))
+                    number, sums = json.loads(line)
+                    self.stretches[int(number)] = [(int(owner), int(piece), float(nats)) for owner, piece, nats in sums]
+        text = "".join(json.dumps(each) + "\n" for each in (key, *self.stretches.items()))
         try:
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
         except (OSError, UserError):
-            print(
-                f"note: nothing can be kept in {one_line(str(path.parent))}: if this is stopped, it is lost",
-                file=sys.stderr,
-            )
-            self.path = None
+            self._keep_no_more()
 
-    def add(self, stretch: list[Sum]) -> None:
-        """Keep one stretch more."""
-        self.stretches.append(stretch)
+    def add(self, number: int, stretch: list[Sum]) -> None:
+        """Keep one stretch more.
+
+        Each says which it is: two evaluations of one text at once write into one file.
+        """
+        self.stretches[number] = stretch
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(stretch) + "\n")
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps((number, stretch)) + "\n")
+            except OSError:  # a full disk: no reason to throw away what was worked out
+                self._keep_no_more()
+
+    def _keep_no_more(self) -> None:
+        assert self.path is not None
+        print(
+            f"note: nothing can be kept in {one_line(str(self.path.parent))}: if this is stopped, it is lost",
+            file=sys.stderr,
+        )
+        self.path = None
 
     def forget(self) -> None:
         """It is done."""

@@ -28,7 +28,7 @@ class Choice:
     tokens: int
     bytes: int
     alone: float
-    """Log probability behind what has no content."""
+    """Log probability of the same tokens behind what has no content."""
 
     @property
     def scores(self) -> tuple[float, float, float, float]:
@@ -61,7 +61,7 @@ def score_choices(
 
     Args:
         prompt: token ids.
-        nothing: the token behind which a choice is scored alone.
+        nothing: the token behind which a choice is scored alone, in the same tokens: cut otherwise it is another text.
 
     Raises:
         UserError: a character outside the vocabulary, or more than the block holds.
@@ -76,7 +76,7 @@ def score_choices(
         if len(ids) > block_size:
             raise UserError(f"prompt and choice have {len(ids)} tokens, the model's block holds {block_size}")
         total = _log_probability(batch, ids, begin)
-        alone = _log_probability(batch, [nothing, *tokenizer.encode(choice)], 1)
+        alone = _log_probability(batch, [nothing, *ids[begin:]], 1)
         found.append(Choice(choice, total, len(ids) - begin, len(choice.encode()), alone))
     return found
 

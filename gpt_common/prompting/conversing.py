@@ -100,8 +100,8 @@ class Talk:
         """
         if not line.startswith("/"):
             return False
-        name, *words = line[1:].split()
-        match name, words:
+        name, *words = line.split()
+        match name[1:], words:
             case "help", []:
                 print(HELP)
             case "again", []:
@@ -118,7 +118,7 @@ class Talk:
             case "set", [key, value]:
                 self._set(key.replace("-", "_").lstrip("_"), value)
             case _:
-                raise UserError(f"no such command: {nearest(line.split()[0], COMMANDS)}; /help lists them")
+                raise UserError(f"no such command: {nearest(name, COMMANDS)}; /help lists them")
         return True
 
     def _set(self, name: str, value: str) -> None:

@@ -29,6 +29,7 @@ from gpt_common.data.tokenizers import (
     train_bpe_on,
 )
 from gpt_common.data.tokenizers.extended import with_tokens
+from gpt_common.errors import UserError
 from gpt_common.prompting.samples import print_samples
 from gpt_common.sampling import until_end
 from gpt_common.training.source import Source
@@ -89,6 +90,8 @@ def test_a_separator_takes_the_end_of_the_line_that_it_fills(text: str, found: l
 
 def test_what_the_flag_means() -> None:
     assert [separator_of(choice) for choice in (None, "none", "---", r"\n\n\n")] == [END, None, "---", "\n\n\n"]
+    with pytest.raises(UserError, match="--separator is empty"):
+        separator_of("")
 
 
 # --- in every tokenizer

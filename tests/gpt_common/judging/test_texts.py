@@ -136,8 +136,47 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.nats == whole.nats, "to the bit"
     assert len(again.asked) < 10
     assert not path.exists(), "done"
-    path.write_text(json.dumps("that") + "\n[]\n", encoding="utf-8")
+    path.write_text(json.dumps("that") + "\n[0, []]\n", encoding="utf-8")
     assert not Kept(path, "this").stretches, "another text's"
+
+
+def test_two_at_once_keep_the_same_stretches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "STRETCH", 50)
+    tokenizer, text = CharTokenizer(LETTERS), some_text(500)
+    model = Remembering(tokenizer.vocab_size, 16)
+    whole = losses(tmp_path, text, tokenizer, model)
+    path = tmp_path / "kept" / "some.part"
+    one, other = Kept(path, "this"), Kept(path, "this")
+
+    class Both(Kept):
+        """Two processes, of which each adds what it has done; both are killed at the end."""
+
+        def __init__(self) -> None:
+            super().__init__(None, "")
+
+        def add(self, number: int, stretch: list[texts.Sum]) -> None:
+            super().add(number, stretch)
+            if number < 4:
+                one.add(number, stretch)
+                other.add(number, stretch)
+
+    losses(tmp_path, text, tokenizer, model, kept=Both())
+    assert len(path.read_text().splitlines()) == 9
+    again = Kept(path, "this")
+    assert list(again.stretches) == [0, 1, 2, 3]
+    assert losses(tmp_path, text, tokenizer, model, kept=again).nats == whole.nats
+
+
+def test_a_full_disk_loses_nothing_that_was_worked_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(texts, "STRETCH", 50)
+    tokenizer, text = CharTokenizer(LETTERS), some_text(500)
+    model = Remembering(tokenizer.vocab_size, 16)
+    kept = Kept(tmp_path / "some.part", "this")
+    kept.path = Path("/dev/full") if Path("/dev/full").exists() else tmp_path  # neither can be added to
+    assert losses(tmp_path, text, tokenizer, model, kept=kept).nats == losses(tmp_path, text, tokenizer, model).nats
+    assert capsys.readouterr().err.count("nothing can be kept") == 1
 
 
 SCORING, TEXTS = "gpt_common/judging/scoring.py", "gpt_common/judging/texts.py"
@@ -207,5 +246,14 @@ def test_the_command_is_one_long_pass_where_that_is_possible(
     assert "more than the model's block" in fails(
         capsys, twin, run, "--text", tmp_path / "short.txt", "--stride", "10000", program="evaluate"
     )
+    for words, why in (
+        (["--text"], "names no file"),
+        (["--limit", "3"], "--limit is for --tasks"),
+        (["--stride", "3"], "--stride is for --text"),
+        (["--text", tmp_path / "short.txt", "--separator", ""], "--separator is empty"),
+        (["--text", tmp_path / "short.txt", "--json", tmp_path], "is a folder"),
+        (["--text", tmp_path / "short.txt", "--json", tmp_path / "no" / "such"], "does not exist"),
+    ):
+        assert why in fails(capsys, twin, run, *words, program="evaluate")
     evaluate([str(run), "--text", str(tmp_path / "short.txt"), "--against", str(run)])
     assert "+0.0000 (too short for an error)" in capsys.readouterr().out

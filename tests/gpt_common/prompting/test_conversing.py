@@ -48,14 +48,28 @@ def test_settings_change_and_mistakes_are_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain, command = CharTokenizer(LETTERS.replace("\n", "")), SampleCommand(interactive=True, max_new_tokens=5)
-    lines = "/again\nÄ\n/sett temperature 1\n/set temperature x\n/set temprature 1\n/set top-k -1\n/set temperature 0\n"
+    lines = "/again\nÄ\n/sett temperature 1\n/set temperature x\n/set temprature 1\n/set top-k -1\n/\n/ set\n"
+    lines += "/set temperature nan\n/set temperature inf\n/set temperature 0\n"
     out, err = talk(monkeypatch, capsys, lines + "the hen\n/again\n/settings\n/help\n/quit\nnever\n", plain, command)
     assert out[0] == out[1], "at temperature 0 nothing is drawn"
     assert out[2:6] == ["  max_new_tokens 5", "  temperature 0.0", "  top_k 0", "  top_p 1.0"]
     assert "/again" in out[6]
     told = err.splitlines()
     for line, said in zip(
-        told, ["nothing was said", "'Ä'", "/set", "'x' is none", "temperature", "negative"], strict=True
+        told,
+        [
+            "nothing was said",
+            "'Ä'",
+            "/set",
+            "'x' is none",
+            "temperature",
+            "negative",
+            "no such",
+            "no such",
+            "nan",
+            "inf",
+        ],
+        strict=True,
     ):
         assert line.startswith("error: ")
         assert said in line

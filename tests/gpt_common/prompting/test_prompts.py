@@ -110,6 +110,8 @@ def test_a_token_that_lies_across_the_end_of_the_prompt_counts_for_every_choice(
         assert ids[:begin] == whole[0][:begin], "all are scored behind the same"
         logs = model.exact(ids)[begin - 1 : -1]
         assert math.isclose(choice.total, logs[np.arange(len(ids) - begin), ids[begin:]].sum(), abs_tol=1e-4)
+        alone = model.exact([prefix_token(pairs), *ids[begin:]])[:-1]
+        assert math.isclose(choice.alone, alone[np.arange(len(ids) - begin), ids[begin:]].sum(), abs_tol=1e-4)
 
 
 def test_a_table_of_choices_marks_the_best_and_no_tie() -> None:
