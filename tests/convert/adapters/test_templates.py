@@ -63,6 +63,16 @@ def test_conversations_bring_theirs(runs: Path, tmp_path: Path) -> None:
     prepare_conversations([talk], "again", data, str(data / "run"), overwrite=True, on_progress=lambda *_: None)
     for name, expected in (("again", SOURCE), ("ours", None)):
         assert source_of(data / name) == expected
-        more = ["--init-from", str(runs / "base"), "--data-dir", str(data), "--max-steps", "1", "--dataset", name, *FLAGS]
+        more = [
+            "--init-from",
+            str(runs / "base"),
+            "--data-dir",
+            str(data),
+            "--max-steps",
+            "1",
+            "--dataset",
+            name,
+            *FLAGS,
+        ]
         train("torch_gpt", "--out", tmp_path / name, *more)
         assert source_of(tmp_path / name) == expected
