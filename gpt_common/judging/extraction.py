@@ -23,7 +23,7 @@ from gpt_common.files import parse_json
 from gpt_common.keyed import draws
 from gpt_common.prompting.prompts import shot_ids
 from gpt_common.sampling import Batch, Continuation, continue_together
-from gpt_common.structured import Form, checker, compile_form
+from gpt_common.structured import Form, checker, compile_form, plain_numbers, same_json
 from gpt_common.words import share
 
 AT_ONCE = 16
@@ -164,7 +164,7 @@ def extract(
         too_long += sequence.constraint is not None and not sequence.constraint.complete
         value, is_json = _value(tokenizer.decode(new), whole=chats or held)
         valid += is_json and fits(value)
-        exact += is_json and any(_same(value, answer) for answer in example.answers)
+        exact += is_json and any(same_json(value, answer) for answer in example.answers)
         compared = [_compared(value if is_json else {}, answer) for answer in example.answers]
         best = max(compared, key=_f1)
         counts += best
@@ -188,13 +188,11 @@ def _written(shots: Sequence[Example], example: Example, tokenizer: Tokenizer) -
 def _value(text: str, *, whole: bool) -> tuple[Any, bool]:
     """The JSON of an answer, and whether it is any."""
     try:
-        return parse_json(text if whole else text.partition("\n")[0]), True
+        value = parse_json(text if whole else text.partition("\n")[0])
+        same_json(value, list(fields(value)))  # what is too deep for that is no answer
+        return value, True
     except (ValueError, RecursionError):
         return None, False
-
-
-def _same(value: Any, answer: Any) -> bool:
-    return json.dumps(value, sort_keys=True) == json.dumps(answer, sort_keys=True)
 
 
 def fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -206,7 +204,7 @@ def fields(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         for one in value:
             yield from fields(one, f"{path}[]")
     elif path or value not in ({}, []):
-        yield path, json.dumps(value)
+        yield path, json.dumps(plain_numbers(value))
 
 
 def _compared(value: Any, answer: Any) -> Counter[str]:

@@ -15,8 +15,8 @@ from gpt_common.data.conversations.extraction import questions, schema, write_ex
 from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import CharTokenizer, ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.judging.extraction import KEPT_FOR_SHOTS, Example, extract, fields, lines_of, read_examples
-from gpt_common.structured import checker
+from gpt_common.judging.extraction import KEPT_FOR_SHOTS, Example, _value, extract, fields, lines_of, read_examples
+from gpt_common.structured import checker, same_json
 from tests.gpt_common.structured.validity import fits, parsed
 from tests.gpt_common.structured.walking import ASCII
 
@@ -207,3 +207,42 @@ def run_data(capsys: pytest.CaptureFixture[str], *words: str | Path) -> str:
         run_main(data_main, [str(word) for word in words])
     assert stop.value.code == 2
     return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("schema", "fitting", "others"),
+    [
+        ({"type": "integer", "minimum": 2.0}, [2, 2.0, 1e3, float("inf")], [2.5, True, 1.0]),
+        ({"const": 100.0}, [100, 100.0], [100.5, "100"]),
+        ({"enum": [{"a": 1, "b": [{"d": 1, "c": 2.0}]}]}, [{"b": [{"c": 2, "d": 1.0}], "a": 1}], [{"a": 1}]),
+        ({"type": "number", "multipleOf": 0.25}, [2.5, 2.75, 3, 3.0, -0.0], [2.6]),
+        ({"type": "string"}, ["\x7f", "\u2028é\n"], ["\ud800"]),
+        (
+            {
+                "allOf": [{"type": "object", "properties": {"b": {"type": "integer"}}}],
+                "properties": {"a": {"type": "integer"}},
+            },
+            [{"a": 1, "b": 2}, {"b": 2, "a": 1}, {"c": "x", "a": 1}],
+            [{"a": 1, "b": "2"}],
+        ),
+    ],
+)
+def test_a_value_fits_however_it_is_written(schema: Any, fitting: list[Any], others: list[Any]) -> None:
+    check = checker(json.dumps(schema))
+    assert [value for value in fitting if not check(value)] == []
+    assert [value for value in others if check(value)] == []
+
+
+def test_one_and_one_point_zero_are_one_answer() -> None:
+    assert same_json({"a": 1, "b": [2.0]}, {"b": [2], "a": 1.0})
+    assert not same_json({"a": 1}, {"a": True})
+    assert list(fields({"a": 1.0})) == list(fields({"a": 1})) == [("/a", "1")]
+
+
+def test_an_answer_that_is_too_deep_is_none() -> None:
+    deep = "[" * 900 + "]" * 900
+    assert _value(deep, whole=True) in [(None, False), (json.loads(deep), True)]
+    nested: Any = 1
+    for _ in range(5000):
+        nested = [nested]
+    assert not checker("{}")(nested)
