@@ -144,7 +144,7 @@ def _score(
     scorer: Scorer, parts: Sequence[Part], shared: tuple[int, ...], advance: Callable[[int], None], likeliest: bool
 ) -> Iterator[Scored]:
     """Rows side by side, filled up on the right, where nothing that counts can see it."""
-    waiting = list(parts)
+    waiting, first = list(parts), True
     while waiting:
         longest = max(1, max(len(part) for part in waiting) - len(shared))
         rows = max(1, min(scorer.logits_at_once // (longest * scorer.vocab_size), _rows_held(scorer, longest, shared)))
@@ -159,7 +159,9 @@ def _score(
             end = len(part) - len(shared)
             span = slice(end - len(part.predicted), end)
             yield Scored(part, nats[row, span].astype(np.float64), None if chosen is None else chosen[row, span])
-        advance(len(shared) + sum(len(part) - len(shared) for part in now))
+        # What is shared is told once, as `passed` counts it, in however many batches its parts come.
+        advance(sum(len(part) - len(shared) for part in now) + (len(shared) if first else 0))
+        first = False
 
 
 def _rows_held(scorer: Scorer, longest: int, shared: tuple[int, ...]) -> int:

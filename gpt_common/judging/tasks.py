@@ -61,7 +61,7 @@ class TaskResult:
         for each in self.figures:
             error = f"{each.error:.4f}" if math.isfinite(each.error) else "-"
             name, metric = (text if len(text) <= room else text[: room - 1] + "…" for text, room in _rooms(each))
-            yield f"  {one_line(name):<32} {one_line(metric):<18} {each.value:>9.4f} {error:>8} {each.count:>7,}"
+            yield f"  {one_line(name):<32} {one_line(metric):<18} {_in_nine(each.value):>9} {error:>8} {each.count:>7,}"
         for task, count in self.ties.items():
             if count:
                 yield f"  {one_line(task)}: {count:,} ties between the best choices, of which the first was taken"
@@ -87,6 +87,11 @@ class TaskResult:
                     won, lost = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
                     line += f" (95 %: {low:+.4f} to {high:+.4f}); {won} won, {lost} lost"
             yield line
+
+
+def _in_nine(value: float) -> str:
+    """A figure in a column: perplexities per word may have any size."""
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
 def _rooms(each: Figure) -> tuple[tuple[str, int], tuple[str, int]]:

@@ -91,8 +91,10 @@ def test_memory_bounds_the_rows_and_changes_no_figure(limit: str, monkeypatch: p
     assert max(rows * length * numbers for rows, length, _ in model.asked) <= 400
 
 
-def test_progress_tells_the_tokens_that_are_gone_through() -> None:
+@pytest.mark.parametrize("logits_at_once", [1 << 20, 100])
+def test_progress_tells_the_tokens_that_are_gone_through(logits_at_once: int) -> None:
     model, heard = Remembering(VOCABULARY, 16), list[int]()
+    model.logits_at_once = logits_at_once  # few: what is shared belongs to several batches, and is told once
     parts = some_parts(model)
     for _ in score(model, parts, heard.append):
         pass
