@@ -40,6 +40,10 @@ LEAST = 0.01
 """Share below which nothing rings."""
 TIMES = 2
 """More than so many times `expected` rings."""
+NEW = 10
+"""Where a text repeats so much of itself that nothing can be TIMES as much: less than this part of what is expected to
+be new in the validation text rings, where that is at least LEAST_NEW."""
+LEAST_NEW = 0.1
 QUANTILE = 0.75
 """Of the stretches' shares: not the largest, which a leak that was put in twice would be."""
 
@@ -79,7 +83,9 @@ class Leakage:
         """Whether validation text was put into the training text, in whole or in part."""
         # Two passages with the same WINDOW letters by chance share a window or a few, one that was copied many.
         copied = self.share * self.read * self.windows * self.sampled
-        return self.share >= LEAST and self.share > TIMES * self.expected and copied >= WINDOW
+        new = 1 - self.expected
+        stands_out = self.share > TIMES * self.expected or (new >= LEAST_NEW and NEW * (1 - self.share) < new)
+        return self.share >= LEAST and stands_out and copied >= WINDOW
 
 
 def leakage(train: TokenIds, val: TokenIds, tokenizer: Tokenizer, most: int | None = MOST_READ) -> Leakage | None:

@@ -87,6 +87,23 @@ def test_a_text_that_says_the_same_over_and_over_does_not_ring() -> None:
     assert not leak.is_leak
 
 
+def test_a_leak_rings_in_a_text_that_repeats_most_of_itself() -> None:
+    """Mutant: twice as much as a share of 0.7. Nothing is, and what is new in the validation text tells instead."""
+    draw = np.random.default_rng(4)
+    formulas = [TRAIN[i : i + 1_200] for i in range(0, 24_000, 1_200)]
+
+    def some(begin: int, count: int) -> str:
+        new = [TRAIN[begin + 300 * i : begin + 300 * (i + 1)] for i in range(count)]
+        return "".join(formulas[draw.integers(20)] + one for one in new)
+
+    train, val = some(30_000, 400), some(200_000, 50)
+    natural, leak = found(train, val), found(train[:100_000] + val + train[100_000:], val)
+    assert min(natural.expected, leak.expected) > 0.5
+    assert not natural.is_leak
+    assert leak.share > 0.99
+    assert leak.is_leak
+
+
 def test_a_stretch_is_not_found_in_itself() -> None:
     """Mutant: its own place not left out. Then chance is all, and nothing ever rings."""
     assert max(found(TRAIN, VAL).chance) < 0.05
