@@ -135,6 +135,7 @@ class TaskMeasure:
             wanted = [task for name in self.names for task in (CORE if name == "core" else (name,))]
             for name in wanted:
                 if name not in manager.all_tasks:
+                    _check_files(self.include_path)  # lm-eval passes over those that it cannot read
                     raise UserError(f"lm-eval has no task '{name}': {nearest(name, manager.all_tasks)}")
             self.loaded = {"tasks": {}, "groups": {}, "group_map": {}}
             for name in dict.fromkeys(wanted):
@@ -182,6 +183,18 @@ class TaskMeasure:
             )
         before = tokenizer.decode([prefix_token(tokenizer)])
         return _result(found, self.loaded["tasks"], repr(before) if tokenizer.end_of_text is None else before)
+
+
+def _check_files(folder: Path | None) -> None:
+    """Refuse a folder with a task file that is no YAML."""
+    import yaml  # type: ignore[import-untyped]  # lm-eval needs it
+
+    for path in sorted(folder.rglob("*.yaml")) if folder is not None else ():
+        try:
+            for _ in yaml.parse(path.read_text(encoding="utf-8")):
+                pass
+        except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"task file {path} cannot be read: {_short(error)}") from None
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:

@@ -56,6 +56,8 @@ def test_a_task_that_is_none(tmp_path: Path) -> None:
     assert "hellaswag" in error
     assert "names none" in said(" , ")
     assert "is no folder" in said("own", tmp_path / "nowhere")
+    (tmp_path / "own.yaml").write_text("task: own\n  output_type: [\n", encoding="utf-8")
+    assert "own.yaml cannot be read" in said("own", tmp_path)
 
 
 def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
