@@ -11,13 +11,12 @@ from typing import Any
 from convert.formats.names import ANGLE_BUFFERS, MASK_BUFFERS, inverted, translate, without_prefixes
 from convert.storage.grids import together
 from convert.storage.pickles import shown
-from convert.storage.tensors import COPY_AGAIN, DTYPE_NAMES, WEIGHT_DTYPES, Rounding, Tensor, cast, same
+from convert.storage.tensors import COPY_AGAIN, Rounding, Tensor, cast, same
 from gpt_common.adapting.quantisation import Grids
 from gpt_common.config import ModelConfig, RunConfig
 from gpt_common.data.conversations.written import Template
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.network.parameters import optimizer_shapes, tensor_shapes
 from gpt_common.training.manifest import all_finite
 
 OPTIMIZERS = {"adamw": "AdamW", "muon": "Muon"}
@@ -55,6 +54,8 @@ class Contents:
     best_val_loss: float | None = None
     best_step: int | None = None
     dataset: dict[str, Any] | None = None
+    base: Path | None = None
+    """Of an adapter: the checkpoint that it stands beside. `tensors` are its own, and no whole model's."""
     prompt: str | None = None
     """What samples start from if none is given."""
     find_tokenizer: Callable[[], FoundTokenizer] = lambda: (None, ("no tokenizer",))
@@ -90,75 +91,6 @@ class Contents:
     def own_name(self, name: str) -> str:
         """What the file calls a tensor, or would call it."""
         return self.names.get(name) or translate(name, self.key_map) or name
-
-
-def problems(contents: Contents) -> list[str]:
-    """Every way in which the tensors are not those of the configuration: missing, extra, misshapen, wrong dtype."""
-    if contents.config is None:
-        return []
-    model, own = contents.config.model, contents.own_name
-    if not contents.tensors and not contents.unknown:
-        return ["it holds no tensors"]
-    if model.vocab_size < 1:
-        return [f"{contents.described_in} says vocab_size {model.vocab_size}"]
-    found = [f"unexpected tensor {name}: it does not belong to {contents.family}" for name in contents.unknown]
-    layers = shape_of_model(contents.tensors).get("n_layer", 0)
-    said = f"{contents.described_in} asks for {model.n_layer} layers"
-    # The number comes from a file: what is missing is said before anything is computed for each of 10^9 layers.
-    n_layer = min(model.n_layer, layers + 1)
-    model = dataclasses.replace(model, n_layer=n_layer, n_dense_layer=min(model.n_dense_layer, n_layer))
-    shapes = tensor_shapes(model)
-    for name, shape in shapes.items():
-        if name not in contents.tensors:
-            found.append(f"tensor {own(name)} is missing" + (f" ({said})" if layers < model.n_layer else ""))
-        elif contents.tensors[name].shape != shape:
-            has = list(contents.tensors[name].shape)
-            found.append(f"tensor {own(name)} has shape {has}, {contents.described_in} asks for {list(shape)}")
-        elif contents.tensors[name].dtype not in (*WEIGHT_DTYPES, "F64"):
-            dtype = DTYPE_NAMES[contents.tensors[name].dtype]
-            found.append(f"tensor {own(name)} is {dtype}, and weights are float32, bfloat16 or float16")
-    extra = [name for name in contents.tensors if name not in shapes]
-    biases = f", bias {model.bias}, attention_bias {model.attention_bias}"
-    found += [f"unexpected tensor {own(name)} ({said}{biases if name.endswith('.bias') else ''})" for name in extra]
-    return found + _moment_problems(contents, model)
-
-
-def _moment_problems(contents: Contents, model: ModelConfig) -> list[str]:
-    if not contents.moments or contents.config is None:
-        return []
-    optim = contents.config.optim
-    expected = optimizer_shapes(model, optim)
-    kind = OPTIMIZERS[optim.optimizer]
-    found = [f"the optimiser has {key}, which {kind} does not" for key in contents.moments if key not in expected]
-    for key, shape in expected.items():
-        moment, _, name = key.partition(".")
-        what = f"{moment} of tensor {contents.own_name(name)}" if contents.key_map else key
-        tensor = contents.moments.get(key)
-        if tensor is None:
-            found.append(f"{what} is missing in the optimiser state")
-        elif tensor.shape != shape:
-            found.append(f"{what} has shape {list(tensor.shape)}, the tensor has {list(shape)}")
-        elif tensor.dtype not in WEIGHT_DTYPES:
-            found.append(f"{what} is {DTYPE_NAMES[tensor.dtype]}, moments are float32: add --no-optimizer")
-    return found
-
-
-def checked(contents: Contents) -> RunConfig:
-    """The configuration of a checkpoint whose tensors are exactly its model's.
-
-    Raises:
-        UserError: the first problem, and how many there are.
-    """
-    if contents.config is None:
-        raise UserError(
-            f"{contents.path} does not say which model it is, and no shape tells the number of heads (n_head): add "
-            "--preset NAME, or --config FILE with n_head and feed_forward under [model]"
-        )
-    found = problems(contents)
-    if found:
-        more = f" (and {len(found) - 1} more: see `python -m convert inspect`)" if len(found) > 1 else ""
-        raise UserError(f"{contents.path}: {found[0]}{more}. Copy it again, or save the complete model it describes")
-    return contents.config
 
 
 def with_dtype(contents: Contents, dtype: str | None) -> tuple[Contents, Rounding]:

@@ -15,12 +15,14 @@ from tyro.conf import arg
 
 from convert import hub
 from convert.adapters import exchange
-from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, checked, finite, with_dtype
+from convert.contents import OPTIMIZERS, Contents, FoundTokenizer, finite, with_dtype
+from convert.destination import beside, check_apart, check_not_missed
 from convert.formats import native, registry
 from convert.formats.format import Format
 from convert.formats.tokenizer_files import given_tokenizer, read_tokenizer
 from convert.hub import HubModel
 from convert.options import ReadOptions, Source, WriteOptions
+from convert.soundness import checked
 from convert.storage.tensors import WEIGHT_DTYPES
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, is_system_file, temporary_beside, written_whole
@@ -299,18 +301,15 @@ def _default_destination(command: Command, named: HubModel | None) -> Path:
     if named is not None:
         src = HUB_RUNS / str(named).removeprefix(PREFIX).replace("/", "--")
         return src if command.to == native.FORMAT.target else Path(f"{src.name}-{command.to}")
-    src = Path(os.path.realpath(command.src))
     if isinstance(command, Import):
+        src = Path(os.path.realpath(command.src))
         return RUNS / (src.name if src.is_dir() else src.stem)
-    suffix = registry.formats_of(command.to)[0].suffix or f"-{command.to}"
-    return src.with_name((src.name if src.is_dir() else src.stem) + suffix)
+    return beside(command.src, registry.formats_of(command.to)[0].suffix or f"-{command.to}")
 
 
 def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -> None:
     """Refuse to replace anything but an earlier conversion, and anything at all unless that was asked for."""
-    source, place = Path(os.path.realpath(src)), Path(os.path.realpath(destination))
-    if source == place or place in source.parents:
-        raise UserError(f"{destination} is where the source is: choose another -o")
+    check_apart(destination, (src,))
     if not destination.exists():
         return
     if not overwrite:
@@ -324,3 +323,4 @@ def _check_destination(src: Path, destination: Path, to: str, overwrite: bool) -
         others = sorted(names.difference(*(f.files for f in formats)))
         if others:
             raise UserError(f"{destination} holds {others[0]}, which no conversion wrote: choose another -o")
+        check_not_missed(destination)

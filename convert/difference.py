@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from convert.options import ReadOptions
 from convert.storage.tensors import Array, Tensor, same, values
 from gpt_common.errors import UserError, WorkFailed
 from gpt_common.network.changes import CHANGES
-from gpt_common.words import say
+from gpt_common.words import one_line, say
 
 COMPUTED = CHANGES["logits"]
 """What decides a model's logits besides its tensors."""
+TRAINING_ALONE = ("adapter_dropout",)
+"""Of an adapter's settings, what decides nothing of what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +58,13 @@ def diff(command: Diff) -> None:
     """
     if not command.tolerance >= 0:
         raise UserError(f"tolerance is {command.tolerance}: it must not be negative")
-    options = ReadOptions(latest=command.latest)
+    options = ReadOptions(latest=command.latest, adapter=True)
     a, b = registry.read(command.a, options), registry.read(command.b, options)
+    if (a.base is None) != (b.base is None):
+        adapter = command.b if a.base is None else command.a
+        raise UserError(
+            f"{adapter} is an adapter and the other a whole model: merge it first (python -m convert fuse {adapter})"
+        )
     settings = _settings(a, b)
     rows = sorted((compare(name, x, y) for name, x, y in _pairs(a, b)), key=lambda row: (-row.relative, row.name))
     a.verify()
@@ -83,6 +91,12 @@ def _settings(a: Contents, b: Contents) -> list[str]:
             x, y = getattr(a.config.model, key), getattr(b.config.model, key)
             if x != y:
                 lines.append(f"{key}: {x} and {y}")
+        if a.base is not None:
+            for field in dataclasses.fields(a.config.adapter):
+                x, y = (getattr(each.config.adapter, field.name) for each in (a, b) if each.config is not None)
+                lines += [f"{field.name}: {x} and {y}"] if x != y and field.name not in TRAINING_ALONE else []
+            if a.base != b.base:
+                say(f"note: they stand beside {one_line(str(a.base))} and {one_line(str(b.base))}")
     if a.moments and b.moments and a.step != b.step:
         lines.append(f"step: {a.step} and {b.step}")
     if bool(a.moments) != bool(b.moments):

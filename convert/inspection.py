@@ -7,20 +7,22 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.contents import OPTIMIZERS, SIZES, Contents, problems, shape_of_model
+from convert.contents import OPTIMIZERS, SIZES, Contents, shape_of_model
 from convert.formats import registry
 from convert.options import ReadOptions, Source
+from convert.soundness import problems
 from convert.storage.tensors import Tensor, hashed
+from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
 from gpt_common.network.flops import active_parameter_count
-from gpt_common.network.parameters import tensor_shapes
+from gpt_common.network.parameters import saved_shapes
 from gpt_common.training.manifest import all_finite
-from gpt_common.words import in_bytes, parameters_in_words, say
+from gpt_common.words import in_bytes, one_line, parameters_in_words, say
 
 LINE = 80
 """Columns of a line of settings."""
@@ -48,19 +50,20 @@ def inspect(command: Inspect) -> None:
     Raises:
         UserError: the source is not known, or damaged.
     """
-    options = ReadOptions(preset=command.preset, config=command.config, latest=command.latest)
+    options = ReadOptions(preset=command.preset, config=command.config, latest=command.latest, adapter=True)
     contents = registry.read(command.src, options)
     weights = {**contents.tensors, **contents.unknown}
     found = problems(contents)
     count = sum(tensor.size for name, tensor in weights.items() if not name.endswith("routing_bias"))
     active = count
-    if contents.config is not None and not found:
+    if contents.config is not None and contents.base is None and not found:
         active = active_parameter_count(contents.config.model)
     dtypes = Counter(_dtype(contents, name) for name in weights)
     kinds = ", ".join(f"{n} {dtype}" for dtype, n in dtypes.most_common())
     size = in_bytes(sum(t.nbytes for t in {**contents.stored, **contents.unknown}.values()))
     parameters = parameters_in_words(count, active)
-    say(f"{contents.path}: {contents.format}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
+    kind = contents.format if contents.base is None else "adapter"
+    say(f"{contents.path}: {kind}, {parameters} in {len(weights)} tensors ({kinds}), {size}", flush=True)
     _print_state(contents)
     for problem in found:
         say(f"problem: {problem}")
@@ -68,7 +71,10 @@ def inspect(command: Inspect) -> None:
         for name in contents.unknown:
             say(f"problem: unexpected tensor {name}: it does not belong to {contents.family}")
     # In the order in which they are used, where every one has its place.
-    names = list(weights) if contents.config is None or found else list(tensor_shapes(contents.config.model))
+    names = list(weights)
+    if contents.config is not None and not found:
+        adapter = AdapterConfig() if contents.base is None else contents.config.adapter
+        names = list(saved_shapes(contents.model, adapter))
     _print_tensors(contents, {name: weights[name] for name in names}, command.hashes)
     if command.hashes:
         contents.verify()
@@ -77,13 +83,18 @@ def inspect(command: Inspect) -> None:
 
 def _print_state(contents: Contents) -> None:
     if contents.config is not None:
-        settings = _telling(contents.config.model)
+        settings = _without_defaults(contents.config.model, SIZES)
     else:
         settings = shape_of_model(contents.tensors) | {"n_head": "?", "feed_forward": "? (add --preset or --config)"}
-    _print_settings(settings)
+    _print_settings("model", settings)
+    if contents.base is not None and contents.config is not None:
+        _print_settings("adapter", _without_defaults(contents.config.adapter, ("adapter_rank", "adapter_alpha")))
+        there = "" if contents.base.is_dir() else ", which is not there"
+        say(f"base: {one_line(str(contents.base))}{there}")
     if contents.grids:
         kinds = Counter(f"{grid.bits} bits, groups of {grid.group_size}" for grid in contents.grids.values())
-        say("quantised: " + "; ".join(f"{n} matrices in {kind}" for kind, n in kinds.most_common()))
+        parts = [f"{n} {'matrix' if n == 1 else 'matrices'} in {kind}" for kind, n in kinds.most_common()]
+        _print_parts("quantised", parts, "; ")
     loss = "" if contents.best_val_loss is None else f", best validation loss {contents.best_val_loss:.4f}"
     state = "no optimiser state"
     if contents.moments:
@@ -100,16 +111,20 @@ def _print_state(contents: Contents) -> None:
         say(f"note: {note}")
 
 
-def _telling(model: ModelConfig) -> dict[str, object]:
-    """The sizes that every model has, and what differs from the defaults."""
-    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return {name: value for name, value in fields.items() if name in SIZES or value != getattr(ModelConfig(), name)}
+def _without_defaults(config: ModelConfig | AdapterConfig, always: Collection[str]) -> dict[str, object]:
+    """The fields that are always told, and those that differ from the defaults."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: value for name, value in fields.items() if name in always or value != getattr(type(config)(), name)}
 
 
-def _print_settings(settings: Mapping[str, object]) -> None:
-    """`model: name value, ...` in lines that break between settings."""
-    words = ", ".join(f"{name} {value}".replace(" ", "\xa0") for name, value in settings.items())
-    lines = textwrap.wrap(f"model: {words}", LINE, subsequent_indent="  ", break_on_hyphens=False)
+def _print_settings(what: str, settings: Mapping[str, object]) -> None:
+    """`what: name value, ...` in lines that break between settings."""
+    _print_parts(what, [f"{name} {value}" for name, value in settings.items()], ", ")
+
+
+def _print_parts(what: str, parts: Iterable[str], between: str) -> None:
+    words = between.join(part.replace(" ", "\xa0") for part in parts)
+    lines = textwrap.wrap(f"{what}: {words}", LINE, subsequent_indent="  ", break_on_hyphens=False)
     say("\n".join(lines).replace("\xa0", " "))
 
 

@@ -24,6 +24,8 @@ class ReadOptions:
     config: Path | None = None
     latest: bool = False
     optimizer: bool = True
+    adapter: bool = False
+    """Take an adapter as it is, too: a part of a model."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -117,11 +118,12 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         if name == "UnrecognizedArgs":
             raise UserError(f"unknown argument '{event.tokens[0]}': {_hint(kind, event.tokens[0])}")
         if name == "InvalidChoice":
-            raise UserError(f"{flag} '{event.value}' is not a choice: {nearest(event.value, event.choices)}")
+            choices = [choice for choice in event.choices if choice != "None"]  # which is said by leaving the flag out
+            raise UserError(f"{flag} '{event.value}' is not a choice: {nearest(event.value, choices)}")
         if name == "BadValue":
             raise UserError(f"{flag} needs a value; see --help")
         if name == "InstantiationFailure":
-            raise UserError(" ".join(f"{flag} {event.message}".split()))
+            raise UserError(" ".join(f"{flag} {_in_our_words(event.message)}".split()))
         if name == "MissingArgs":
             missing = [str(found.arg.lowered.name_or_flags[-1]) for found in event.missing_arguments]
             words = [word if word.startswith("-") else word.upper() for word in missing]
@@ -140,6 +142,14 @@ def _one_line_errors(kind: type[Any]) -> Iterator[None]:
         return
     with on_parse_error(reject):
         yield
+
+
+def _in_our_words(message: str) -> str:
+    """What is wrong with a value; Python's own words for what is no number are not for people."""
+    found = re.search(r"(invalid literal for int\(\) with base 10|could not convert string to float): (.*)", message)
+    if found is None:
+        return message
+    return f"{found[2]} is no {'whole number' if 'int' in found[1] else 'number'}"
 
 
 def _hint(kind: type[Any], word: str) -> str:

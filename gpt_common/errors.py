@@ -46,7 +46,7 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     A slip is the beginning of a choice, or one wrong letter, two from 6 letters on, three from 10. What is further away
     is another word, and to suggest it would mislead.
     """
-    choices = sorted(choices)
+    choices = sorted(choices, key=lambda choice: (int(choice) if choice.isdecimal() else 0, choice))
     letters = word.lstrip("-")
     # What is longer than all choices is none of them, and out of a file it may be endless.
     near = [choice for choice in choices if abs(len(choice.lstrip("-")) - len(letters)) <= 3]

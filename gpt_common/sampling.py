@@ -6,9 +6,8 @@ equal text in both twins.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, takewhile
 from typing import Protocol
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from gpt_common.commands import SampleSettings
 from gpt_common.data.tokenizers import ExtendedTokenizer, Tokenizer
 from gpt_common.errors import UserError
-from gpt_common.structured import Constraint
+from gpt_common.structured import Constraint, Divergence
 
 Logits = npt.NDArray[np.float32]
 MOST_PROMPT_TOKENS = 2048
@@ -49,9 +48,9 @@ class Continuation:
     """Tokens that are new."""
     forced: int = 0
     """Of them, those that the form left no choice about: they take no number."""
-    nats: float = 0.0
-    """What the form cost: the KL divergence of the model's next tokens, held to it, from what they are without it, at
-    temperature 1, summed over all that are new."""
+    divergence: Divergence = field(default_factory=Divergence)
+    """What the form cost: of the model's next tokens, held to it, from what they are without it, at temperature 1,
+    summed over all that are new."""
 
     def advance(self, logits_V: Logits) -> int:
         """Choose the next token, and take it in."""
@@ -64,7 +63,7 @@ class Continuation:
         """The next token that the form allows."""
         constraint = self.constraint
         assert constraint is not None
-        self.nats += nats_outside(logits_V, constraint.allowed)
+        self.divergence.add(logits_V, constraint.allowed)
         token = constraint.forced
         if token is None:
             token = choose(logits_V, self.settings, next(self.draws), constraint.allowed)
@@ -112,27 +111,6 @@ def equally_long(texts: Mapping[int, Sequence[int]]) -> Iterator[list[int]]:
         yield from (numbers[first : first + most] for first in range(0, len(numbers), most))
 
 
-def nats_outside(logits_V: Logits, allowed: npt.NDArray[np.intp]) -> float:
-    """KL divergence, nats, of a distribution that is cut to some tokens from the whole one.
-
-    Within the cut both have the same proportions, so it is -log of the probability that lies in it.
-
-    Args:
-        logits_V: (V,) float32.
-        allowed: ids of the tokens that are left.
-    """
-    scores_V = logits_V - np.maximum.reduce(logits_V)
-    shares_V = np.exp(scores_V)
-    whole = float(np.add.reduce(shares_V, dtype=np.float64))
-    inside = (
-        shares_V.item(allowed[0]) if len(allowed) == 1 else float(np.add.reduce(shares_V[allowed], dtype=np.float64))
-    )
-    if inside > 1e-30:
-        return max(0.0, math.log(whole / inside))
-    scores = scores_V[allowed].astype(np.float64)  # too far outside for a float32
-    return math.log(whole) - float(scores.max() + np.log(np.exp(scores - scores.max()).sum()))
-
-
 def choose(
     logits_V: npt.NDArray[np.float32],
     settings: SampleSettings,
@@ -151,17 +129,33 @@ def choose(
         return int(allowed[choose(logits_V[allowed], settings, draw)])
     if settings.temperature == 0:
         return int(np.argmax(logits_V))
-    scores_V = logits_V.astype(np.float64) / settings.temperature
-    # Likeliest first; equal logits in order of their ids, so that the order does not depend on the backend.
-    order_V = np.argsort(-scores_V, kind="stable")
-    if settings.top_k:
-        order_V = order_V[: settings.top_k]
-    weights = np.exp(scores_V[order_V] - scores_V[order_V[0]])
-    cumulative = np.cumsum(weights / weights.sum())
-    if settings.top_p < 1:
-        # The smallest set that reaches top_p (Holtzman et al. 2020): at least one token.
-        cumulative = cumulative[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
-    return int(order_V[min(int(np.searchsorted(cumulative, draw * cumulative[-1], side="right")), len(cumulative) - 1)])
+    kept, cumulative = shares(logits_V.astype(np.float64) / settings.temperature, settings)
+    place = int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+    return int(kept[min(place, len(kept) - 1)])
+
+
+def shares(
+    scores_V: npt.NDArray[np.float64], settings: SampleSettings
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The tokens among which one is drawn, and where the share of each ends, of a sum that is not 1.
+
+    They are in order of their ids, and not of likelihood: two tokens that a rounding error would make change places
+    stay where they are, so that the twins choose alike.
+
+    Args:
+        scores_V: (V,) logits by temperature.
+    """
+    weights_V = np.exp(scores_V - scores_V.max())
+    kept = np.arange(len(weights_V))
+    if settings.top_k or settings.top_p < 1:
+        # Likeliest first; equal logits in order of their ids.
+        kept = np.argsort(-scores_V, kind="stable")[: settings.top_k or None]
+        if settings.top_p < 1:
+            # The smallest set that reaches top_p (Holtzman et al. 2020): at least one token.
+            cumulative = np.cumsum(weights_V[kept] / weights_V[kept].sum())
+            kept = kept[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
+        kept = np.sort(kept)
+    return kept, np.cumsum(weights_V[kept])
 
 
 def until_end(tokens: Iterable[int], tokenizer: Tokenizer) -> Iterator[int]:

@@ -8,13 +8,13 @@ from gpt_common.cli import answer_early
 from gpt_common.errors import run_main
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.serving.command import parse_serving
-from gpt_common.serving.running import serve
 
 if __name__ == "__main__":
     answer_early(lambda argv: parse_serving(argv, prog="python -m mlx_gpt.serve"))
     load_fast_blas()  # before MLX is imported
 
 from gpt_common.config import TrainConfig
+from gpt_common.serving.running import serve
 from gpt_common.training.source import Source
 from mlx_gpt.checkpoint import build_model
 from mlx_gpt.device import compute_dtype, select_device

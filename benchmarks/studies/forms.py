@@ -28,7 +28,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.studies.turns import cpu_work
-from gpt_common import sampling
 from gpt_common.cli import parse
 from gpt_common.commands import SampleSettings
 from gpt_common.config import ModelConfig, RunConfig, load_preset
@@ -36,7 +35,7 @@ from gpt_common.data.conversations.stories_qa import write_texts
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, train_bpe_on
 from gpt_common.errors import UserError, WorkFailed, run_main
 from gpt_common.keyed import draws
-from gpt_common.structured import CompiledForm, Constraint, Form, compile_form
+from gpt_common.structured import CompiledForm, Constraint, Divergence, Form, compile_form
 
 PROG = "python benchmarks/studies/forms.py"
 TOKENS = 96
@@ -130,12 +129,12 @@ def watched() -> Iterator[list[float]]:
 
         return run
 
-    take, nats = Constraint.take, sampling.nats_outside
-    Constraint.take, sampling.nats_outside = timed(take), timed(nats)  # type: ignore[method-assign]
+    take, add = Constraint.take, Divergence.add
+    Constraint.take, Divergence.add = timed(take), timed(add)  # type: ignore[method-assign]
     try:
         yield spent
     finally:
-        Constraint.take, sampling.nats_outside = take, nats  # type: ignore[method-assign]
+        Constraint.take, Divergence.add = take, add  # type: ignore[method-assign]
 
 
 def measure(command: FormsStudy, twin: Twin, vocabulary: Vocabulary) -> str:

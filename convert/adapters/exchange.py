@@ -11,8 +11,10 @@ from convert.adapters import mlx_lm_adapter, peft_adapter
 from convert.adapters.adapter import Adapter, Arrays
 from convert.adapters.peft_adapter import CONFIG, write_tensors
 from convert.adapters.vocabulary import tell_growth, with_growth
+from convert.destination import beside, check_run_free
 from convert.storage.weights import read_json
 from gpt_common.config import ModelConfig, RunConfig, to_dict, to_toml
+from gpt_common.data.conversations.templates import SETTINGS, own_template, settings_of
 from gpt_common.data.tokenizers import identity
 from gpt_common.errors import UserError
 from gpt_common.files import written_whole
@@ -90,6 +92,7 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
     model, tokenizer = with_growth(source, checkpoint, theirs.model)
     adapter = library.read(source, model)
     destination = out or RUNS / source.resolve().name
+    check_run_free(destination, overwrite, (source, checkpoint), CONFIG)
     config = RunConfig(model=model, optim=theirs.optim, data=theirs.data, adapter=adapter.config)
     made = Manifest(
         step=0,
@@ -112,8 +115,11 @@ def bring_in(source: Path, base: Path | None, out: Path | None, overwrite: bool)
     def write_run(folder: Path) -> None:
         write_checkpoint(folder, made, write_files=write, best=True, keep=1)
         (folder / "config.toml").write_text(to_toml(config), encoding="utf-8")
+        if (template := own_template(base)) is not None:
+            (folder / SETTINGS).write_text(settings_of(template), encoding="utf-8")
 
-    committed(destination, overwrite, write_run)
+    with written_whole(destination) as temporary:
+        write_run(temporary)
     kind = KINDS[adapter.config.adapter]
     say(f"{destination}: {kind} of {library.name} beside {checkpoint}, {len(adapter.tensors)} tensors")
     say(f"sample it with `python -m mlx_gpt.sample {destination}`, or train it further with --init-from {destination}")
@@ -133,27 +139,16 @@ def hand_out(source: Path, found: tuple[Path, Manifest], to: str, out: Path | No
     adapter = Adapter(model=config.model, config=config.adapter, tensors=tensors_of(checkpoint))
     base = base_of(checkpoint, manifest)
     assert base is not None
-    destination = out or source.resolve().with_name(f"{source.resolve().name}-{to}")
+    destination = out or beside(source, f"-{to}")
+    check_run_free(destination, overwrite, (source, base), CONFIG)
     notes: list[str] = []
     name = str(base)
 
-    def write(folder: Path) -> None:
+    with written_whole(destination) as folder:
         notes.extend(LIBRARIES[to].write(adapter, folder, name))
         notes.extend(tell_growth(checkpoint, manifest, read_manifest(base), folder))
-
-    committed(destination, overwrite, write)
     for note in notes:
         say(f"note: {note}")
     way = f"python -m convert export {base} --to {LIBRARIES[to].home}"
     say(f"{destination}: adapter for {to}; its base goes there by `{way}`")
     return destination
-
-
-def committed(destination: Path, overwrite: bool, write: Callable[[Path], object]) -> None:
-    """Write a folder wholly or not at all."""
-    if destination.exists() and not overwrite:
-        raise UserError(f"{destination} exists: choose another -o, or add --overwrite to replace it")
-    if destination.exists() and not ((destination / CONFIG).is_file() or (destination / "checkpoints").is_dir()):
-        raise UserError(f"{destination} holds no adapter, so nothing in it is replaced: choose another -o")
-    with written_whole(destination) as temporary:
-        write(temporary)

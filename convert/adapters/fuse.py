@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from tyro.conf import arg
 
-from convert.adapters.exchange import committed, held, tensors_of
+from convert.adapters.exchange import held, tensors_of
 from convert.adapters.keeping import floats_of, onto_grids
 from convert.contents import Contents
+from convert.destination import beside, check_run_free
 from convert.formats import native
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.quantising.material import material_if_any
@@ -23,8 +24,10 @@ from gpt_common.adapting.configuration import AdapterConfig
 from gpt_common.adapting.placement import Placed, placed, trained_whole
 from gpt_common.adapting.quantisation import rounded_to
 from gpt_common.config import ModelConfig
+from gpt_common.data.conversations.templates import own_template
 from gpt_common.data.tokenizers import load_tokenizer
 from gpt_common.errors import UserError
+from gpt_common.files import written_whole
 from gpt_common.network.parameters import parameter_shapes
 from gpt_common.training.checkpoint import find_checkpoint
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_of
@@ -64,14 +67,14 @@ def fuse(command: Fuse) -> Path:
     checkpoint, manifest = found
     base = base_of(checkpoint, manifest)
     assert base is not None
+    destination = command.out or beside(command.src, "-fused")
+    check_run_free(destination, command.overwrite, (command.src, base))
     config, tensors = manifest.run_config, tensors_of(checkpoint)
     before = native.read(base, ReadOptions(optimizer=False))
     if command.keep_grid and not before.grids:
         raise UserError(f"{base} is not quantised: there is no grid to keep; leave out --keep-grid")
     whole, kept = merged(config.model, config.adapter, floats_of(before), tensors)
     adapted = [one.name for one in placed(parameter_shapes(config.model), config.adapter)]
-    source = command.src if command.src.name else command.src.resolve()
-    destination = command.out or source.with_name(f"{source.name}-fused")
     tokenizer = load_tokenizer(checkpoint / TOKENIZER_FILE) if (checkpoint / TOKENIZER_FILE).exists() else None
     contents = Contents(
         path=checkpoint,
@@ -93,11 +96,13 @@ def fuse(command: Fuse) -> Path:
     if command.keep_grid:
         text, missing = material_if_any(config, manifest, tokenizer, command.text)
         contents, said = onto_grids(contents, before, whole, adapted, text)
+        contents = dataclasses.replace(contents, val_loss=None, best_val_loss=None)  # those of the unmerged
         if text is None:
             said.append(f"no text to choose codes by, since {missing}")
         said = [f"{destination}: {len(kept)} adapters merged into {base}, on its grids", *said]
-    options = WriteOptions(tokenizer=tokenizer)
-    committed(destination, command.overwrite, lambda folder: native.write(contents, folder, options))
+    options = WriteOptions(tokenizer=tokenizer, template=own_template(checkpoint))
+    with written_whole(destination) as folder:
+        native.write(contents, folder, options)
     for line in said:
         say(line)
     if not command.keep_grid:

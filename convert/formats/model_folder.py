@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.contents import Contents, check_sizes, drop_tied_head
-from convert.formats.tokenizer_files import ends_of, read_template, read_tokenizer, write_tokenizer
+from convert.formats.tokenizer_files import ends_of, read_tokenizer, write_tokenizer
 from convert.options import WriteOptions
 from convert.storage import mlx_grids
 from convert.storage.pickles import shown
@@ -19,6 +19,7 @@ from convert.storage.safetensors_file import read_metadata, read_safetensors, wr
 from convert.storage.tensors import WEIGHT_DTYPES, Tensor
 from convert.storage.weights import read_json
 from gpt_common.config import ModelConfig, RunConfig, from_dict
+from gpt_common.data.conversations.templates import own_template
 from gpt_common.errors import UserError
 
 FILES = frozenset({"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"})
@@ -70,7 +71,7 @@ def with_folder(
         contents,
         config=RunConfig(model=model),
         find_tokenizer=lambda: read_tokenizer(contents.path),
-        find_template=lambda: read_template(contents.path),
+        find_template=lambda: own_template(contents.path),
         described_in="config.json",
         notes=(*notes, *contents.notes),
         verify=verify,

@@ -16,7 +16,6 @@ from convert.contents import (
     by_name,
     check_sizes,
     drop_tied_head,
-    problems,
     refuse_activation,
     refuse_all_but_gpt2,
     refuse_fields,
@@ -25,6 +24,7 @@ from convert.formats.format import Format
 from convert.formats.names import GPT2, translated
 from convert.formats.tokenizer_files import read_meta
 from convert.options import ReadOptions, WriteOptions
+from convert.soundness import problems
 from convert.storage.pickles import StoredTensor, shown, write_pickle
 from convert.storage.tensors import COPY_AGAIN, Tensor, from_array
 from convert.storage.torch_file import TorchFile, is_torch_file, plan, write_torch_file

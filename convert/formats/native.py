@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from convert.contents import Contents, check_sizes
 from convert.formats.format import Format
-from convert.formats.tokenizer_files import read_template, write_template
 from convert.options import ReadOptions, WriteOptions
 from convert.storage.grids import taken_apart
 from convert.storage.safetensors_file import read_safetensors, write_safetensors
 from convert.storage.tensors import Tensor, hashed
 from gpt_common.adapting.quantisation import NOT_QUANTISED
 from gpt_common.config import from_dict, to_dict, to_toml
-from gpt_common.data.conversations.preparing import SETTINGS
+from gpt_common.data.conversations.templates import SETTINGS, own_template, settings_of
 from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import tensor_shapes
@@ -31,12 +31,14 @@ def recognise(path: Path) -> bool:
 def read(path: Path, options: ReadOptions) -> Contents:
     """The best checkpoint of a run (the latest with `options.latest`), or the one that `path` is.
 
+    With `options.adapter` an adapter too, by its own tensors: its base is named, and not read.
+
     Raises:
         UserError: no checkpoint, or a damaged one; hashes are checked while tensors are read.
     """
     folder = find_checkpoint(path, prefer="latest" if options.latest else "best")
     manifest = read_manifest(folder)
-    if manifest.base is not None:
+    if manifest.base is not None and not options.adapter:
         raise UserError(f"{path} is an adapter, a part of a model: merge it first (python -m convert fuse {path})")
     check_sizes(str(folder / STATE_FILE), manifest.config.get("model", {}))
     config = from_dict(manifest.config, where=str(folder / STATE_FILE))
@@ -47,7 +49,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
     words: dict[str, Tensor] = {}
     grids = NOT_QUANTISED
-    if config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
+    if manifest.base is None and config.model.n_layer <= len(tensors):  # as it must; and no names are made for more
         try:
             tensors, words, grids = taken_apart(tensors, tensor_shapes(config.model))
         except ValueError as error:
@@ -71,8 +73,9 @@ def read(path: Path, options: ReadOptions) -> Contents:
         best_step=manifest.best_step,
         dataset=manifest.dataset,
         prompt=manifest.prompt,
+        base=None if manifest.base is None else Path(os.path.normpath(folder.resolve() / str(manifest.base["path"]))),
         find_tokenizer=lambda: (load_tokenizer(folder), ()) if has_tokenizer else (None, ("no tokenizer",)),
-        find_template=lambda: read_template(folder.parent.parent if folder.parent.name == "checkpoints" else folder),
+        find_template=lambda: own_template(folder),
     )
 
 
@@ -136,7 +139,7 @@ def write(contents: Contents, path: Path, options: WriteOptions) -> tuple[str, .
     write_checkpoint(path, manifest, write_files=write_files, best=True, keep=1)
     (path / "config.toml").write_text(to_toml(config), encoding="utf-8")
     if options.template is not None:
-        write_template(options.template, path)
+        (path / SETTINGS).write_text(settings_of(options.template), encoding="utf-8")
     return ()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from convert.storage.pickles import Refused, read_pickle
-from gpt_common.data.conversations.preparing import SETTINGS, template_beside
 from gpt_common.data.conversations.written import CHATML, END, TURN, Template
 from gpt_common.data.tokenizers import (
     BYTE_LETTERS,
@@ -101,22 +100,6 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, block_size: int, templat
 def writes_chatml(tokenizer: Tokenizer) -> bool:
     """Whether conversations were learnt with it in this project's own template, which added the tokens it needs."""
     return isinstance(tokenizer, ExtendedTokenizer) and {TURN, END} <= set(tokenizer.names)
-
-
-def read_template(folder: Path) -> Template | None:
-    """The template of conversations beside a tokenizer; None where there is none, or ours.
-
-    Raises:
-        UserError: there is one that cannot be read.
-    """
-    found = template_beside(None, str(folder))
-    return None if found.source in (None, CHATML) else found
-
-
-def write_template(template: Template, folder: Path) -> None:
-    """A template of conversations, and the tokens that it knows, where `prepare --conversations` looks for them."""
-    settings = {"bos_token": template.begin, "eos_token": template.end, "chat_template": template.source}
-    (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def ends_of(tokenizer: Tokenizer, template: Template | None = None) -> list[int]:

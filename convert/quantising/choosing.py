@@ -26,7 +26,7 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
     Args:
         shapes: of the model's parameters.
         grid: of all.
-        keep: layers that stay float, by name or its end or its beginning.
+        keep: layers that stay float, by name or a part of it.
         layer_bits: other bits for some layers, NAME=BITS.
 
     Raises:
@@ -34,7 +34,7 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
     """
     matrices = [name.removesuffix(".weight") for name, s in shapes.items() if name.endswith(".weight") and len(s) > 1]
     bits = dict.fromkeys(quantisable(shapes), grid.bits)
-    floats = {name: "small, and its rounding would count" for name in matrices if name not in bits}
+    floats = {name: "small, but it counts" for name in matrices if name not in bits}
     for entry in layer_bits:
         name, equals, number = entry.partition("=")
         if not equals or number not in map(str, BITS):
@@ -52,9 +52,12 @@ def choose(shapes: Shapes, grid: Grid, keep: Sequence[str] = (), layer_bits: Seq
         if grid.fits(inputs):
             grids[name] = Grid(width, grid.group_size)
         else:
-            floats[name] = f"{inputs} inputs are no groups of {grid.group_size}"
+            floats[name] = "no whole groups"
     if not grids:
-        raise UserError(f"nothing would be quantised: {next(iter(floats.values()))}; take another --group-size")
+        why = next(iter(floats.values()))
+        raise UserError(
+            f"nothing would be quantised in groups of {grid.group_size}: {why}; take another --group-size, keep less"
+        )
     return Choice(grids, {name: floats[name] for name in matrices if name in floats})
 
 
@@ -84,10 +87,11 @@ def _ranges(numbers: list[int]) -> str:
 
 
 def _meant(target: str, matrices: Sequence[str], field: str) -> list[str]:
-    found = [
-        name for name in matrices if name == target or name.endswith(f".{target}") or name.startswith(f"{target}.")
-    ]
+    found = [name for name in matrices if target and f".{target}." in f".{name}."]
     if not found:
-        ends = {name.rpartition(".")[2] for name in matrices} | set(matrices)
-        raise UserError(f"{field}: no matrix of this model is called {target!r:.80}: {nearest(target, ends)}")
+        parts = {part for name in matrices for part in name.split(".") if not part.isdecimal()}
+        # All names of a deep model are no help; one that is nearly this is.
+        near = nearest(target, {*matrices, *parts})
+        hint = near if near.startswith("did you mean") else nearest(target, parts)
+        raise UserError(f"{field}: no matrix of this model is called {target!r:.80}: {hint}")
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from tyro.conf import arg
 
-from convert.adapters.exchange import committed
 from convert.adapters.keeping import floats_of
-from convert.contents import checked, finite, with_dtype
+from convert.contents import finite, with_dtype
 from convert.conversion import DTYPES
+from convert.destination import beside, check_run_free
 from convert.formats import native
 from convert.options import ReadOptions, Source, WriteOptions
 from convert.quantising.calibrating import (
@@ -37,11 +36,13 @@ from convert.quantising.material import Material, material_if_any
 from convert.quantising.sensitivity import cheapest, costs
 from convert.quantising.table import Row, float_row, row_of
 from convert.quantising.table import lines_of as table_lines
+from convert.soundness import checked
 from convert.storage.grids import as_tensors
 from gpt_common.adapting.closeness import Closeness
 from gpt_common.adapting.quantisation import Grid, Grids, bits_per_weight, stored
 from gpt_common.config import ModelConfig
 from gpt_common.errors import UserError
+from gpt_common.files import written_whole
 from gpt_common.network.parameters import parameter_shapes
 from gpt_common.progress import Progress
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
@@ -52,6 +53,8 @@ ATTEMPTS = 6
 """At bits that keep to --target-loss."""
 PROMPT, SPEED_TOKENS = 8, 48
 """Tokens that generation begins with and makes when its speed is measured."""
+
+TUNING_STEPS, TUNING_RATE = 200, 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,18 +75,18 @@ class Quantise:
     text: Path | None = None
     """Text to calibrate on, the last tenth to judge by; if not given, the run's own dataset."""
     target_loss: float | None = None
-    """Choose the bits of each matrix: as few as let the loss rise by no more, nats per token."""
+    """Choose the bits of each matrix, whatever --bits says: as few as let the loss rise by no more, nats per token."""
     keep: tuple[str, ...] = ()
-    """Layers that stay float, by name or its end: head, token_embedding, down_proj, blocks.0."""
+    """Layers that stay float, by name or a part of it: head, token_embedding, down_proj, experts, blocks.0."""
     layer_bits: tuple[str, ...] = ()
     """Other bits for some layers, as down_proj=6."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Round the model to it first, and keep in it scales, biases and what stays float."""
     tokens: int = CALIBRATION_TOKENS
     """How many to calibrate on, by GPTQ."""
-    steps: int = 200
+    steps: int = TUNING_STEPS
     """Of tuning."""
-    rate: float = 0.03
+    rate: float = TUNING_RATE
     """The largest of four rates that tuning tries: by how much of its size a scale may move, times the root of the
     divergence."""
     judge_tokens: int = JUDGE_TOKENS
@@ -103,6 +106,12 @@ class Quantise:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value}: it must be above 0")
+        tuning = {"steps": self.steps != TUNING_STEPS, "rate": self.rate != TUNING_RATE}
+        if self.calibrate != "dwq" and any(tuning.values()):
+            name = next(name for name, given in tuning.items() if given)
+            raise UserError(f"--{name} is of tuning, which --calibrate dwq does")
+        if self.target_loss is not None and self.layer_bits:
+            raise UserError("target_loss chooses the bits of each matrix: leave out --layer-bits, or --target-loss")
         if self.judge_tokens < 0:
             raise UserError(f"judge_tokens is {self.judge_tokens}: it must not be negative")
 
@@ -122,7 +131,9 @@ def quantise(command: Quantise) -> Path:
         raise UserError(f"{command.src} is quantised already: quantise the run that it was made from")
     shapes = parameter_shapes(config.model)
     choice = choose(shapes, Grid(command.bits, command.group_size), command.keep, command.layer_bits)
-    destination = _destination(command)
+    ending = f"{command.bits}bit" if command.target_loss is None else "quantised"
+    destination = command.out or beside(command.src, f"-{ending}")
+    check_run_free(destination, command.overwrite, (checkpoint,))
     contents, _ = with_dtype(contents, DTYPES[command.dtype])
     tokenizer, _ = contents.find_tokenizer()
     wants_text = command.calibrate != "none" or command.target_loss is not None
@@ -148,8 +159,9 @@ def quantise(command: Quantise) -> Path:
         val_loss=None,  # what was measured was another model
         best_val_loss=None,
     )
-    options = WriteOptions(tokenizer=tokenizer)
-    committed(destination, command.overwrite, lambda folder: native.write(made, folder, options))
+    options = WriteOptions(tokenizer=tokenizer, template=contents.find_template())
+    with written_whole(destination) as folder:
+        native.write(made, folder, options)
     for line in layer_lines(dataclasses.replace(choice, grids=grids)):
         say(line)
     if quantiser.rows and text is not None:
@@ -160,15 +172,6 @@ def quantise(command: Quantise) -> Path:
         f"{destination}: {len(grids)} matrices quantised, {bits:.2f} bits per weight, in "
         f"{duration(time.monotonic() - started)}"
     )
-    return destination
-
-
-def _destination(command: Quantise) -> Path:
-    source = Path(os.path.realpath(command.src))
-    ending = f"{command.bits}bit" if command.target_loss is None else "quantised"
-    destination = command.out or source.with_name(f"{source.name}-{ending}")
-    if destination.exists() and not command.overwrite:
-        raise UserError(f"{destination} exists: choose another -o, or add --overwrite to replace it")
     return destination
 
 

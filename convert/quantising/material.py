@@ -89,9 +89,13 @@ def _of_text(text: Path, tokenizer: Tokenizer | None, block: int) -> Material:
     if tokenizer is None:
         raise UserError(f"the model has no tokenizer, so {text} means nothing to it: import it with --tokenizer FILE")
     try:
-        ids = np.asarray(tokenizer.encode(text.read_text(encoding="utf-8")), np.int32)
+        written = text.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UserError(f"{text} cannot be read as text: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        ids = np.asarray(tokenizer.encode(written), np.int32)
+    except UserError as error:
+        raise UserError(f"{text} is no text for this model: {error}") from None
     block = min(block, TOKENS_AT_ONCE)
     learnt, judged = np.split(ids, [int(len(ids) * (1 - JUDGED_SHARE))])
     if len(judged) <= block:

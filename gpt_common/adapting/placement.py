@@ -81,6 +81,24 @@ def placed(shapes: Shapes, config: AdapterConfig) -> list[Placed]:
     return found
 
 
+def check_ranks(shapes: Shapes, config: AdapterConfig) -> None:
+    """Refuse a rank that no change of a matrix has: more than its smaller side trains numbers for nothing.
+
+    For an adapter that begins; one from elsewhere may have such ranks, and is taken as it is.
+
+    Raises:
+        UserError: names the smallest such matrix, and its largest rank.
+    """
+    too_high = [one for one in placed(shapes, config) if one.rank > min(one.shape[-2:])]
+    if too_high:
+        one = min(too_high, key=lambda one: min(one.shape[-2:]))
+        outputs, inputs = one.shape[-2:]
+        raise UserError(
+            f"adapter_rank is {one.rank}, and {one.name} is {outputs} x {inputs}: its rank is at most "
+            f"{min(outputs, inputs)} (--adapter-ranks {one.name.rpartition('.')[2]}=N for it alone)"
+        )
+
+
 def trained_whole(shapes: Shapes, config: AdapterConfig) -> list[str]:
     """The tensors of the model itself that a run with an adapter trains.
 

@@ -111,7 +111,10 @@ class List:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """Write questions about small worlds, their answers as JSON, and the schema of the answers."""
+    """Write questions with answers in JSON, and the schema of these.
+
+    They are about the small worlds of stories-qa.
+    """
 
     out: Path = Path("extraction")
     """Folder for extract.jsonl and schema.json."""

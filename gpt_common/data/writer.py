@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from gpt_common.data.batches import Examples
 from gpt_common.data.conversations.stored import write_examples
+from gpt_common.data.conversations.templates import SETTINGS
 from gpt_common.data.tokenizers import Tokenizer, identity
 from gpt_common.errors import UserError
 from gpt_common.files import (
@@ -27,7 +28,9 @@ from gpt_common.files import (
 
 FORMAT_VERSION = 1
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
-OUR_FILES = {"train.bin", "val.bin", "tokenizer.json", "meta.json", "verified.json", "train.examples", "val.examples"}
+OUR_FILES = {
+    "train.bin", "val.bin", "tokenizer.json", "meta.json", "verified.json", "train.examples", "val.examples", SETTINGS,
+}  # fmt: skip
 
 TokenIds = npt.NDArray[np.integer[Any]]
 
@@ -44,6 +47,7 @@ def write_dataset(
     floor: float | None = None,
     floor_error: float | None = None,
     examples: Mapping[Literal["train", "val"], Examples] | None = None,
+    settings: str | None = None,
     overwrite: bool,
 ) -> None:
     """Write a dataset folder from token ids that are made as they are needed.
@@ -58,6 +62,7 @@ def write_dataset(
         sources: file names, sizes and SHA-256 of the texts, for the sidecar.
         floor, floor_error: best possible loss in nats per token, where it is known.
         examples: of conversations: where they end and what of them counts; the token ids are those of `splits`.
+        settings: of the tokenizer: the template by which conversations were written out, if it is not ours.
         overwrite: replace a dataset of that name.
 
     Raises:
@@ -81,6 +86,8 @@ def write_dataset(
             if examples is not None:
                 learnt = np.bincount(examples["train"].tokens[examples["train"].counted == 1])
             tokenizer.save(temporary / "tokenizer.json")
+            if settings is not None:
+                (temporary / SETTINGS).write_text(settings, encoding="utf-8")
             meta = {
                 "format_version": FORMAT_VERSION,
                 "tokenizer": identity(tokenizer),

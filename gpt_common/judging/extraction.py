@@ -169,7 +169,7 @@ def extract(
         best = max(compared, key=_f1)
         counts += best
     made = sum(sequence.made for sequence in sequences)
-    nats = sum(sequence.nats for sequence in sequences) / max(1, made)
+    nats = sum(sequence.divergence.nats for sequence in sequences) / max(1, made)
     return Extraction(shots, held, len(asked), exact, valid, _f1(counts), nats, too_long)
 
 

@@ -139,7 +139,7 @@ def _tell_of_form(made: Sequence[Continuation]) -> None:
             which = f"sample {number}: " if len(made) > 1 else ""
             why = one.constraint.stuck or f"it ran out of its {one.made} tokens before the form was complete"
             print(f"{which}{printable(why)}", file=sys.stderr)
-    nats = sum(one.nats for one in made)
+    nats = sum(one.divergence.nats for one in made)
     print(
         f"form: {complete} of {len(made)} complete; it left no choice about {forced} of {tokens} tokens, and cost "
         f"{nats / max(1, tokens):.3f} nats per token (KL divergence from the model's own next tokens)",

@@ -111,7 +111,13 @@ class Engine:
             raise failures[0]
 
     def submit(self, answers: Sequence[Answer]) -> None:
-        """Let answers wait for their turn; raises Refused, 429, where too many do."""
+        """Let answers wait for their turn; raises Refused: 429 where too many do, 400 where they never could."""
+        if len(answers) > self._queue:
+            raise Refused(
+                400,
+                f"this asks for {len(answers)} answers, and no more than {self._queue} may wait: fewer prompts, or a "
+                "smaller `n`",
+            )
         with self._changed:
             if len(self._waiting) + len(answers) > self._queue:
                 self._waiting = deque(answer for answer in self._waiting if not answer.gone)

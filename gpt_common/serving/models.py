@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from gpt_common.data.conversations.reading import Message
+from gpt_common.data.conversations.templates import own_template
 from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.serving.refusals import Refused, wrong
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
-from gpt_common.training.manifest import Manifest, base_of
+from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_of
 from gpt_common.training.pretrained import local_run
 from gpt_common.training.source import Source, open_source
 
@@ -65,6 +66,13 @@ class Served:
     def chats(self) -> bool:
         """Whether its vocabulary has what divides a conversation."""
         return {TURN, END} <= self.tokenizer.specials.keys()
+
+    @property
+    def has_other_template(self) -> bool:
+        """Whether it chats, and the template beside it is not the one that its turns are written by."""
+        with contextlib.suppress(UserError):  # a damaged one is told of when it is asked for
+            return self.chats and own_template(self.checkpoint / TOKENIZER_FILE) is not None
+        return False
 
     def prompt_of(self, messages: Sequence[Message]) -> list[int]:
         """Token ids of a conversation up to where the answer begins, by ChatML as conversations were prepared.

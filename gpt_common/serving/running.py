@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from gpt_common.serving.command import ServeCommand
 from gpt_common.serving.engine import Answer, Engine, Event
 from gpt_common.serving.models import Library, open_library
 from gpt_common.training.source import Source
-from gpt_common.words import WIDTH, one_line
+from gpt_common.words import WIDTH, one_line, printable
 
 BACKLOG = 1024
 """Connections that the system keeps until they are taken up."""
@@ -35,6 +37,10 @@ def serve(paths: Sequence[Path], command: ServeCommand, open_model: Callable[[So
     """
     _needed()
     library = open_library(paths, latest=command.latest)
+    for model in library.models:
+        if model.has_other_template:
+            said = f"note: {model.name} has a chat template of its own; here its turns are written as ChatML"
+            print(printable(said), file=sys.stderr)
     with contextlib.closing(listening(command.host, command.port)) as listener:
         asyncio.run(_serve(library, command, open_model, twin, listener))
 
@@ -106,7 +112,8 @@ def listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        # The message of `create_server` says the address again.
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise UserError(
             f"cannot listen at {one_line(host)} port {port}: {reason}; another --port, or 0 for a free one"
         ) from None

@@ -5,6 +5,7 @@ follows one text token by token. What a schema asks for and llguidance would not
 """
 
 from gpt_common.structured.checking import checker
+from gpt_common.structured.divergence import Divergence
 from gpt_common.structured.forms import CompiledForm, Constraint, Form, compile_form, form_in
 
-__all__ = ["CompiledForm", "Constraint", "Form", "checker", "compile_form", "form_in"]
+__all__ = ["CompiledForm", "Constraint", "Divergence", "Form", "checker", "compile_form", "form_in"]

@@ -26,6 +26,11 @@ MOST_BLAMED = 200
 """Places of a schema that are compiled by themselves to find the one that is refused."""
 
 
+NOT_IN_GRAMMARS = {
+    r"%json\b": "schemas inside a grammar (%json) are not checked, so they are refused: give the schema alone",
+    r"\[[^\]\n]*\btemperature\s*=": "the temperature of a part of a grammar is not heeded: leave it out",
+}
+"""What llguidance would take, by how it looks, and why it is refused."""
 Kind = Literal["json_schema", "regex", "grammar"]
 
 
@@ -147,10 +152,9 @@ def _written(form: Form, vocabulary: Vocabulary) -> Any:
     """A regular expression or a grammar."""
     library, characters = llguidance(), vocabulary.characters
     if form.kind == "grammar":
-        if "%json" in form.text:
-            raise UserError(
-                "schemas inside a grammar (%json) are not checked, so they are refused: give the schema alone"
-            )
+        for said, why in NOT_IN_GRAMMARS.items():
+            if re.search(said, form.text):
+                raise UserError(why)
         _check_letters("".join(re.findall(r'"((?:[^"\\\n]|\\.)*)"', form.text)).replace("\\", ""), vocabulary)
         grammar = library.LLMatcher.grammar_from_lark(form.text)
     elif characters is None:
@@ -161,7 +165,7 @@ def _written(form: Form, vocabulary: Vocabulary) -> Any:
         alone = _matcher(library.LLMatcher.grammar_from_regex(form.text), vocabulary)
         if alone.is_error():
             raise UserError(in_one_line(alone.get_error()))
-        said = library.regex_to_lark(form.text, "")
+        said = library.regex_to_lark(form.text, "").replace("\n", r"\n")
         writable = library.regex_to_lark(class_of(characters) + "*", "")
         grammar = library.LLMatcher.grammar_from_lark(f"start: TEXT\nTEXT: /{said}/ & /{writable}/")
     matcher = _matcher(grammar, vocabulary)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from gpt_common.data.tokenizers import CharTokenizer, ExtendedTokenizer, Tokenizer
+from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.structured.library import llguidance
 
@@ -104,17 +105,30 @@ class _Wrapped:
 
     def __init__(self, tokens: list[bytes], end: int, special: list[int], tokenizer: Tokenizer) -> None:
         self.tokens, self.eos_token_id, self.special_token_ids = tokens, end, special
-        self._tokenizer = tokenizer
+        self._tokenizer, specials = tokenizer, set(special)
+        self._ids = {token: i for i, token in reversed(list(enumerate(tokens))) if i not in specials}
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: bytes | str) -> list[int]:
-        text = text.decode("utf-8", errors="ignore") if isinstance(text, bytes) else text
-        try:
-            return self._tokenizer.encode(text)
-        except UserError:  # a form's own letters that the vocabulary lacks: as far as it goes
-            base = self._tokenizer.base if isinstance(self._tokenizer, ExtendedTokenizer) else self._tokenizer
-            known = base.characters if isinstance(base, CharTokenizer) else ""
-            end = next((i for i, c in enumerate(text) if c not in known), len(text))
-            return self._tokenizer.encode(text[:end]) if end else []
+        raw = text.encode() if isinstance(text, str) else text
+        with suppress(UserError, UnicodeDecodeError):  # letters that it lacks, or half of one
+            ids = self._tokenizer.encode(raw.decode())
+            if self._tokenizer.decode_bytes(ids) == raw:  # not of a tokenizer that changes a text
+                return ids
+        return self._greedily(raw)
+
+    def _greedily(self, raw: bytes) -> list[int]:
+        """The longest token each time, as far as there is one."""
+        ids, at = list[int](), 0
+        while at < len(raw):
+            size = next(
+                (n for n in range(min(self._longest, len(raw) - at), 0, -1) if raw[at : at + n] in self._ids), 0
+            )
+            if not size:
+                break
+            ids.append(self._ids[raw[at : at + size]])
+            at += size
+        return ids
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -53,6 +53,7 @@ from gpt_common.training.manifest import (
     tensor_hashes,
 )
 from gpt_common.training.pretrained import foreign, missing
+from gpt_common.words import one_line
 
 FULL_DISK_BYTES, LARGEST_POINTER = 1 << 16, 1 << 10
 WEIGHT_DTYPES, MOMENT_DTYPES, WORD_DTYPE = ("F32", "BF16", "F16"), ("F32",), "U32"
@@ -168,6 +169,8 @@ def find_checkpoint(path: Path, *, prefer: Literal["best", "latest"]) -> Path:
         return folder / name
     committed = _checkpoints(folder) if folder.is_dir() else []
     if not committed:
+        if not folder.is_dir() and (runs := sorted(path.glob("*/checkpoints"))):
+            raise UserError(f"{path} is a folder of runs: name one of them, as {one_line(str(runs[0].parent))}")
         raise UserError(f"{path} holds no checkpoint: the run ended before its first one; start it again")
     # The pointer is moved after the commit; a crash in between leaves a newer, valid checkpoint unnamed.
     return committed[-1]

@@ -37,9 +37,10 @@ from gpt_common.training.log.record import StepRecord, fair_shares
 from gpt_common.training.log.runlog import RunLog, read_metrics
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
-from gpt_common.training.opening import open_run, write_run_files
+from gpt_common.training.opening import open_run
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
+from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
 

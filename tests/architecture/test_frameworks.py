@@ -58,3 +58,5 @@ def test_help_loads_no_framework(twin: str, program: str) -> None:
     loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert not loaded & {"torch", "mlx", "tokenizers", "tiktoken", "matplotlib", "safetensors"}
     assert "gpt_common" in loaded  # the listing works
+    # Nor what only a server needs: until the command line is read, Ctrl-C ends with a traceback.
+    assert program != "serve" or not loaded & {"numpy", "asyncio", "starlette", "uvicorn"}

@@ -15,10 +15,12 @@ import pytest
 
 from benchmarks.command import Benchmark
 from benchmarks.plan import Plan
+from convert.adapters.fuse import Fuse
 from convert.conversion import Export, Import, Mlx2torch, Torch2mlx
 from convert.difference import Diff
 from convert.inspection import Inspect
 from convert.parity.command import ParityCommand
+from convert.quantising.command import Quantise
 from gpt_common import manual
 from gpt_common.cli import flag_names
 from gpt_common.commands import SampleCommand, TrainCommand
@@ -45,6 +47,8 @@ COMMANDS = {
     "-m convert inspect": Inspect,
     "-m convert diff": Diff,
     "-m convert parity": ParityCommand,
+    "-m convert quantise": Quantise,
+    "-m convert fuse": Fuse,
     "benchmarks/run.py": Benchmark,
     "benchmarks/plan.py": Plan,
 }

@@ -13,7 +13,7 @@ from convert.parity.compare import Array, Measurement
 from convert.parity.twins.choices import choice_gates, for_cache
 from gpt_common.commands import SampleSettings
 from gpt_common.keyed import draws
-from gpt_common.sampling import window
+from gpt_common.sampling import shares, window
 
 SAMPLINGS = {
     "temperature 1": SampleSettings(temperature=1.0),
@@ -90,15 +90,14 @@ def _on_an_edge(
     stream = draws(climb.config.train.seed, 0)
     draw = [next(stream) for _ in range(position + 1)][-1]
     scores = exact / settings.temperature
-    order = np.argsort(-scores, kind="stable")
-    if settings.top_k:
-        order = order[: settings.top_k]
-    weights = np.exp(scores[order] - scores[order[0]])
-    cumulative = np.cumsum(weights / weights.sum())
     # A shift of every logit by at most `error` moves a boundary by at most this.
     reach = 2 * error / settings.temperature
+    likeliest = np.sort(scores)[::-1]
+    if 0 < settings.top_k < len(scores) and likeliest[settings.top_k - 1] - likeliest[settings.top_k] <= reach:
+        return True  # which is the last one that counts
     if settings.top_p < 1:
-        if float(np.abs(cumulative - settings.top_p).min()) <= reach:
+        weights = np.exp(likeliest[: settings.top_k or None] - likeliest[0])
+        if float(np.abs(np.cumsum(weights / weights.sum()) - settings.top_p).min()) <= reach:
             return True
-        cumulative = cumulative[: int(np.searchsorted(cumulative, settings.top_p)) + 1]
-    return float(np.abs(cumulative - draw * cumulative[-1]).min()) <= reach
+    _, cumulative = shares(scores, settings)
+    return float(np.abs(cumulative / cumulative[-1] - draw).min()) <= reach

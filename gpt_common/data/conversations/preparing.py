@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import islice, tee
 from pathlib import Path
@@ -17,7 +17,8 @@ from gpt_common.data.catalogue import open_dataset
 from gpt_common.data.conversations.marking import Marked, Marker, TrainOn, joined
 from gpt_common.data.conversations.reading import Conversation, read_conversations
 from gpt_common.data.conversations.summary import summary_lines, to_show
-from gpt_common.data.conversations.written import END, LARGEST_TEMPLATE, TURN, Template
+from gpt_common.data.conversations.templates import settings_of, template_beside
+from gpt_common.data.conversations.written import END, TURN, Template
 from gpt_common.data.corpora.cutting import check_share
 from gpt_common.data.dataset import Dataset, check_new_name
 from gpt_common.data.download import Progress
@@ -26,11 +27,7 @@ from gpt_common.data.tokenizers.bpe import default_bpe_vocab_size
 from gpt_common.data.tokenizers.extended import with_tokens
 from gpt_common.data.writer import refuse_existing, write_dataset
 from gpt_common.errors import UserError
-from gpt_common.files import read_bytes, read_json, sha256_of
-
-SETTINGS = "tokenizer_config.json"
-JINJA = "chat_template.jinja"
-LARGEST_SETTINGS = 1 << 24
+from gpt_common.files import sha256_of
 
 
 def prepare_conversations(
@@ -114,6 +111,7 @@ def prepare_conversations(
         },
         sources=[_source(path) for path in files],
         examples=parts,
+        settings=None if form.source is None else settings_of(form),
         overwrite=overwrite,
     )
     return open_dataset(name, data_dir)
@@ -156,63 +154,6 @@ def _tokenizer(choice: str, conversations: Iterable[Conversation], bpe_vocab_siz
         size = bpe_vocab_size or default_bpe_vocab_size(sum(map(len, texts())))
         return train_bpe_on(texts(), size)
     return known_tokenizer(choice, ("char", "bpe"))
-
-
-def template_beside(choice: str | None, tokenizer: str) -> Template:
-    """The template that was asked for, or the one beside the tokenizer; ChatML where there is none.
-
-    Args:
-        tokenizer: the path of one, or of its folder.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    beside = Path(tokenizer) if Path(tokenizer).is_dir() else Path(tokenizer).parent
-    settings = _settings(beside / SETTINGS) if Path(tokenizer).exists() else {}
-    tokens = {"begin": _token(settings.get("bos_token")), "end": _token(settings.get("eos_token"))}
-    if choice == "chatml":
-        return Template()
-    if choice is not None:
-        return replace(_jinja(Path(choice)), **tokens)
-    if Path(tokenizer).exists() and (beside / JINJA).is_file():
-        return replace(_jinja(beside / JINJA), **tokens)
-    own = settings.get("chat_template")
-    if isinstance(own, list):  # several by name
-        own = next(
-            (each.get("template") for each in own if isinstance(each, dict) and each.get("name") == "default"), 0
-        )
-    if own is None:
-        return Template()
-    if not isinstance(own, str) or len(own) > LARGEST_TEMPLATE:
-        raise UserError(
-            f"the chat_template in {beside / SETTINGS} is no text, or endless: --template chatml does without"
-        )
-    return Template(own, str(beside / SETTINGS), **tokens)
-
-
-def _jinja(path: Path) -> Template:
-    try:
-        return Template(read_bytes(path, LARGEST_TEMPLATE).decode("utf-8"), str(path))
-    except FileNotFoundError:
-        raise UserError(f"--template {path}: no such file; it is chatml, or a file of Jinja") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read template {path}: {error}") from None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    try:
-        found = read_json(path, LARGEST_SETTINGS)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from None
-    return found if isinstance(found, dict) else {}
-
-
-def _token(value: Any) -> str:
-    """The text of a special token in somebody's settings."""
-    content = value.get("content") if isinstance(value, dict) else value
-    return content if isinstance(content, str) else ""
 
 
 def _source(path: Path) -> dict[str, Any]:

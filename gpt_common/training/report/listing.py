@@ -72,6 +72,9 @@ def _row(folder: Path) -> tuple[float, list[str]]:
         damaged = "damaged" if any((folder / name).exists() for name in ("config.toml", "run.json")) else "no run"
         return modified, [folder.name, damaged, "", "", "", "", "", when] if error else []
     course = run.course
+    if run.made is not None:
+        best = math.nan if run.made.best_val_loss is None else run.made.best_val_loss
+        return modified, [folder.name, run.origin, run.dataset, loss(best), "-", str(run.made.step), "-", when]
     cells = [
         folder.name,
         run.origin,
@@ -124,7 +127,7 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
     model = found.config.model
     rows = [
         ("folder", str(found.folder)),
-        ("trained by", ", ".join(filter(None, (found.twin, found.origin)))),
+        ("made from" if found.made else "trained by", ", ".join(filter(None, (found.twin, found.origin)))),
         (
             "model",
             f"{parameters_in_words(*found.parameters)}, {model.n_layer} layers x {model.n_embd}, "
@@ -133,7 +136,7 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
         ("data", found.dataset),
         ("device", str(last.get("device", ""))),
         ("started", f"{found.started:%Y-%m-%d %H:%M}" if found.started else ""),
-        ("time", _times(found)),
+        ("time", "" if found.made else _times(found)),
         ("speed", f"{rate(course.tokens_per_second)} tokens/s" if not math.isnan(course.tokens_per_second) else ""),
         ("peak memory", in_memory(course.memory) if course.memory is not None else ""),
         ("loss", loss_line(course, getattr(sys.stdout, "encoding", None))),

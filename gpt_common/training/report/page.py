@@ -15,7 +15,7 @@ from gpt_common.drawing import colour, css, page_colour, svg
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.training.report import figures
-from gpt_common.training.report.past import PastRun, Sample
+from gpt_common.training.report.past import PastRun, Sample, made_as
 from gpt_common.training.report.probes import Probed, drawing, read_probes
 from gpt_common.words import duration, in_joules, in_memory, printable, rate, share, usage, watts
 
@@ -64,7 +64,7 @@ def render_report(run: PastRun) -> str:
     return _render(
         "report.html.jinja",
         run=run,
-        over=", ".join(filter(None, (run.twin, run.origin, f"data: {run.dataset}"))),
+        over=", ".join(filter(None, (run.twin, run.origin, run.dataset and f"data: {run.dataset}"))),
         sentence=sentence(run),
         facts=facts(run),
         alarms=[alarm_in_words(*alarm) for alarm in course.alarms[:SHOWN_ALARMS]],
@@ -155,6 +155,10 @@ def loss(value: float) -> str:
 
 def sentence(run: PastRun) -> str:
     """How a run went, in a sentence or two."""
+    if run.made is not None:
+        found = run.made.best_val_loss
+        told = "" if found is None else f" Best validation loss {loss(found)} nats per token."
+        return f"Not trained here ({made_as(run.made)}): step {run.made.step:,}.{told}"
     course, of = run.course, run.max_steps
     how = {"running": "Still running", "done": "Done", "stopped": "Stopped"}[run.state]
     said = f"{how}: {course.last_step:,} of {of:,} steps" + (f", {course.ended}." if course.ended else ".")

@@ -17,8 +17,10 @@ from gpt_common.config import RunConfig, differences, load_toml
 from gpt_common.errors import UserError
 from gpt_common.files import read_json
 from gpt_common.network.flops import active_parameter_count, parameter_count
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.folder import LARGEST_ABOUT, RUNS, is_held, newest_run
 from gpt_common.training.log.runlog import LARGEST_STEP, read_lines, read_metrics
+from gpt_common.training.manifest import Manifest
 from gpt_common.training.report.curves import Course, course
 
 LONGEST_COMMAND = 10_000
@@ -49,6 +51,8 @@ class PastRun:
     """Of run.json: when, with which command, where; may be empty."""
     going: bool
     """Whether a process trains it at this moment."""
+    made: Manifest | None = None
+    """Of a model that `convert` made, and that no session has trained: what it says of itself."""
 
     @property
     def max_steps(self) -> int:
@@ -67,7 +71,10 @@ class PastRun:
 
     @property
     def origin(self) -> str:
-        """What it began from: the run whose weights it took, else its preset or configuration file; else nothing."""
+        """What it began from: the run or file whose weights it has, else its preset or configuration file; else
+        nothing."""
+        if self.made is not None:
+            return _short_name(str(_source(self.made).get("path") or _source(self.made).get("repository", "")))
         first = self.sessions[0] if self.sessions else {}
         flags = _flags(str(first.get("command", "")))
         for name in ("init_from", "config"):
@@ -140,10 +147,12 @@ def read_run(folder: Path, *, going: bool | None = None) -> PastRun:
     try:
         # A model that was brought in was never trained here: it has checkpoints, and neither sessions nor a course.
         imported = (folder / "checkpoints").is_dir() and not {"run.json", "metrics.jsonl"} & {*os.listdir(folder)}
+        made = read_manifest(find_checkpoint(folder, prefer="latest")) if imported else None
         found = course([] if imported else read_metrics(folder), tokens)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / 'metrics.jsonl'} is damaged: {error}") from None
-    dataset = about.get("dataset")
+    # What the configuration of a model that was brought in names is a default, or its base's.
+    dataset = about.get("dataset") if made is None else made.dataset
     name = dataset.get("name") if isinstance(dataset, dict) else None
     sessions = about.get("sessions")
     return PastRun(
@@ -152,10 +161,22 @@ def read_run(folder: Path, *, going: bool | None = None) -> PastRun:
         config=config,
         course=found,
         samples=_samples(folder / "samples.jsonl"),
-        dataset=name if isinstance(name, str) else config.data.dataset,
+        dataset=name if isinstance(name, str) else config.data.dataset if made is None else "",
         sessions=[s for s in sessions if isinstance(s, dict)] if isinstance(sessions, list) else [],
         going=is_held(folder) if going is None else going,
+        made=made,
     )
+
+
+def _source(made: Manifest) -> Mapping[str, Any]:
+    """What `convert` says of a model that it made: a format, and the path or repository that it came from."""
+    found = (made.written_by or {}).get("source")
+    return found if isinstance(found, dict) else {}
+
+
+def made_as(made: Manifest) -> str:
+    """What `convert` took a model for, as it says it."""
+    return str(_source(made).get("format") or "another model")
 
 
 def _about(path: Path) -> dict[str, Any]:

@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from convert.contents import problems
 from convert.formats import custom_llm, state_dict
 from convert.options import ReadOptions
+from convert.soundness import problems
 from convert.storage.tensors import Tensor
 from gpt_common.config import ModelConfig, RunConfig, load_preset, to_toml
 from gpt_common.network.parameters import parameter_shapes, tensor_shapes

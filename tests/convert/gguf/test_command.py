@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from gguf import GGUFReader
 
-from convert.formats.tokenizer_files import write_template
 from convert.storage import gguf_file
-from gpt_common.data.conversations.preparing import template_beside
+from gpt_common.data.conversations.templates import SETTINGS, settings_of, template_beside
 from gpt_common.data.conversations.written import CHATML, END, TURN, Template
 from gpt_common.data.tokenizers import BpeTokenizer, CharTokenizer, Tokenizer, train_bpe_on
 from gpt_common.data.tokenizers.extended import with_tokens
@@ -101,7 +100,8 @@ NO_SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\nDear.<
 def test_a_template_from_elsewhere_goes_along(tmp_path: Path, source: str, said: list[str]) -> None:
     tokenizer = with_tokens(BPE(), (TURN, END))
     run = run_of(tmp_path, tokenizer=tokenizer)
-    write_template(Template(source, "elsewhere", begin="<|im_start|>", end="<|im_end|>"), run)
+    template = Template(source, "elsewhere", begin="<|im_start|>", end="<|im_end|>")
+    (run / SETTINGS).write_text(settings_of(template))
     done("export", run, "--to", "gguf", "-o", tmp_path / "out" / "chat.gguf")
     file = tmp_path / "out" / "chat.gguf"
     assert setting(file, "tokenizer.chat_template") == source

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from convert.contents import checked, finite
+from convert.contents import finite
 from convert.formats import registry
 from convert.options import ReadOptions
+from convert.soundness import checked
 from gpt_common.errors import UserError
 from tests.convert.hostile.corpus_gguf import draft, gguf
 

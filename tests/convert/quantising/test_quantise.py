@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from importlib import import_module
 from itertools import repeat
 from pathlib import Path
@@ -15,16 +14,14 @@ import pytest
 
 from convert.formats import native
 from convert.options import ReadOptions
-from convert.quantising.choosing import choose, lines_of
-from gpt_common.adapting.quantisation import Grid, quantisable
 from gpt_common.commands import SampleSettings
-from gpt_common.config import TrainConfig, load_preset
+from gpt_common.config import TrainConfig
 from gpt_common.errors import UserError
-from gpt_common.network.parameters import parameter_shapes
+from gpt_common.runs import main as runs_command
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.manifest import MODEL_FILE
 from tests.convert.adapters.judges import SIZE, TOKENS, base_run
-from tests.convert.conftest import done, refused
+from tests.convert.conftest import done, refused, run_convert
 from tests.twins import TWINS, train
 
 WIDE: dict[str, Any] = SIZE | {"n_embd": 64}
@@ -190,6 +187,7 @@ def test_an_adapter_on_the_grid_is_nearer_than_one_rounded(trained: Path, tmp_pa
     assert swallowed < added
     kept, words = (native.read(run, ReadOptions()) for run in (tmp_path / "kept", trained / "words"))
     assert kept.grids == words.grids
+    assert kept.best_val_loss is None, "what the grids swallowed was not measured by it"
     for name in words.words:
         if not name.endswith(".weight"):
             assert b"".join(kept.words[name].blocks()) == b"".join(words.words[name].blocks()), name
@@ -231,6 +229,11 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no text": (("--calibrate", "gptq", "--text", "missing.txt"), "missing.txt cannot be read as text"),
     "no tokens": (("--tokens", "0"), "tokens is 0"),
     "no loss": (("--target-loss", "-1"), "target_loss is -1.0: it must be above 0"),
+    "bits twice": (("--target-loss", "0.1", "--layer-bits", "out_proj=3"), "target_loss chooses the bits"),
+    "no number of bits": (("--bits", "7"), "--bits '7' is not a choice: choose from: 2, 3, 4, 5, 6, 8"),
+    "no group": (("--group-size", "33"), "choose from: 32, 64, 128"),
+    "half a token": (("--tokens", "1.5"), "--tokens '1.5' is no whole number"),
+    "no letters of its own": (("--text", __file__), "is no text for this model: character"),
 }
 
 
@@ -247,16 +250,22 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
     assert "is quantised already" in refused("quantise", trained / "words", "-o", tmp_path / "out")
     assert "is an adapter" in refused("quantise", trained / "lora", "-o", tmp_path / "out")
     assert "exists: choose another -o" in refused("quantise", trained / "base", "-o", trained / "words")
+    # What is read is never replaced, whatever was asked for.
+    for command, source, place in (
+        ("quantise", "base", trained / "base"),
+        ("quantise", "base", trained),
+        ("fuse", "lora", trained / "lora"),
+        ("fuse", "lora", trained / "words"),
+    ):
+        error = refused(command, trained / source, "-o", place, "--overwrite")
+        assert error == f"error: {place} is where the source is: choose another -o\n"
+    error = refused("quantise", trained / "base", "-o", trained / "words", "--overwrite")
+    assert "is the base of an adapter" in error
+    assert "was trained, so it is not" in refused("quantise", trained / "base", "-o", trained / "lora", "--overwrite")
     with pytest.raises(UserError, match="is quantised: --adapter lora trains beside it"):
         train(
-            "torch_gpt",
-            "--init-from",
-            str(trained / "words"),
-            "--data-dir",
-            str(stories_dir),
-            "--out",
-            str(tmp_path / "x"),
-        )
+            "torch_gpt", "--init-from", str(trained / "words"), "--data-dir", str(stories_dir), "--out", str(tmp_path)
+        )  # fmt: skip
     with pytest.raises(UserError, match=r"token_embedding of .* is quantised and cannot be trained"):
         train(
             "mlx_gpt", "--init-from", str(trained / "words"), "--adapter", "lora", "--adapter-whole", "token_embedding",
@@ -265,84 +274,74 @@ def test_what_cannot_be_quantised_or_trained(trained: Path, tmp_path: Path, stor
     assert not list(tmp_path.iterdir())
 
 
-def _edit(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        path = folder / "config.json"
-        settings = json.loads(path.read_text())
-        change(settings)
-        path.write_text(json.dumps(settings))
-
-    return apply
-
-
-def _resave(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
-    def apply(folder: Path) -> None:
-        from safetensors.numpy import load_file, save_file
-
-        tensors = load_file(folder / "model.safetensors")
-        change(tensors)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "mlx"})
-
-    return apply
+def test_a_checkpoint_becomes_a_run_beside_its_own(trained: Path, tmp_path: Path) -> None:
+    """What lay among a run's checkpoints was taken for a damaged one."""
+    shutil.copytree(trained / "base", tmp_path / "base")
+    checkpoint = find_checkpoint(tmp_path / "base", prefer="best")
+    done("quantise", checkpoint, "--judge-tokens", "0")
+    assert [path.name for path in checkpoint.parent.glob("step-*")] == [checkpoint.name]
+    made = tmp_path / f"base-{checkpoint.name}-4bit"
+    assert model_file(made).read_bytes() == model_file(trained / "words").read_bytes()
 
 
-Q = "model.layers.0.self_attn.q_proj"
-HOSTILE: dict[str, Callable[[Path], None]] = {
-    "another mode": _edit(lambda c: c["quantization"].update(mode="mxfp4")),
-    "a mode that is a list": _edit(lambda c: c["quantization"].update(mode=[1])),
-    "bits that are not those": _edit(lambda c: c["quantization"].update(bits=8)),
-    "a group that is not that": _edit(lambda c: c["quantization"].update(group_size=32)),
-    "bits that are text": _edit(lambda c: c["quantization"].update(bits="4")),
-    "bits that are null": _edit(lambda c: c["quantization"].update(bits=None)),
-    "no bits": _edit(lambda c: c["quantization"].pop("bits")),
-    "settings that are a list": _edit(lambda c: c.update(quantization=[4, 64])),
-    "settings that are a number": _edit(lambda c: c.update(quantization=4)),
-    "of another library": _edit(lambda c: c["quantization"].update(quant_method="gptq")),
-    "a layer in another mode": _edit(
-        lambda c: c["quantization"].update({Q: {"bits": 4, "group_size": 64, "mode": "nvfp4"}})
-    ),
-    "a layer in other bits": _edit(lambda c: c["quantization"].update({Q: {"bits": 2, "group_size": 64}})),
-    "not said at all": _edit(lambda c: (c.pop("quantization"), c.pop("quantization_config"))),
-    "no scales": _resave(lambda t: t.pop(f"{Q}.scales")),
-    "no biases": _resave(lambda t: t.pop(f"{Q}.biases")),
-    "no words": _resave(lambda t: t.pop(f"{Q}.weight")),
-    "scales of another shape": _resave(lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"][:3].copy()})),
-    "scales in one dimension": _resave(lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"].reshape(-1).copy()})),
-    "scales without groups": _resave(lambda t: t.update({f"{Q}.scales": np.zeros((64, 0), np.float32)})),
-    "words that are floats": _resave(lambda t: t.update({f"{Q}.weight": t[f"{Q}.weight"].view(np.float32).copy()})),
-    "words that are bytes": _resave(lambda t: t.update({f"{Q}.weight": t[f"{Q}.weight"].view(np.uint8).copy()})),
-    "words of three dimensions": _resave(lambda t: t.update({f"{Q}.weight": t[f"{Q}.weight"][None].copy()})),
-    "half of the words": _resave(lambda t: t.update({f"{Q}.weight": t[f"{Q}.weight"][:, :4].copy()})),
-    "scales that are infinite": _resave(lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"] * np.float32(np.inf)})),
-    "scales that are integers": _resave(lambda t: t.update({f"{Q}.scales": t[f"{Q}.scales"].astype(np.int32)})),
-    "scales of no matrix": _resave(lambda t: t.update({"model.norm.scales": np.ones((1,), np.float32)})),
-    "scales of a stranger": _resave(lambda t: t.update({"model.stranger.scales": np.ones((1,), np.float32)})),
-}
+def test_an_adapter_is_looked_at_and_compared(trained: Path, tmp_path: Path) -> None:
+    """By what it holds itself; beside a base that is not here as well."""
+    said = done("inspect", trained / "lora", "--hashes")
+    lines = said.splitlines()
+    assert ": adapter, 8,192 parameters in 8 tensors (8 F32)" in lines[0]
+    assert "adapter: adapter lora, adapter_rank 8, adapter_alpha 16.0" in lines
+    base = find_checkpoint(trained / "words", prefer="best")
+    assert f"base: {base}" in lines
+    names = [line.split()[0] for line in lines if ".lora_" in line]
+    assert names[:3] == [
+        f"blocks.0.attention.{name}" for name in ("qkv_proj.lora_a", "qkv_proj.lora_b", "out_proj.lora_a")
+    ]
+    assert ["blocks.0.attention.qkv_proj.lora_a", "F32", "8x64"] in [line.split()[:3] for line in lines]
+    assert "AdamW state of 8 tensors" in said
+    assert lines[-1] == "all checksums match"
+    assert "24 of 24 tensors are equal" in done("diff", trained / "lora", trained / "lora")
+    outcome = run_convert("diff", trained / "lora", trained / "still")
+    assert outcome.code == 1
+    assert "blocks.0.attention.qkv_proj.lora_a" in outcome.stdout
+    error = refused("diff", trained / "lora", trained / "words")
+    assert f"error: {trained / 'lora'} is an adapter and the other a whole model: merge it first" in error
+    assert "is an adapter" in refused("export", trained / "lora", "--to", "native", "-o", tmp_path / "x")
+    # What is wrong with it is said, and nothing is computed of what it claims.
+    shutil.copytree(trained / "lora", tmp_path / "lora")
+    assert "which is not there" in done("inspect", tmp_path / "lora")
+    state = find_checkpoint(tmp_path / "lora", prefer="best") / "state.json"
+    good = json.loads(state.read_text())
+    for table, key, value, problem in (
+        ("adapter", "adapter_rank", 4, "lora_a has shape [8, 64], state.json asks for [4, 64]"),
+        ("adapter", "adapter_targets", ["out_proj"], "qkv_proj.lora_a: it belongs to no adapter of this model"),
+        ("adapter", "adapter_targets", ["q_porj"], "no matrix of this model is called 'q_porj'"),
+        ("model", "n_layer", 3, "tensor"),
+    ):
+        state.write_text(json.dumps(good | {"config": good["config"] | {table: good["config"][table] | {key: value}}}))
+        assert problem in done("inspect", tmp_path / "lora")
 
 
-@pytest.fixture(scope="module")
-def quantised_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("hostile")
-    base_run("llama", folder, n_embd=64)
-    done("quantise", folder / "base", "--judge-tokens", "0", "-o", folder / "run")
-    done("export", folder / "run", "--to", "mlx-lm", "-o", folder / "words")
-    return folder / "words"
-
-
-@pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_folders(name: str, quantised_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(quantised_folder, tmp_path / "folder")
-    HOSTILE[name](tmp_path / "folder")
-    error = refused("import", tmp_path / "folder", "-o", tmp_path / "out")
-    assert len(error.strip().splitlines()) == 1, error
-    assert not (tmp_path / "out").exists()
-
-
-def test_layers_are_said_together() -> None:
-    shapes = parameter_shapes(load_preset("deepseek-tiny").with_vocabulary(64).model)
-    choice = choose(shapes, Grid(4, 32), keep=("blocks.0",), layer_bits=("down_proj=6",))
-    said = "\n".join(lines_of(choice))
-    assert set(choice.grids) | set(choice.floats) >= set(quantisable(shapes))
-    assert "asked for" in said
-    assert "router" in said
-    assert all(len(line) <= 110 for line in said.splitlines())
+def test_the_list_of_runs_says_what_was_made_of_what(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no dataset that nobody trained on, nor steps of a schedule that nobody began."""
+    monkeypatch.setenv("COLUMNS", "120")
+    done("export", trained / "base", "--to", "gguf", "--other-gelu", "-o", tmp_path / "x.gguf")
+    done("import", tmp_path / "x.gguf", "-o", tmp_path / "runs" / "theirs")
+    done("export", trained / "lora", "--to", "mlx-lm", "-o", tmp_path / "adapter")
+    done("import", tmp_path / "adapter", "--base", trained / "base", "-o", tmp_path / "runs" / "adapted")
+    for name in ("words", "base"):
+        shutil.copytree(trained / name, tmp_path / "runs" / name)
+    capsys.readouterr()
+    runs_command(["list", "--runs-dir", str(tmp_path / "runs")])
+    rows = {line.split()[0]: line.split()[1:-2] for line in capsys.readouterr().out.splitlines()}
+    assert rows["theirs"] == ["x.gguf", "-", "-", "0", "-"]
+    assert rows["adapted"] == ["adapter", "-", "-", "0", "-"]
+    assert rows["words"] == ["base", "stories", "-", "-", "60", "-"]
+    assert rows["base"][1] == "stories"
+    assert rows["base"][4] == "60/60"
+    for name, said in (("words", "Not trained here (run in 4 bits): step 60."), ("theirs", "(GGUF file): step 0.")):
+        runs_command(["show", str(tmp_path / "runs" / name)])
+        assert said in capsys.readouterr().out
+        runs_command(["report", str(tmp_path / "runs" / name)])
+        assert said in (tmp_path / "runs" / name / "report.html").read_text()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpt_common.adapting.configuration import AdapterConfig
-from gpt_common.adapting.placement import adapter_shapes, initial_adapters, placed
+from gpt_common.adapting.placement import adapter_shapes, check_ranks, initial_adapters, placed
 from gpt_common.config import ModelConfig, RunConfig, from_dict, to_dict
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import parameter_shapes
@@ -132,3 +132,22 @@ def test_it_is_a_table_of_the_configuration() -> None:
     config = RunConfig(adapter=AdapterConfig(adapter="dora", adapter_ranks=("q_proj=4",)))
     assert from_dict(to_dict(config)) == config
     assert from_dict({}).adapter == AdapterConfig()
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "said"),
+    [
+        (GPT2, {"adapter_rank": 17}, "is 17, and blocks.0.attention.qkv_proj is 48 x 16: its rank is at most 16"),
+        (MIXTURE, {"adapter_rank": 9}, "blocks.1.feed_forward.experts.gate_proj is 8 x 16: its rank is at most 8"),
+        (
+            GPT2,
+            {"adapter_rank": 4, "adapter_ranks": ("down_proj=40",)},
+            "is 40, and blocks.0.feed_forward.down_proj is",
+        ),
+    ],
+)
+def test_a_rank_that_no_matrix_has(model: ModelConfig, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_ranks(parameter_shapes(model), AdapterConfig(adapter="lora", **fields))
+    assert said in str(error.value)
+    check_ranks(parameter_shapes(model), AdapterConfig(adapter="lora", adapter_rank=8, adapter_ranks=("up_proj=4",)))

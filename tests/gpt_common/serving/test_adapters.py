@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gpt_common.serving.models import open_library
 from tests.gpt_common.serving.malformed import COMPLETIONS
-from tests.gpt_common.serving.served import serving
+from tests.gpt_common.serving.served import make_model, serving
 from tests.twins import TWINS, tiny, train
 
 
@@ -44,3 +46,10 @@ def test_with_its_adapter_and_without(twin: str, runs: Path) -> None:
         assert (status, answer["error"]["param"]) == (400, "adapter")
         listed = {one["id"]: one["adapter"] for one in server.ask("/v1/models")[1]["data"]}
         assert (listed["adapted"], listed["base"]) == (True, False)
+
+
+def test_a_template_that_is_not_ours_is_told_of(tmp_path: Path) -> None:
+    ours, other = (open_library([make_model(tmp_path / name, chat=True)], latest=False).models[0] for name in "ab")
+    (tmp_path / "b" / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages }}"}))
+    assert not ours.has_other_template
+    assert other.has_other_template

@@ -70,8 +70,12 @@ def test_a_full_queue(runs: Path) -> None:
         status, answer, headers = server.ask(COMPLETIONS, {"prompt": "a"})
         assert (status, answer["error"]["type"]) == (429, "rate_limit_error")
         assert headers["retry-after"] == "1"
-        status, _, _ = server.ask(COMPLETIONS, {"prompt": "a", "n": 3})
+        status, _, _ = server.ask(COMPLETIONS, {"prompt": "a", "n": 2})
         assert status == 429
+        # What could never wait is no matter of trying again.
+        status, answer, _ = server.ask(COMPLETIONS, {"prompt": "a", "n": 3})
+        assert status == 400
+        assert "asks for 3 answers, and no more than 2 may wait" in answer["error"]["message"]
         stream.close()
         for thread in waiting:
             thread.join(20)

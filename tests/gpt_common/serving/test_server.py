@@ -194,7 +194,7 @@ def test_a_second_signal_ends_it_at_once(twin: str, runs: Path) -> None:
     ("words", "said"),
     [
         (["--host", "0.0.0.0"], "--token"),
-        (["--port", "1"], "cannot listen"),
+        (["--port", "1"], "Address already in use; another --port, or 0 for a free one"),
         (["--prot", "8000"], "did you mean '--port'?"),
         (["nothing-here"], "nothing-here"),
     ],

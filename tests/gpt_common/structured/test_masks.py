@@ -13,8 +13,8 @@ import pytest
 
 from gpt_common.commands import SampleSettings
 from gpt_common.data.tokenizers import Tokenizer
-from gpt_common.sampling import Continuation, choose, nats_outside
-from gpt_common.structured import CompiledForm, Constraint
+from gpt_common.sampling import Continuation, choose
+from gpt_common.structured import CompiledForm, Constraint, Divergence
 from tests.gpt_common.structured.walking import VOCABULARIES, regex_form, schema_form, tokenizer_of
 
 NAMES = ("Ann", "Anna", "Bob", "雨", 'é"')
@@ -121,7 +121,7 @@ def test_what_is_forced_is_as_the_tokenizer_says_it() -> None:
     assert said == '{"name":"Kate","animal":"frog","age":12}'
     assert sequence.context[1:] == tokenizer.encode(said)
     assert sequence.forced == sequence.made
-    assert sequence.nats == pytest.approx(sequence.made * math.log(tokenizer.vocab_size), rel=1e-6)
+    assert sequence.divergence.nats == pytest.approx(sequence.made * math.log(tokenizer.vocab_size), rel=1e-6)
 
 
 # ---- the choice among them -------------------------------------------------------------------------------------------
@@ -150,11 +150,11 @@ def left_out(logits_V: npt.NDArray[np.float32], settings: SampleSettings, draw: 
         if sum(share for _, share in kept) >= settings.top_p:
             break
     at = draw * sum(share for _, share in kept)
-    for i, share in kept:
+    for i, share in sorted(kept):  # in order of ids
         at -= share
         if at < 0:
             return int(allowed[i])
-    return int(allowed[kept[-1][0]])
+    return int(allowed[max(kept)[0]])
 
 
 def wrong_choices(chosen: Choose) -> int:
@@ -192,18 +192,33 @@ def test_a_mask_that_comes_afterwards_is_found() -> None:
 
 
 def test_the_cost_of_a_form_is_the_divergence_by_hand() -> None:
+    """1e-6: added up of float32 exponentials. One by one, as a large vocabulary is, and together."""
     rng = np.random.default_rng(5)
-    for size in (1, 3, 29):
-        logits = rng.normal(0, 3, 30).astype(np.float32)
-        allowed = np.sort(rng.choice(30, size, replace=False))
-        free = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
-        held = free[allowed] / free[allowed].sum()
-        assert nats_outside(logits, allowed) == pytest.approx(
-            float((held * np.log(held / free[allowed])).sum()), rel=1e-6, abs=1e-7
-        )
-    # 1e-6: added up of float32 exponentials. Nothing outside costs nothing; far outside is still told.
-    assert nats_outside(np.zeros(5, np.float32), np.arange(5)) == 0
-    assert nats_outside(np.array([0, -300], np.float32), np.array([1])) == pytest.approx(300, rel=1e-9)
+    for vocabulary in (30, 5000):
+        together, expected = Divergence(), 0.0
+        for size in [1, 3, 29] * 25:
+            logits = rng.normal(0, 3, vocabulary).astype(np.float32)
+            allowed = np.sort(rng.choice(vocabulary, size, replace=False))
+            free = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum()
+            held = free[allowed] / free[allowed].sum()
+            nats = float((held * np.log(held / free[allowed])).sum())
+            assert outside(logits, allowed) == pytest.approx(nats, rel=1e-6, abs=1e-7)
+            together.add(logits, allowed)
+            expected += nats
+        assert together.nats == together.nats == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_outside_costs_nothing_and_far_outside_is_still_told() -> None:
+    assert outside(np.zeros(5, np.float32), np.arange(5)) == 0
+    far = np.array([0, -300, -301], np.float32)
+    assert outside(far, np.array([1])) == pytest.approx(300, rel=1e-9)
+    assert outside(far, np.array([1, 2])) == pytest.approx(300 - math.log(1 + math.exp(-1)), rel=1e-9)
+
+
+def outside(logits_V: npt.NDArray[np.float32], allowed: npt.NDArray[np.intp]) -> float:
+    alone = Divergence()
+    alone.add(logits_V, allowed)
+    return alone.nats
 
 
 def test_a_continuation_ends_with_its_form() -> None:

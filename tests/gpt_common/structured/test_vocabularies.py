@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from typing import Any
 
@@ -67,6 +68,20 @@ def test_a_word_is_not_begun_that_cannot_be_ended() -> None:
     assert "cannot write 'x'" in refused(Form("grammar", 'start: "ax"'), few)
 
 
+@pytest.mark.parametrize("vocabulary", ["characters", "bpe"])
+def test_expressions_of_any_letters(vocabulary: str) -> None:
+    """Line ends, slashes and quotation marks as they are; what looks like another rule is none."""
+    for regex in ("a\nb", "/a/", '"/ | "x', "[/]b#c", "a\\/b", "(a|\n)/{2}"):
+        for seed in range(4):
+            assert re.fullmatch(regex, walk(regex_form(regex, vocabulary), seed)[0])
+
+
+def test_what_a_grammar_says_and_nobody_heeds_is_refused() -> None:
+    grammar = "start: a\na[temperature=0.5, max_tokens=3]: /[ab]+/"
+    assert "temperature" in refused(Form("grammar", grammar), tokenizer_of("bpe"))
+    assert "%json" in refused(Form("grammar", 'start: %json {"not": {}}'), tokenizer_of("bpe"))
+
+
 def test_numbers_and_words_need_their_letters() -> None:
     assert "'7'" in refused(schema({"type": "integer"}), CharTokenizer(ASCII.replace("7", "")))
     assert "'e'" in refused(schema({"type": "boolean"}), CharTokenizer(ASCII.replace("e", "")))
@@ -122,6 +137,21 @@ def test_tokens_without_text_are_never_allowed() -> None:
     assert len(gaps.known) == gaps.vocab_size - 5
     constraint = compile_form(Form("regex", "(?s:.*)"), gaps).begin()
     assert set(map(int, constraint.allowed)) <= set(gaps.known)
+
+
+def test_a_tokenizer_that_changes_a_text_does_not_change_a_form() -> None:
+    """One that writes small letters, and a blank before a word: what is certain is cut without it."""
+    base = tokenizer_of("bpe")
+    assert isinstance(base, BpeTokenizer)
+    definition = json.loads(json.dumps(base._document["tokenizer"]))
+    definition["normalizer"] = {"type": "Lowercase"}
+    definition["pre_tokenizer"]["add_prefix_space"] = True
+    other = BpeTokenizer(definition)
+    assert other.decode(other.encode("Kate")) == " kate"
+    form = compile_form(schema({"const": {"Name": "KATE", "Ännimal": "雨"}}), other)
+    for seed in range(5):
+        text, constraint = walk(form, seed)
+        assert (text, constraint.complete) == ('{"Name":"KATE","Ännimal":"雨"}', True)
 
 
 def test_all_bytes_are_all_characters() -> None:

@@ -52,6 +52,11 @@ UNUSABLE: dict[str, tuple[dict[str, bytes], str, tuple[str, ...]]] = {
     ),
     "some other file": ({"notes.txt": b"dear"}, "notes.txt", ("notes.txt is no run or checkpoint, but a file",)),
     "an empty folder": ({"m/.keep": b""}, "m", ("holds no checkpoint",)),
+    "a folder of runs": (
+        {"m/b/checkpoints/best": b"", "m/a/checkpoints/best": b""},
+        "m",
+        ("is a folder of runs", "m/a"),
+    ),
 }
 
 
