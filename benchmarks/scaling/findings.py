@@ -197,14 +197,27 @@ def plan_lines(planned: Planned, floor: float | None) -> Iterator[str]:
 
 
 def published_lines(fit: Fit) -> Iterator[str]:
-    """The best sizes of Hoffmann et al., from their constants, beside this law's."""
-    yield f"  {'FLOPs':>8}" + "".join(f" {name:>22}" for name in (*PUBLISHED, "this grid"))
+    """The best sizes of Hoffmann et al., parameters on tokens, from their constants; their exponents beside this law's.
+
+    Their text and vocabulary are others: sizes do not compare, and exponents barely.
+    """
+    exponents = {name: float(law.exponent) for name, law in PUBLISHED.items()} | {"here": float(fit.law.exponent)}
+    yield "  published: " + ", ".join(f"{name} C^{value:.3f}" for name, value in exponents.items())
+    yield f"  {'FLOPs':>8}" + "".join(f" {name:>22}" for name in PUBLISHED)
     for flops in (1e18, 1e20, 1e22, 1e24):
         cells = []
-        for law in (*PUBLISHED.values(), fit.law):
+        for law in PUBLISHED.values():
             n = float(law.best_parameters(flops / 6))
-            cells.append(f"{rate(n)} on {rate(flops / 6 / n)}")
+            cells.append(f"{_count(n)} on {_count(flops / 6 / n)}")
         yield f"  {flops:>8.0e}" + "".join(f" {cell:>22}" for cell in cells)
+
+
+def _count(number: float) -> str:
+    """`645M`, `25.8B`, `4.04T`."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
 
 
 def write_findings(path: Path, findings: Findings, foretold: Foretold | None) -> None:
