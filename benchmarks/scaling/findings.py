@@ -202,7 +202,7 @@ def published_lines(fit: Fit) -> Iterator[str]:
     Their text and vocabulary are others: sizes do not compare, and exponents barely.
     """
     exponents = {name: float(law.exponent) for name, law in PUBLISHED.items()} | {"here": float(fit.law.exponent)}
-    yield "  published: " + ", ".join(f"{name} C^{value:.3f}" for name, value in exponents.items())
+    yield "  N ~ C^x: " + ", ".join(f"{name} {value:.3f}" for name, value in exponents.items())
     yield f"  {'FLOPs':>8}" + "".join(f" {name:>22}" for name in PUBLISHED)
     for flops in (1e18, 1e20, 1e22, 1e24):
         cells = []
