@@ -43,13 +43,22 @@ def test_the_check_runs_the_readmes_test_command() -> None:
     assert ".ci/run" in (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
 
 
+WITH_SUBCOMMANDS = (
+    "-m convert",
+    "-m gpt_common.data",
+    "-m gpt_common.runs",
+    "-m gpt_common.sweep",
+    "benchmarks/scale.py",
+)
+
+
 def documented_flags() -> dict[str, dict[str, str]]:
     """Command without its arguments -> flag -> a document that shows it."""
     found: dict[str, dict[str, str]] = {}
     for document in DOCUMENTS:
         for command, arguments in COMMAND.findall(document.read_text(encoding="utf-8")):
             words = arguments.split()
-            if command in ("-m convert", "-m gpt_common.data", "-m gpt_common.runs") and words:
+            if command in WITH_SUBCOMMANDS and words:
                 command = f"{command} {words[0]}"
             for flag in (word for word in words if word.startswith("--")):
                 found.setdefault(command, {})[flag.partition("=")[0].rstrip(".,;:")] = document.name

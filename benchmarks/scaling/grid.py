@@ -1,0 +1,227 @@
+"""A grid over width, depth and tokens, each cell a normal run of a sweep; and the points that its finished runs give.
+
+    preset = "stories-cpu"
+    widths = [32, 48, 64, 96, 128]
+    depths = [2, 4]
+    tokens = [0.5e6, 1e6, 2e6]      # of training: the schedule is as long as the run
+    again = [2]                     # more seeds, on the diagonal of the grid
+    [fixed]
+    eval_interval = 1000
+
+The learning rate is in inverse proportion to the width, from the preset's: `rate` and `rate_width` say another start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scaling.laws import Point
+from gpt_common.config import ModelConfig, RunConfig, from_dict, load_preset
+from gpt_common.errors import UserError, nearest
+from gpt_common.files import require_file
+from gpt_common.network.flops import flops_per_token_palm, parameter_table
+from gpt_common.network.width import heads_for
+from gpt_common.sweep.definition import SECTION_OF, TWINS, Cell, Sweep
+from gpt_common.sweep.queue import run_of
+from gpt_common.training.folder import RUNS
+
+KEYS = ("name", "preset", "twin", "widths", "depths", "tokens", "seed", "again", "rate", "rate_width", "fixed")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid's file says."""
+
+    name: str
+    twin: str
+    base: RunConfig
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    tokens: tuple[int, ...]
+    seed: int
+    again: tuple[int, ...]
+    rate_times_width: float
+
+    def cell(self, width: int, depth: int, tokens: int, seed: int) -> Cell:
+        """One run."""
+        base, optim = self.base, self.base.optim
+        per_step = base.train.batch_size * base.train.grad_accum_steps * base.model.block_size
+        steps = max(1, round(tokens / per_step))
+        rate = float(f"{self.rate_times_width / width:.2e}")
+        model = dataclasses.replace(base.model, n_embd=width, n_layer=depth, n_head=heads_for(width))
+        config = dataclasses.replace(
+            base,
+            model=model,
+            optim=dataclasses.replace(
+                optim,
+                learning_rate=rate,
+                min_lr=min(optim.min_lr, rate / 10),
+                warmup_steps=min(optim.warmup_steps, max(1, steps // 10)),
+            ),
+            train=dataclasses.replace(
+                base.train,
+                max_steps=steps,
+                seed=seed,
+                eval_interval=min(base.train.eval_interval, steps),
+                checkpoint_interval=min(base.train.checkpoint_interval, steps),
+            ),
+        )
+        values = {"n_embd": width, "n_layer": depth, "tokens": _short(tokens), "seed": seed}
+        return Cell(f"w{width}-d{depth}-t{_short(tokens)}-s{seed}", config, values)
+
+    def asked(self, written: str) -> RunConfig:
+        """The run that `width,depth,tokens` means, as `192,4,8M`; raises UserError where that means none."""
+        try:
+            width, depth, tokens = written.split(",")
+            size = {"M": 1e6, "k": 1e3}.get(tokens[-1:], 1.0)
+            return self.cell(int(width), int(depth), int(float(tokens.rstrip("Mk")) * size), self.seed).config
+        except ValueError:
+            raise UserError(f"'{written}' is no run: width,depth,tokens belong there, as 192,4,8M") from None
+
+    def sweep(self, out: Path | None = None) -> Sweep:
+        """All runs, the cheapest first, so that something can be fitted soon."""
+        cells = [
+            self.cell(width, depth, tokens, seed)
+            for i, width in enumerate(self.widths)
+            for depth in self.depths
+            for j, tokens in enumerate(self.tokens)
+            for seed in (self.seed, *(self.again if self._on_diagonal(i, j) else ()))
+        ]
+        cells.sort(key=lambda cell: flops_of(cell.config))
+        return Sweep(out or RUNS / self.name, self.twin, tuple(cells))
+
+    def _on_diagonal(self, i: int, j: int) -> bool:
+        return round(i * (len(self.tokens) - 1) / max(1, len(self.widths) - 1)) == j
+
+
+def read_grid(path: Path, *, twin: str | None = None) -> Grid:
+    """The grid in a file.
+
+    Raises:
+        UserError: no such file, an unknown key or field, a value of another kind.
+    """
+    require_file(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    for key in tables:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key '{key}': {nearest(key, KEYS)}")
+    base = load_preset(str(tables.get("preset", "stories-cpu")))
+    rate = float(tables.get("rate", base.optim.learning_rate)) * int(tables.get("rate_width", base.model.n_embd))
+    changed: dict[str, dict[str, Any]] = {}
+    for field, value in tables.get("fixed", {}).items():
+        if field not in SECTION_OF:
+            raise UserError(f"{path}: unknown field '{field}': {nearest(field, SECTION_OF)}")
+        changed.setdefault(SECTION_OF[field], {})[field] = value
+    chosen = twin or str(tables.get("twin", TWINS[0]))
+    if chosen not in TWINS:
+        raise UserError(f"{path}: twin is {chosen!r}: {nearest(chosen, TWINS)}")
+    return Grid(
+        name=str(tables.get("name", path.stem)),
+        twin=chosen,
+        base=from_dict(changed, base=base, where=str(path)),
+        widths=_numbers(path, tables, "widths"),
+        depths=_numbers(path, tables, "depths"),
+        tokens=_numbers(path, tables, "tokens"),
+        seed=int(tables.get("seed", 1)),
+        again=_numbers(path, tables, "again", least=0),
+        rate_times_width=rate,
+    )
+
+
+def _numbers(path: Path, tables: dict[str, Any], name: str, least: int = 1) -> tuple[int, ...]:
+    found = tables.get(name, [])
+    if (
+        not isinstance(found, list)
+        or not all(isinstance(n, int | float) and n >= 1 for n in found)
+        or len(found) < least
+    ):
+        raise UserError(f"{path}: {name} is a list of numbers from 1")
+    return tuple(int(n) for n in found)
+
+
+def _short(tokens: int) -> str:
+    """`500k`, `1.5M`."""
+    return f"{tokens / 1e6:g}M" if tokens >= 1e6 else f"{tokens / 1e3:g}k"
+
+
+def tokens_of(config: RunConfig) -> int:
+    """That a run trains on."""
+    train = config.train
+    return train.max_steps * train.batch_size * train.grad_accum_steps * config.model.block_size
+
+
+def flops_of(config: RunConfig, model: ModelConfig | None = None) -> float:
+    """Of a run, by PaLM's formula; the vocabulary counts as 1 where it is not settled yet."""
+    model = model or config.model
+    settled = model if model.vocab_size else dataclasses.replace(model, vocab_size=1)
+    return flops_per_token_palm(settled) * tokens_of(config)
+
+
+def sizes_of(model: ModelConfig) -> tuple[int, int]:
+    """Parameters without embeddings, and with them: of a law the first is asked, and the second told beside it."""
+    table = parameter_table(model)
+    whole = sum(table.values())
+    looked_up = table.get("position embedding", 0) + (0 if model.tied_head else table["token embedding"])
+    # A tied embedding multiplies as the head: it is looked up for nothing, and computes once.
+    return whole - looked_up - (table["token embedding"] if model.tied_head else table.get("head", 0)), whole
+
+
+def points_of(sweep: Sweep, *, embeddings: bool = False) -> list[Point]:
+    """Of every finished run of a sweep a point: its loss on the whole validation split, or the last that there is.
+
+    Args:
+        embeddings: count them among the parameters.
+    """
+    found = []
+    for cell in sweep.cells:
+        run = run_of(sweep, cell)
+        if run is None or not run.finished:
+            continue
+        whole, best = run.course.whole, run.course.best
+        loss = whole[1] if whole is not None else best[1] if best is not None else math.nan
+        if not math.isfinite(loss):
+            continue
+        without, with_them = sizes_of(run.config.model)
+        tokens = tokens_of(cell.config)
+        name = cell.name.rpartition("-s")[0]
+        flops = flops_of(cell.config, run.config.model)
+        found.append(Point(with_them if embeddings else without, tokens, flops, loss, name))
+    return found
+
+
+def floor_of(sweep: Sweep) -> float | None:
+    """The lowest possible loss, where the runs know it."""
+    for cell in sweep.cells:
+        run = run_of(sweep, cell)
+        if run is not None and run.course.floor is not None:
+            return run.course.floor
+    return None
+
+
+def vocabulary_of(sweep: Sweep) -> int:
+    """Entries of the vocabulary that the runs have; 1 before there are any."""
+    for cell in sweep.cells:
+        run = run_of(sweep, cell)
+        if run is not None and run.config.model.vocab_size:
+            return run.config.model.vocab_size
+    return 1
+
+
+def seconds_of(sweep: Sweep) -> Sequence[tuple[float, float]]:
+    """FLOPs and seconds of every finished run: how fast this machine computes such models."""
+    found = []
+    for cell in sweep.cells:
+        run = run_of(sweep, cell)
+        if run is not None and run.finished and run.course.tokens_per_second > 0:
+            tokens = tokens_of(cell.config)
+            found.append((flops_of(cell.config, run.config.model), tokens / run.course.tokens_per_second))
+    return found

@@ -1,0 +1,130 @@
+"""Fits find the law that made the runs, and say truly how sure they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.scaling.laws import (
+    Fit,
+    Law,
+    Point,
+    envelope,
+    envelope_exponent,
+    fit_law,
+    parabola_bias,
+    parabola_exponent,
+)
+
+TRUTH = Law(*map(np.array, (0.0769, 48.0, 0.34, 160.0, 0.42)))
+SIZES = np.geomspace(2e4, 2e6, 6)
+LENGTHS = np.geomspace(1e6, 6e7, 5)
+
+
+def runs(noise: float, seed: int, *, embedding: float = 0.0) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for n in SIZES:
+        for d in LENGTHS:
+            loss = float(TRUTH.loss(n, d)) * (1 + noise * rng.normal())
+            found.append(Point(n + embedding * n**0.5, d, 6 * n * d, loss))
+    return found
+
+
+@pytest.mark.parametrize("floor", [None, 0.0769])
+def test_without_noise_the_law_is_found(floor: float | None) -> None:
+    law = fit_law(runs(0, 0), floor, resamples=1).law
+    assert law.alpha == pytest.approx(0.34, abs=2e-4)
+    assert law.beta == pytest.approx(0.42, abs=2e-4)
+    assert law.floor == pytest.approx(0.0769, abs=5e-4)
+    assert law.a == pytest.approx(48, rel=2e-3)
+    assert law.b == pytest.approx(160, rel=3e-3)
+    assert law.exponent == pytest.approx(0.42 / 0.76, abs=1e-4)
+    product = 3e12
+    best = float(law.best_parameters(product))
+    losses = [float(TRUTH.loss(best * by, product / best / by)) for by in (0.9, 1.0, 1.1)]
+    assert losses[1] == min(losses)
+
+
+def many(floor: float | None, trials: int, noise: float = 0.01) -> tuple[list[Fit], np.ndarray]:
+    fits = [fit_law(runs(noise, 1000 + seed), floor, seed=seed, resamples=200) for seed in range(trials)]
+    return fits, np.array([[fit.law.alpha, fit.law.beta, fit.law.exponent] for fit in fits])
+
+
+def bias_and_coverage(floor: float | None, trials: int) -> tuple[np.ndarray, np.ndarray]:
+    """Relative bias of both exponents and of the best size's, and how often the interval of each holds the truth."""
+    truth = np.array([0.34, 0.42, 0.42 / 0.76])
+    fits, found = many(floor, trials)
+    held = []
+    for fit in fits:
+        law = fit.resampled
+        pairs = zip((law.alpha, law.beta, law.exponent), truth, strict=True)
+        held.append([low <= value <= high for (low, high), value in ((fit.interval(v), t) for v, t in pairs)])
+    return found.mean(axis=0) / truth - 1, np.mean(held, axis=0)
+
+
+def test_a_few_trials_are_near_the_truth() -> None:
+    bias, held = bias_and_coverage(0.0769, 12)
+    assert np.abs(bias).max() < 0.04  # 12 trials of a spread of 0.04: three standard errors
+    assert held.min() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("floor", [None, 0.0769])
+def test_bias_is_under_a_hundredth_and_intervals_hold_the_truth(floor: float | None) -> None:
+    bias, held = bias_and_coverage(floor, 200)
+    assert np.abs(bias).max() < 0.01
+    assert held.min() > 0.85
+    assert held.max() < 0.95
+
+
+def test_embeddings_counted_twice_are_noticed() -> None:
+    """The mutant: sizes that count a part twice bend the law, and what is left over shows it."""
+    right = fit_law(runs(0.002, 1), 0.0769, resamples=1)
+    wrong = fit_law(runs(0.002, 1, embedding=60.0), 0.0769, resamples=1)
+    assert abs(right.law.alpha / 0.34 - 1) < 0.01
+    assert abs(wrong.law.alpha / 0.34 - 1) > 0.05
+
+
+def test_resamples_draw_cells_and_their_seeds() -> None:
+    from benchmarks.scaling.laws import _resampled
+
+    points = [Point(n, d, n * d, 1.0, cell=f"{n}") for n, d in ((1, 1), (1, 1), (2, 1), (3, 1))]
+    weights = _resampled(points, 500, 0)
+    cells = np.array([weights[:, :2].sum(axis=1) / 2, weights[:, 2], weights[:, 3]])
+    assert (cells.sum(axis=0) == 3).all(), "as many cells as there are, a cell with all its seeds"
+    assert len({tuple(row) for row in weights[:, :2]}) > 3, "and seeds are drawn within"
+
+
+def test_too_few_runs_are_refused() -> None:
+    with pytest.raises(ValueError, match="5 runs"):
+        fit_law(runs(0, 0)[:5])
+    with pytest.raises(ValueError, match="1 sizes"):
+        fit_law([Point(1e4, d, d, 1.0) for d in range(1, 9)])
+
+
+def iso_flop(*, sizes_follow: bool) -> list[Point]:
+    """Runs of five budgets, each with nine sizes: around the best one of the budget, or the same sizes in all."""
+    found = []
+    for product in np.geomspace(1e11, 1e13, 5):
+        middle = float(TRUTH.best_parameters(product if sizes_follow else 1e12))
+        for n in middle * np.geomspace(1 / 12, 12, 9):
+            found.append(Point(n, product / n, 6 * product, float(TRUTH.loss(n, product / n))))
+    return found
+
+
+def test_parabolas_are_biased_even_without_noise_and_say_by_how_much() -> None:
+    truth = 0.42 / 0.76
+    follow, fixed = (parabola_exponent(iso_flop(sizes_follow=each)) for each in (True, False))
+    assert abs(follow - truth) < 1e-6, "the same shape around each best size: what is off is off by a factor"
+    assert abs(fixed - truth) > 0.01, "sizes that do not follow the budget are off by an exponent"
+    assert parabola_bias(iso_flop(sizes_follow=False), TRUTH) == pytest.approx(fixed - truth, abs=1e-9)
+    with pytest.raises(ValueError, match="two budgets"):
+        parabola_exponent(iso_flop(sizes_follow=True)[:9])
+
+
+def test_the_envelope_has_the_runs_that_none_beats() -> None:
+    points = iso_flop(sizes_follow=True)
+    best = envelope(points)
+    assert [point.loss for point in best] == sorted((point.loss for point in best), reverse=True)
+    assert envelope_exponent(points) == pytest.approx(0.42 / 0.76, abs=0.03)
