@@ -16,7 +16,7 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power")
+    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power", "rank_timeout")
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -43,6 +43,8 @@ class TrainCommand:
     """Let a Mac fall asleep during the run; otherwise it is kept awake while its lid is open."""
     power: bool = False
     """Record watts, GPU usage and energy, from powermetrics, macmon, zeus or NVML."""
+    rank_timeout: float = 20.0
+    """Under torchrun or mlx.launch: seconds of silence after which a rank is given up; 0: never."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

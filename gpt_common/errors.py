@@ -1,7 +1,7 @@
 """Errors that a person can act on, and the exit codes that go with them.
 
 0 done; 1 the work itself failed (a run diverged, parity broke); 2 the person must change something;
-130 and 143 stopped by SIGINT or SIGTERM after saving.
+129, 130 and 143 stopped by SIGHUP, SIGINT or SIGTERM after saving.
 """
 
 from __future__ import annotations
@@ -40,6 +40,14 @@ class Stopped(Exception):
         self.exit_code = 128 + signal_number
 
 
+class ToldElsewhere(Exception):
+    """Another process of the same run says what is wrong: this one ends without a word, with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("rank 0 says what is wrong")
+        self.exit_code = exit_code
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`did you mean 'x'?` for the choice of which `word` is a slip of the pen, or the list of choices if there is none.
 
@@ -74,16 +82,19 @@ def _edits(one: str, other: str) -> int:
 
 @contextmanager
 def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
-    """Let `remember` hear of the first SIGINT or SIGTERM, with its number, instead of ending the process.
+    """Let `remember` hear of the first SIGINT, SIGTERM or SIGHUP, with its number, instead of ending the process.
 
-    A second SIGINT means now: KeyboardInterrupt.
+    A second SIGINT means now: KeyboardInterrupt. SIGHUP says that the terminal is gone, or the connection of a process
+    that was started from another machine; who was started deaf to it, by nohup, stays so.
     """
 
     def heard(number: int, _: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         remember(number)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = (signal.SIGINT, signal.SIGTERM, *(() if deaf else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:
@@ -137,7 +148,7 @@ def run_main(
             traceback.print_exc()
         print(f"error: {message(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Stopped as stop:
+    except (Stopped, ToldElsewhere) as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         if debug:

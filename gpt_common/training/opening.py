@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import platform
-import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gpt_common.adapting.quantisation import Grids
 from gpt_common.commands import TrainCommand
-from gpt_common.config import RunConfig, differences, load_preset, to_toml
+from gpt_common.config import RunConfig, differences, load_preset
 from gpt_common.data import Dataset, check_block, open_dataset
 from gpt_common.data.batches import Rows, Source, Split
 from gpt_common.data.corpora.following import follow
 from gpt_common.data.dataset import check_name
 from gpt_common.data.tokenizers.growth import Growth, growth_between
 from gpt_common.errors import UserError
-from gpt_common.files import cannot_write, read_json, write_atomically
 from gpt_common.machine.hardware import Hardware, detect
-from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.memory import Twin, planned_device
 from gpt_common.network.parameters import trained_shapes
 from gpt_common.network.room import check_room
@@ -31,7 +24,7 @@ from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
 from gpt_common.training.fitting import trainable_grids
-from gpt_common.training.folder import LARGEST_ABOUT, RUNS, RunFolder, refuse_used, take_up
+from gpt_common.training.folder import RUNS, RunFolder, refuse_used, take_up
 from gpt_common.training.following import Following, check_preparation, seen_before
 from gpt_common.training.manifest import OPTIMIZER_FILE, Manifest, base_of
 from gpt_common.words import say
@@ -92,18 +85,19 @@ class Opening:
         return self.hold.path
 
 
-def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
+def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = True) -> Opening:
     """Check a parsed command line against data, checkpoints and this machine's memory; hold a run that is resumed.
 
     Args:
         twin: "mlx_gpt" or "torch_gpt", for the memory plan.
+        owner: whether this process writes into the folder; otherwise another one does, and this one says nothing.
 
     Raises:
         UserError: anything about data, folder, checkpoint or configuration that the person must change.
     """
     resume_from = find_checkpoint(command.resume, prefer="latest") if command.resume else None
     init_from = find_checkpoint(command.init_from, prefer="best") if command.init_from else None
-    data, now = command.run.data, partial(say, flush=True)
+    data, now = command.run.data, partial(say, flush=True) if owner else _say_nothing
     dataset = (follow if data.follow else open_dataset)(data.dataset, Path(data.data_dir), now)
     source = resume_from or init_from
     manifest, growth = described(source) if source else None, None
@@ -153,7 +147,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     following = Following(data.dataset, train, config.train)
     if not following.wait(first_step, now, steps=2) and following.error is not None:  # the gates ask two
         raise following.error
-    if command.resume and resume_from and manifest:
+    if not owner:
+        hold = RunFolder(_run_folder(resume_from) if resume_from else Path(), new=False, claimed=True)
+    elif command.resume and resume_from and manifest:
         hold = _taken_up(command.resume, resume_from, manifest)
     else:
         hold = _new_folder(command, config)
@@ -179,6 +175,10 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         preset=command.preset,
         messages=messages,
     )
+
+
+def _say_nothing(text: str) -> None:
+    """Another process says it."""
 
 
 def _base(config: RunConfig, source: Path | None, manifest: Manifest | None, *, resumed: bool) -> Path | None:
@@ -298,51 +298,3 @@ def _run_name(source: Path) -> str:
     """The name of the run that a path means: its own, or that of the run in which a checkpoint lies."""
     folder = source.resolve()
     return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
-
-
-def write_run_files(
-    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None
-) -> None:
-    """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
-
-    Args:
-        power: where watts come from, if they were asked for.
-
-    Raises:
-        UserError: another run has the folder, or it cannot be written.
-    """
-    opening.hold.claim()
-    session = {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join([f"python -m {twin}.train", *sys.argv[1:]]),
-        "first_step": opening.first_step,
-        "preset": opening.preset,
-        "device": device,
-        "chip": chip,
-        "power": power,
-        "os": platform.platform(),
-        "versions": versions(),
-        "git": git_state(),
-    }
-    path = opening.folder / "run.json"
-    sessions = _earlier_sessions(path)
-    try:
-        opening.folder.mkdir(parents=True, exist_ok=True)
-        about = {"dataset": opening.dataset.identity}
-        write_atomically(path, json.dumps({**about, "sessions": [*sessions, session]}, indent=1) + "\n")
-        write_atomically(opening.folder / "config.toml", to_toml(opening.config))
-    except OSError as error:
-        raise cannot_write(opening.folder, error) from None
-
-
-def _earlier_sessions(path: Path) -> list[Any]:
-    """Those that run.json tells of."""
-    try:
-        sessions = read_json(path, LARGEST_ABOUT)["sessions"]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it and repeat") from None
-    if not isinstance(sessions, list):
-        raise UserError(f"{path} is damaged (sessions is no list): delete it and repeat")
-    return sessions

@@ -1,0 +1,67 @@
+"""What a run writes down of each session: how it was started, where, and by what."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gpt_common.config import to_toml
+from gpt_common.errors import UserError
+from gpt_common.files import cannot_write, read_json, write_atomically
+from gpt_common.machine.provenance import git_state, versions
+from gpt_common.training.folder import LARGEST_ABOUT
+from gpt_common.training.opening import Opening
+
+
+def write_run_files(
+    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None, ranks: int = 1
+) -> None:
+    """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
+
+    Args:
+        power: where watts come from, if they were asked for.
+        ranks: how many processes train together.
+
+    Raises:
+        UserError: another run has the folder, or it cannot be written.
+    """
+    opening.hold.claim()
+    session = {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join([f"python -m {twin}.train", *sys.argv[1:]]),
+        "first_step": opening.first_step,
+        "preset": opening.preset,
+        "device": device,
+        "chip": chip,
+        "power": power,
+        "ranks": ranks,
+        "os": platform.platform(),
+        "versions": versions(),
+        "git": git_state(),
+    }
+    path = opening.folder / "run.json"
+    sessions = _earlier_sessions(path)
+    try:
+        opening.folder.mkdir(parents=True, exist_ok=True)
+        about = {"dataset": opening.dataset.identity}
+        write_atomically(path, json.dumps({**about, "sessions": [*sessions, session]}, indent=1) + "\n")
+        write_atomically(opening.folder / "config.toml", to_toml(opening.config))
+    except OSError as error:
+        raise cannot_write(opening.folder, error) from None
+
+
+def _earlier_sessions(path: Path) -> list[Any]:
+    """Those that run.json tells of."""
+    try:
+        sessions = read_json(path, LARGEST_ABOUT)["sessions"]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and repeat") from None
+    if not isinstance(sessions, list):
+        raise UserError(f"{path} is damaged (sessions is no list): delete it and repeat")
+    return sessions
