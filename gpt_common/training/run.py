@@ -202,8 +202,8 @@ class Run:
     def _how_to_go_on(self) -> str:
         saved = self.saved_step if self.saved_step > self.first_step or self.resume_from else None
         if saved is None:
-            return f"nothing is saved yet: start again (in {self.folder} there is no checkpoint)"
-        return f"saved is step {saved}: go on with --resume {self.folder}"
+            return f"nothing is saved yet in {self.folder}: start again"
+        return f"saved is step {saved}: started as before, --resume {self.folder} goes on"
 
     @contextmanager
     def _opened(self) -> Iterator[Run]:

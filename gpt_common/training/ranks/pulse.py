@@ -14,6 +14,7 @@ import secrets
 import selectors
 import signal
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -196,6 +197,7 @@ class Pulse:
         if os.getppid() != self._parent:
             # Whatever started the ranks is gone, and nobody would ever end them: as if it had asked to.
             self._parent = os.getppid()
+            silence_pipes()
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _hear(self, peer: _Peer) -> bool:
@@ -244,6 +246,16 @@ class Pulse:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.sendall(b"lost " + str(self._lost).encode() + b"\n")
+
+
+def silence_pipes() -> None:
+    """Nobody reads any more what this process prints into a pipe: a broken one would end it before it has saved."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def end_process(why: str) -> None:

@@ -47,14 +47,9 @@ class Job:
     """A rank, a step (from 0) before which it gets a signal, and which."""
 
 
-def launch(twin: str, jobs: Sequence[Job], folder: Path, *, world: int = 2) -> list[dict[str, str]]:
-    """Do `jobs` on `world` ranks; returns what came of each, by rank: "done", or what ended it.
-
-    Raises:
-        AssertionError: a rank took too long, or fell over.
-    """
+def start(twin: str, module: Sequence[str], folder: Path, *, world: int = 2) -> list[subprocess.Popen[str]]:
+    """Start `python -m MODULE ...` once for each rank."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
     with contextlib.ExitStack() as bound:
         sockets = [bound.enter_context(socket.socket()) for _ in range(world)]
         for each in sockets:
@@ -63,9 +58,9 @@ def launch(twin: str, jobs: Sequence[Job], folder: Path, *, world: int = 2) -> l
     (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
     ring = {"MLX_HOSTFILE": str(folder / "hosts.json")}
     gloo = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "WORLD_SIZE": str(world)}
-    processes = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.twins.ranks.launching", twin, str(folder)],
+            [sys.executable, "-m", *module],
             cwd=ROOT,
             env={
                 **os.environ,
@@ -77,16 +72,34 @@ def launch(twin: str, jobs: Sequence[Job], folder: Path, *, world: int = 2) -> l
         )
         for rank in range(world)
     ]
-    said = [""] * world
+
+
+def ended(processes: Sequence[subprocess.Popen[str]], seconds: float = SECONDS) -> list[str]:
+    """Wait until all have ended, however, and end those that have not; what each has said.
+
+    Raises:
+        subprocess.TimeoutExpired: one had to be ended.
+    """
     try:
-        for rank, process in enumerate(processes):
-            said[rank], _ = process.communicate(timeout=SECONDS)
+        return [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def launch(twin: str, jobs: Sequence[Job], folder: Path, *, world: int = 2) -> list[dict[str, str]]:
+    """Do `jobs` on `world` ranks; returns what came of each, by rank: "done", or what ended it.
+
+    Raises:
+        AssertionError: a rank took too long, or fell over.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
+    processes = start(twin, ["tests.twins.ranks.launching", twin, str(folder)], folder, world=world)
+    said = ended(processes)
     assert all((folder / f"rank-{rank}.json").exists() for rank in range(world)), "\n".join(said)[-4000:]
     chatter = [[line for line in text.splitlines() if not line.startswith("[ring]")] for text in said[1:]]
     assert not any(chatter), chatter  # the first alone speaks
