@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -47,6 +48,10 @@ class TrainCommand:
     """Under torchrun or mlx.launch: seconds of silence after which a rank is given up; 0: never."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank_timeout < math.inf:
+            raise UserError(f"rank_timeout is {self.rank_timeout:g} s: 0 (never) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.pulse import meeting
 from mlx_gpt.model import GPT
 
 
@@ -66,7 +67,7 @@ class Ranks(Agreement):
         tensors = [*by_name.values(), mean_loss, *model.routers.step_loads, wishes]
         flat = mx.concatenate([tensor.flatten().astype(mx.float32) for tensor in tensors])
         total = self.summed(flat)
-        sums = mx.split(total, np.cumsum([tensor.size for tensor in tensors])[:-1].tolist())
+        sums: Any = mx.split(total, np.cumsum([tensor.size for tensor in tensors])[:-1].tolist())
         added = [(name, part.reshape(by_name[name].shape)) for name, part in zip(by_name, sums, strict=False)]
         rest = sums[len(added) :]
         model.routers.take_step_loads(rest[1:-1])
@@ -118,6 +119,7 @@ def open_ranks(timeout: float) -> Iterator[Ranks]:
     if not launched():
         yield Ranks()
         return
-    ranks = Ranks(join())
+    with meeting():
+        ranks = Ranks(join())
     with ranks.watched(timeout, address()):
         yield ranks

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.pulse import meeting
+from torch_gpt.device import synchronise
 from torch_gpt.model import GPT
 
 if TYPE_CHECKING:
@@ -82,15 +84,14 @@ class Ranks(Agreement):
         """The sum of a tensor over all ranks. Waited for, and timed."""
         from torch.distributed import all_reduce
 
-        if flat.is_cuda:
-            torch.cuda.synchronize()  # what is timed is the others, not the backward pass
+        total = flat.cpu() if flat.device.type == "mps" else flat  # which has no collectives
+        synchronise(flat.device)  # what is timed is the others, not the backward pass
         began = perf_counter()
         with self.waiting():
-            all_reduce(flat, group=self.group)
-            if flat.is_cuda:
-                torch.cuda.synchronize()
+            all_reduce(total, group=self.group)
+            synchronise(flat.device)
         self.seconds += perf_counter() - began
-        return flat
+        return total.to(flat.device)
 
 
 def launched() -> bool:
@@ -105,7 +106,6 @@ def join() -> Any:
     if not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        # MPS has no collectives of its own.
         distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(distributed.destroy_process_group)
     return distributed.group.WORLD
@@ -126,6 +126,7 @@ def open_ranks(timeout: float) -> Iterator[Ranks]:
     if not launched():
         yield Ranks()
         return
-    ranks = Ranks(join())
+    with meeting():
+        ranks = Ranks(join())
     with ranks.watched(timeout, address()):
         yield ranks

@@ -135,7 +135,8 @@ class Run:
             Stopped: at the end, if a signal ended the run.
         """
         self.device, self.evaluated = device, evaluated
-        peak = published_peak(self.opening.hardware, device.name, device.dtype)
+        hardware = self.opening.hardware
+        peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops * self.ranks.world
         self.ranks.together(self._take_folder)
         self.folder = Path(self.ranks.of_first(str(self.opening.folder)))

@@ -17,7 +17,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 BEAT = 0.5
@@ -26,6 +26,8 @@ GRACE = 3.0
 """Seconds in which the thread that trains may end the run by itself, once a rank is known to be lost."""
 CONNECT = 20.0
 """Seconds to reach rank 0 in."""
+MEETING = 120.0
+"""Seconds in which all ranks must have started."""
 LONGEST = 1 << 12
 """Bytes of a line."""
 
@@ -246,6 +248,18 @@ class Pulse:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.sendall(b"lost " + str(self._lost).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """Around the engine's first meeting: who waits in vain for a rank that has never come ends."""
+    timer = threading.Timer(MEETING, end_process, [f"the other ranks are not here after {MEETING:g} s"])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def silence_pipes() -> None:

@@ -58,13 +58,16 @@ def test_twenty_kills(twin: str, tmp_path: Path, stories_dir: Path) -> None:
     choose = random.Random(3)
     flags = [*tiny(stories_dir), *SAVING, "--max-steps", "400"]
     train(twin, *flags, "--out", tmp_path / "whole")
-    run, kills = tmp_path / "run", 0
+    run, kills, log = tmp_path / "run", 0, tmp_path / "run" / "metrics.jsonl"
     argv = [*flags, "--out", str(run)]
     while kills < 20:
+        written = log.stat().st_size if log.exists() else 0
         processes = start(twin, command(twin, *argv), tmp_path / "launch")
         try:
             wait_for(run / "checkpoints" / "latest")
-            time.sleep(choose.uniform(0.0, 1.0) + (3.0 if kills else 0.0))
+            while log.stat().st_size == written:  # before that a launcher, which is not here, would end the others
+                time.sleep(0.01)
+            time.sleep(choose.uniform(0.0, 1.0))
             rank, number = choose.randrange(2), choose.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP])
             os.kill(processes[rank].pid, number)
         finally:
