@@ -40,7 +40,7 @@ class Ranks(Agreement):
             return [text]
         words = np.frombuffer(text.encode(), np.uint8)
         with self.waiting():
-            lengths = self.gathered(mx.array([len(words)])).flatten().tolist()
+            lengths: Any = self.gathered(mx.array([len(words)])).flatten().tolist()
             padded = np.zeros(max(*lengths, 1), np.uint8)
             padded[: len(words)] = words
             rows = np.array(self.gathered(mx.array(padded)))

@@ -10,6 +10,7 @@ import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ class Ranks(Agreement):
             return [text]
         words = np.frombuffer(text.encode(), np.uint8)
         with self.waiting():
-            lengths = self.gathered(torch.tensor([len(words)])).flatten().tolist()
+            lengths: Any = self.gathered(torch.tensor([len(words)])).flatten().tolist()
             padded = np.zeros(max(*lengths, 1), np.uint8)
             padded[: len(words)] = words
             rows = np.array(self.gathered(torch.from_numpy(padded)))
@@ -106,7 +107,9 @@ def join() -> Any:
     if not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        # The pulse finds who is lost; who is there and at work, preparing data or saving, is waited for.
+        engine = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(engine, timeout=timedelta(days=1))
         atexit.register(distributed.destroy_process_group)
     return distributed.group.WORLD
 
