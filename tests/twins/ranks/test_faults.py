@@ -14,7 +14,7 @@ import pytest
 from tests.twins import TWINS, tensors, tiny, train
 from tests.twins.ranks.launching import ended, start
 
-STEPS, SILENCE = 60, 2.0
+STEPS, LONG, SILENCE = 60, 1000, 2.0
 BOUND = 30.0
 """Seconds in which everything has ended, on a busy machine."""
 SAVING = ("--grad-accum-steps", "2", "--checkpoint-interval", "2", "--log-interval", "10", "--max-steps", str(STEPS))
@@ -56,7 +56,7 @@ def test_a_rank_is_lost(number: int, what: str, tmp_path: Path, stories_dir: Pat
 def test_twenty_kills(twin: str, tmp_path: Path, stories_dir: Path) -> None:
     """At random moments, of either rank, killed or stopped: what is resumed ends with the undisturbed weights."""
     choose = random.Random(3)
-    flags = [*tiny(stories_dir), *SAVING, "--max-steps", "400"]
+    flags = [*tiny(stories_dir), *SAVING, "--max-steps", str(LONG)]
     train(twin, *flags, "--out", tmp_path / "whole")
     run, kills, log = tmp_path / "run", 0, tmp_path / "run" / "metrics.jsonl"
     argv = [*flags, "--out", str(run)]
@@ -81,5 +81,5 @@ def test_twenty_kills(twin: str, tmp_path: Path, stories_dir: Path) -> None:
         argv = ["--resume", str(run)]
     ended(start(twin, command(twin, "--resume", str(run)), tmp_path / "launch"))
     for file in ("model.safetensors", "optimizer.safetensors"):
-        one, other = (tensors(folder, 400, file) for folder in (tmp_path / "whole", run))
+        one, other = (tensors(folder, LONG, file) for folder in (tmp_path / "whole", run))
         assert all(np.array_equal(one[name], other[name]) for name in one)
