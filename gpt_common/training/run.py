@@ -215,9 +215,11 @@ class Run:
         with watching_signals(remember), self.log, awake(self.log.note, wanted=not self.let_sleep):
             try:
                 yield self
-            except WorkFailed:
+            except WorkFailed as error:
+                if not self.ranks.first:
+                    raise WorkFailed(f"rank {self.ranks.rank}: {error}") from error
                 self.log.energy(self.step, self.power.energy)
-                if self.config.train.report and self.step > self.first_step and self.ranks.first:
+                if self.config.train.report and self.step > self.first_step:
                     report_at_end(self.folder, self.log.encoding)
                 raise
             except RuntimeError as error:

@@ -53,8 +53,8 @@ class Health:
         fresh: the weights are newly initialised.
         lowest: the best loss so far of a run that is taken up, nats per token.
         note: shows a line.
-        ranks: the processes that train together, if there are several.
         warn: shows a line that must not be overlooked.
+        ranks: the processes that train together, if there are several.
     """
 
     def __init__(

@@ -24,6 +24,8 @@ BEAT = 0.5
 """Seconds between two beats."""
 GRACE = 3.0
 """Seconds in which the thread that trains may end the run by itself, once a rank is known to be lost."""
+PATIENCE = 15
+"""So many timeouts may all ranks wait at once: a large sum takes its time on a slow wire."""
 CONNECT = 20.0
 """Seconds to reach rank 0 in."""
 MEETING = 120.0
@@ -174,14 +176,16 @@ class Pulse:
                 selector.register(peer.connection, selectors.EVENT_READ, peer)
             while not self._closed.is_set():
                 self._beat()
-                until = self._clock() + BEAT
-                while (left := until - self._clock()) > 0 and not self._closed.is_set():
+                began = self._clock()
+                while (left := began + BEAT - self._clock()) > 0 and not self._closed.is_set():
                     if not selector.get_map():
                         self._closed.wait(left)
                         break
                     for key, _ in selector.select(left):
                         if not self._hear(key.data):
                             selector.unregister(key.fileobj)
+                if self._clock() - began > self.timeout / 2:
+                    self._forgive()
                 self._judge()
                 if self._lost is not None:
                     break
@@ -192,10 +196,9 @@ class Pulse:
                 self.end(f"{self._lost}; {self.more()}" if self.speaks else "")
 
     def _beat(self) -> None:
-        waits = self._waits_since is not None and self._clock() - self._waits_since > self.timeout
         for peer in self._peers:
             with contextlib.suppress(OSError):
-                peer.connection.sendall(b"w\n" if waits else b".\n")
+                peer.connection.sendall(b"w\n" if self._waits_long else b".\n")
         if os.getppid() != self._parent:
             # Whatever started the ranks is gone, and nobody would ever end them: as if it had asked to.
             self._parent = os.getppid()
@@ -225,6 +228,16 @@ class Pulse:
                 peer.waits = line == b"w"
         return True
 
+    @property
+    def _waits_long(self) -> bool:
+        since = self._waits_since
+        return since is not None and self._clock() - since > PATIENCE * self.timeout
+
+    def _forgive(self) -> None:
+        """This process was stopped itself, perhaps with all others (Ctrl-Z): nobody was silent."""
+        for peer in self._peers:
+            peer.heard = self._clock()
+
     def _judge(self) -> None:
         """Find who is silent, or that all wait for each other."""
         now = self._clock()
@@ -235,8 +248,7 @@ class Pulse:
                     # It cannot be asked to end, and whoever started it would wait for it.
                     with contextlib.suppress(OSError):
                         os.kill(peer.pid, signal.SIGKILL)
-        waits = self._waits_since is not None and now - self._waits_since > self.timeout
-        if self.rank == 0 and waits and all(peer.waits for peer in self._peers) and self._lost is None:
+        if self.rank == 0 and self._waits_long and all(peer.waits for peer in self._peers) and self._lost is None:
             self._lost = "all ranks wait for each other"
 
     def _lose(self, peer: _Peer, what: str) -> None:

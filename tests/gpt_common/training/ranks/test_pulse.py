@@ -25,6 +25,7 @@ WORLD = 3
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulse, "BEAT", 0.05)
     monkeypatch.setattr(pulse, "GRACE", 0.1)
+    monkeypatch.setattr(pulse, "PATIENCE", 1)
 
 
 @contextmanager
@@ -115,6 +116,22 @@ def test_one_that_is_stopped_is_silent_and_is_ended() -> None:
         finally:
             process.kill()
             first.close(in_order=True)
+
+
+def test_who_was_stopped_itself_does_not_blame_the_others() -> None:
+    """Ctrl-Z stops all of them, and all go on at once."""
+    stopped = Pulse(0, 2, 1.0, clock=lambda: now)
+    now, (mine, other) = 0.0, socket.socketpair()
+    stopped._peers = [pulse._Peer(1, 1, "elsewhere", mine, 0.0)]
+    now = 50.0
+    stopped._forgive()
+    stopped._judge()
+    assert stopped._lost is None
+    now = 51.5
+    stopped._judge()
+    assert stopped._lost is not None
+    for each in (mine, other):
+        each.close()
 
 
 def test_a_stranger_is_not_let_in() -> None:
