@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gpt_common.words import message
 
@@ -90,6 +91,8 @@ def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
 
     def heard(number: int, _: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            nobody_listens()
         remember(number)
 
     deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -100,6 +103,19 @@ def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def nobody_listens() -> None:
+    """Whoever read what this process prints is gone: print to nowhere, since an error in that would end the work.
+
+    A file is still written to.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.isatty(descriptor) or stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def end_at_once(*_: object) -> None:

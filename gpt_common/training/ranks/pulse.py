@@ -14,11 +14,12 @@ import secrets
 import selectors
 import signal
 import socket
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+
+from gpt_common.errors import nobody_listens
 
 BEAT = 0.5
 """Seconds between two beats."""
@@ -202,7 +203,7 @@ class Pulse:
         if os.getppid() != self._parent:
             # Whatever started the ranks is gone, and nobody would ever end them: as if it had asked to.
             self._parent = os.getppid()
-            silence_pipes()
+            nobody_listens()
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _hear(self, peer: _Peer) -> bool:
@@ -272,16 +273,6 @@ def meeting() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-def silence_pipes() -> None:
-    """Nobody reads any more what this process prints into a pipe: a broken one would end it before it has saved."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for descriptor in (1, 2):
-        with contextlib.suppress(OSError):
-            if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
-                os.dup2(nowhere, descriptor)
-    os.close(nowhere)
 
 
 def end_process(why: str) -> None:
