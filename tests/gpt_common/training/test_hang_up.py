@@ -16,7 +16,17 @@ from tests.twins import ROOT, tiny
 def begin(out: Path, data: Path) -> tuple[subprocess.Popen[bytes], int]:
     """A run that prints into a pipe, when it has saved; and the pipe's end that is read."""
     read, write = os.pipe()
-    argv = [*tiny(data), "--max-steps", "100000", "--checkpoint-interval", "1", "--out", str(out)]
+    argv = [
+        *tiny(data),
+        "--max-steps",
+        "100000",
+        "--checkpoint-interval",
+        "1",
+        "--log-interval",
+        "100000",
+        "--out",
+        str(out),
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlx_gpt.train", *argv],
         cwd=ROOT,
