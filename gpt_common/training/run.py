@@ -237,6 +237,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
         self.timer.restart()
+        self.ranks.seconds = 0.0
         self._start_up = time.monotonic() - self._began
         if self.pace:
             self.pace.begin()
@@ -453,7 +454,7 @@ class Run:
         """Seconds a step since the last record."""
         steps, self._recorded = step - self._recorded, step
         waited, self.ranks.seconds = self.ranks.seconds, 0.0
-        self._ranks_seconds += waited
+        self._ranks_seconds += waited if step > self.first_step + 1 else 0.0  # the first is not timed either
         return waited / max(1, steps)
 
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
