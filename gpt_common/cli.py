@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
@@ -91,9 +93,22 @@ def answer_early(parse_line: Callable[[Sequence[str]], object]) -> None:
         with contextlib.redirect_stderr(io.StringIO()):
             parse_line(argv)
 
-    run_main(silently, go_on=True)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) if is_other_rank() else contextlib.nullcontext():
+            run_main(silently, go_on=True)
+    except SystemExit:
+        if is_other_rank():
+            time.sleep(1)  # for the first to say it: a launcher ends it when another rank ends
+        raise
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has made it deaf to Ctrl-C
         signal.signal(signal.SIGINT, end_at_once)
+
+
+def is_other_rank() -> bool:
+    """Whether a launcher has started this process beside a first one, which says the same of the same command line."""
+    torchrun = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    found = [os.environ.get(name, "0") for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")]
+    return any(rank not in ("", "0") for rank in [torchrun, *found])
 
 
 def flag_names(kind: type[Any], of: type[Any] | None = None) -> list[str]:

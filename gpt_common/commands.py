@@ -17,7 +17,7 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power")
+    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power", "rank_timeout")
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -44,8 +44,14 @@ class TrainCommand:
     """Let a Mac fall asleep during the run; otherwise it is kept awake while its lid is open."""
     power: bool = False
     """Record watts, GPU usage and energy, from powermetrics, macmon, zeus or NVML."""
+    rank_timeout: float = 20.0
+    """Under torchrun or mlx.launch: seconds of silence after which a rank is given up; 0: never."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank_timeout < math.inf:
+            raise UserError(f"rank_timeout is {self.rank_timeout:g} s: 0 (never) or more")
 
 
 @dataclass(frozen=True, kw_only=True)

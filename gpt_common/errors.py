@@ -1,17 +1,18 @@
 """Errors that a person can act on, and the exit codes that go with them.
 
 0 done; 1 the work itself failed (a run diverged, parity broke); 2 the person must change something;
-130 and 143 stopped by SIGINT or SIGTERM after saving.
+129, 130 and 143 stopped by SIGHUP, SIGINT or SIGTERM after saving.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import stat
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from gpt_common.words import message
 
@@ -38,6 +39,14 @@ class Stopped(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+
+class ToldElsewhere(Exception):
+    """Another process of the same run says what is wrong: this one ends without a word, with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("rank 0 says what is wrong")
+        self.exit_code = exit_code
 
 
 MOST_LISTED = 500
@@ -80,21 +89,39 @@ def _edits(one: str, other: str) -> int:
 
 @contextmanager
 def watching_signals(remember: Callable[[int], None]) -> Iterator[None]:
-    """Let `remember` hear of the first SIGINT or SIGTERM, with its number, instead of ending the process.
+    """Let `remember` hear of the first SIGINT, SIGTERM or SIGHUP, with its number, instead of ending the process.
 
-    A second SIGINT means now: KeyboardInterrupt.
+    A second SIGINT means now: KeyboardInterrupt. SIGHUP says that the terminal is gone, or the connection of a process
+    that was started from another machine; who was started deaf to it, by nohup, stays so.
     """
 
     def heard(number: int, _: object) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        if number == signal.SIGHUP:
+            nobody_listens()
         remember(number)
 
-    before = {number: signal.signal(number, heard) for number in (signal.SIGINT, signal.SIGTERM)}
+    deaf = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    numbers = (signal.SIGINT, signal.SIGTERM, *(() if deaf else (signal.SIGHUP,)))
+    before = {number: signal.signal(number, heard) for number in numbers}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def nobody_listens() -> None:
+    """Whoever read what this process prints is gone: print to nowhere, since an error in that would end the work.
+
+    A file is still written to.
+    """
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.isatty(descriptor) or stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+                os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def end_at_once(*_: object) -> None:
@@ -143,7 +170,7 @@ def run_main(
             traceback.print_exc()
         print(f"error: {message(str(error))}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except Stopped as stop:
+    except (Stopped, ToldElsewhere) as stop:
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         if debug:

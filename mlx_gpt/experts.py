@@ -6,7 +6,7 @@ K experts of a token, M pairs of a token and one of its experts (N K).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,6 +167,16 @@ class Routers:
         """After an update: steer every router by the tokens that its experts got in this step."""
         for layer in self.layers:
             layer.balance()
+
+    @property
+    def step_loads(self) -> list[mx.array]:
+        """Tokens that each expert of each router got since the last update, (E,) each."""
+        return [layer._step_load_E for layer in self.layers]
+
+    def take_step_loads(self, loads: Sequence[mx.array]) -> None:
+        """Put what was counted elsewhere too, in the same step, in the place of `step_loads`."""
+        for layer, load_E in zip(self.layers, loads, strict=True):
+            layer._step_load_E = load_E.astype(layer._step_load_E.dtype)
 
     def forget(self) -> None:
         """What was counted since the last update was of no training step."""

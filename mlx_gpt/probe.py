@@ -16,6 +16,7 @@ from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch, Tokens
 from gpt_common.training.health.asked import Tried
 from mlx_gpt.device import tensor, to_device
+from mlx_gpt.distributed import Ranks
 from mlx_gpt.model import GPT, loss
 from mlx_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -27,6 +28,7 @@ class Step(Protocol):
     optimizer: Optimizer
     config: RunConfig
     compiled: bool
+    ranks: Ranks
     update: Callable[..., mx.array]
 
     def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[mx.array, mx.array]:
@@ -117,10 +119,10 @@ class TrainingProbe:
         return self._held_back(batches, step, dropout)[0]
 
     def step_gradients(
-        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True
+        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True, dealt: bool = False
     ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
-        """The same, and the gradient that would have been clipped and applied."""
-        loss, gradients = self._held_back(batches, step, dropout)
+        """The same, and the gradient that would have been clipped and applied; `dealt`: to all ranks that train."""
+        loss, gradients = self._held_back(batches, step, dropout, dealt)
         return loss, {name: np.array(gradient) for name, gradient in gradients.items()}
 
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
@@ -130,10 +132,11 @@ class TrainingProbe:
         state, moments = self.model.state_dict(), self.moments()
         before = self.weights()
         self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
+        ranks, self.train_step.ranks = self.train_step.ranks, Ranks()
         try:
             _, norm = self.train_step(batches, step, rate)
         finally:
-            self.train_step.config = config
+            self.train_step.config, self.train_step.ranks = config, ranks
         tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.update(tree_unflatten(list(state.items())))
         load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
@@ -154,7 +157,9 @@ class TrainingProbe:
         tensors = optimizer_tensors(self.model, self.train_step.optimizer)
         return {name: np.array(value) for name, value in tensors.items()}
 
-    def _held_back(self, batches: Sequence[NumpyBatch], step: int, dropout: bool) -> tuple[float, dict[str, mx.array]]:
+    def _held_back(
+        self, batches: Sequence[NumpyBatch], step: int, dropout: bool, dealt: bool = False
+    ) -> tuple[float, dict[str, mx.array]]:
         """Loss and gradient of the step as it trains, its update left out."""
         train_step, gradients = self.train_step, {}
         assert train_step is not None
@@ -163,8 +168,10 @@ class TrainingProbe:
             gradients.update(dict(tree_flatten(step_gradients)))
             return mx.zeros(())
 
-        update, config = train_step.update, train_step.config
+        update, config, ranks = train_step.update, train_step.config, train_step.ranks
         train_step.update = hold_back
+        if not dealt:
+            train_step.ranks = Ranks()
         if not dropout:
             model = dataclasses.replace(config.model, dropout=0.0)
             adapter = dataclasses.replace(config.adapter, adapter_dropout=0.0)
@@ -172,7 +179,7 @@ class TrainingProbe:
         try:
             loss, _ = train_step(batches, step, 0.0)
         finally:
-            train_step.update, train_step.config = update, config
+            train_step.update, train_step.config, train_step.ranks = update, config, ranks
             self.model.routers.forget()
         return float(loss), gradients
 

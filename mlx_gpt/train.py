@@ -33,6 +33,7 @@ from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
 from mlx_gpt.device import compiles, compute_device, compute_dtype, has_gpu, limit_cache, select_device, to_device
+from mlx_gpt.distributed import Ranks, open_ranks
 from mlx_gpt.layers import as_key
 from mlx_gpt.model import GPT, objective
 from mlx_gpt.optim import Average, Optimizer, build_optimizer, clip_gradients, set_step
@@ -48,12 +49,16 @@ class TrainStep:
         optimizer: its state is updated in place.
         config: clipping, dropout and the seed of its keys.
         compiled: compile the loss and its gradient.
+        ranks: the processes that share the micro-steps; None: this one does all of them.
     """
 
-    def __init__(self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool) -> None:
+    def __init__(
+        self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool, ranks: Ranks | None = None
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.ranks = ranks or Ranks()
         # A compiled function takes arrays, no object.
         self.loss_and_gradients: Callable[..., Any] = nn.value_and_grad(
             model, lambda *batch: objective(model, Batch(*batch[:4]), batch[4])
@@ -81,11 +86,13 @@ class TrainStep:
         """
         mean_loss: Any = 0.0
         counted = sum(positions(batch) for batch in batches)
-        for micro_step, batch in enumerate(batches):
+        for micro_step, batch in self.ranks.dealt(batches):
             # Their mean is what one large batch would give: each by their number, unless positions have weights.
             parts = counted / positions(batch)
             tensors, key = to_device(batch, self.model.device), self.key(step, micro_step)
             mean_loss = mean_loss + self.accumulate(tensors, key, parts)
+        # Alone, nothing is to be added.
+        mean_loss, self.gradients = self.ranks.add_up(self.model, mean_loss, self.gradients)
         set_step(self.optimizer, step + 1, rate)
         norm = self.update(self.gradients)
         self.gradients = None  # what Python still names, MLX cannot overwrite
@@ -131,8 +138,8 @@ class TrainStep:
         return as_key(words, self.config.model.dropout_rng)
 
 
-def train(run: Run) -> None:
-    """Train as `run` says, from its first step to its last."""
+def train(run: Run, ranks: Ranks | None = None) -> None:
+    """Train as `run` says, from its first step to its last; `ranks` share each step."""
     config = run.config
     device = select_device(config.train.device)
     limit_cache(config, device)
@@ -149,7 +156,7 @@ def train(run: Run) -> None:
         model.initialise(config.train.seed)
     if run.first_step == 0:
         average.restart()
-    train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
+    train_step = TrainStep(model, optimizer, config, compiles(config.train, device), ranks)
     sampler = partial(generate, average.model)
 
     with run.start(
@@ -188,8 +195,11 @@ def train(run: Run) -> None:
 def main(argv: Sequence[str]) -> Path:
     """The command; returns the folder of the run."""
     command, why_preset = parse_training(argv, prog="python -m mlx_gpt.train", has_gpu=has_gpu())
-    with Run(command, twin="mlx_gpt", why_preset=why_preset) as run:
-        train(run)
+    with (
+        open_ranks(command.rank_timeout) as ranks,
+        Run(command, twin="mlx_gpt", why_preset=why_preset, ranks=ranks) as run,
+    ):
+        train(run, ranks)
     return run.folder
 
 

@@ -14,6 +14,7 @@ from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, Tokens
 from gpt_common.training.health.asked import Tried
 from torch_gpt.device import tensor, to_device
+from torch_gpt.distributed import Ranks
 from torch_gpt.model import GPT, loss
 from torch_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -25,6 +26,7 @@ class Step(Protocol):
     optimizer: Optimizer
     config: RunConfig
     compiled: bool
+    ranks: Ranks
     update: Callable[..., torch.Tensor]
 
     def __call__(self, batches: Sequence[NumpyBatch], step: int, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,10 +104,10 @@ class TrainingProbe:
         return self._held_back(batches, step, dropout)[0]
 
     def step_gradients(
-        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True
+        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True, dealt: bool = False
     ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
-        """The same, and the gradient that would have been clipped and applied."""
-        loss, gradients = self._held_back(batches, step, dropout)
+        """The same, and the gradient that would have been clipped and applied; `dealt`: to all ranks that train."""
+        loss, gradients = self._held_back(batches, step, dropout, dealt)
         return loss, {name: gradient.cpu().numpy() for name, gradient in gradients.items()}
 
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
@@ -115,10 +117,11 @@ class TrainingProbe:
         state, moments = {name: value.clone() for name, value in self.model.state_dict().items()}, self.moments()
         before = self.weights()
         self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
+        ranks, self.train_step.ranks = self.train_step.ranks, Ranks()
         try:
             _, norm = self.train_step(batches, step, rate)
         finally:
-            self.train_step.config = config
+            self.train_step.config, self.train_step.ranks = config, ranks
         tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.load_state_dict(state)
         load_optimizer_tensors(
@@ -145,7 +148,7 @@ class TrainingProbe:
         return {name: value.cpu().numpy().copy() for name, value in tensors.items()}
 
     def _held_back(
-        self, batches: Sequence[NumpyBatch], step: int, dropout: bool
+        self, batches: Sequence[NumpyBatch], step: int, dropout: bool, dealt: bool = False
     ) -> tuple[float, dict[str, torch.Tensor]]:
         """Loss and gradient of the step as it trains, its update left out."""
         train_step, gradients = self.train_step, {}
@@ -156,8 +159,10 @@ class TrainingProbe:
             self.model.zero_grad(set_to_none=True)
             return torch.zeros(())
 
-        update, config = train_step.update, train_step.config
+        update, config, ranks = train_step.update, train_step.config, train_step.ranks
         train_step.update = hold_back
+        if not dealt:
+            train_step.ranks = Ranks()
         if not dropout:
             model = dataclasses.replace(config.model, dropout=0.0)
             adapter = dataclasses.replace(config.adapter, adapter_dropout=0.0)
@@ -165,7 +170,7 @@ class TrainingProbe:
         try:
             loss, _ = train_step(batches, step, 0.0)
         finally:
-            train_step.update, train_step.config = update, config
+            train_step.update, train_step.config, train_step.ranks = update, config, ranks
             self.model.zero_grad(set_to_none=True)
             self.model.routers.forget()
         return float(loss), gradients

@@ -32,6 +32,7 @@ from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from torch_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
 from torch_gpt.device import compiles, compute_device, compute_dtype, has_gpu, select_device, to_device
+from torch_gpt.distributed import Ranks, open_ranks
 from torch_gpt.layers import as_key
 from torch_gpt.model import GPT, objective
 from torch_gpt.optim import Average, Optimizer, build_optimizer, clip_gradients, set_step
@@ -47,12 +48,16 @@ class TrainStep:
         optimizer: its state is updated in place.
         config: clipping, dropout and the seed of its keys.
         compiled: compile the loss and its gradient.
+        ranks: the processes that share the micro-steps; None: this one does all of them.
     """
 
-    def __init__(self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool) -> None:
+    def __init__(
+        self, model: GPT, optimizer: Optimizer, config: RunConfig, compiled: bool, ranks: Ranks | None = None
+    ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.config = config
+        self.ranks = ranks or Ranks()
         self.compiled = compiled
         self.objective = torch.compile(objective) if compiled else objective
         self.update: Callable[[], torch.Tensor] = self.clip_and_update
@@ -68,11 +73,12 @@ class TrainStep:
         """
         mean_loss: Any = 0.0
         counted = sum(positions(batch) for batch in batches)
-        for micro_step, batch in enumerate(batches):
+        for micro_step, batch in self.ranks.dealt(batches):
             # Their mean is what one large batch would give: each by their number, unless positions have weights.
             parts = counted / positions(batch)
             tensors, key = to_device(batch, self.model.device), self.key(step, micro_step)
             mean_loss = mean_loss + self.accumulate(tensors, key, parts)
+        mean_loss = self.ranks.add_up(self.model, mean_loss)  # alone, nothing is to be added
         set_step(self.optimizer, step + 1, rate)
         norm = self.update()
         return mean_loss, norm
@@ -101,8 +107,8 @@ class TrainStep:
         return as_key(words, self.config.model.dropout_rng)
 
 
-def train(run: Run) -> None:
-    """Train as `run` says, from its first step to its last."""
+def train(run: Run, ranks: Ranks | None = None) -> None:
+    """Train as `run` says, from its first step to its last; `ranks` share each step."""
     config = run.config
     device = select_device(config.train.device)
     check_sums(config, device.type, torch.__version__)
@@ -119,7 +125,7 @@ def train(run: Run) -> None:
         model.initialise(config.train.seed)
     if run.first_step == 0:
         average.restart()
-    train_step = TrainStep(model, optimizer, config, compiles(config.train, device))
+    train_step = TrainStep(model, optimizer, config, compiles(config.train, device), ranks)
     sampler = partial(generate, average.model)
 
     with run.start(
@@ -158,8 +164,11 @@ def train(run: Run) -> None:
 def main(argv: Sequence[str]) -> Path:
     """The command; returns the folder of the run."""
     command, why_preset = parse_training(argv, prog="python -m torch_gpt.train", has_gpu=has_gpu())
-    with Run(command, twin="torch_gpt", why_preset=why_preset) as run:
-        train(run)
+    with (
+        open_ranks(command.rank_timeout) as ranks,
+        Run(command, twin="torch_gpt", why_preset=why_preset, ranks=ranks) as run,
+    ):
+        train(run, ranks)
     return run.folder
 
 

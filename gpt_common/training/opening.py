@@ -86,18 +86,19 @@ class Opening:
         return self.hold.path
 
 
-def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
+def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = True) -> Opening:
     """Check a parsed command line against data, checkpoints and this machine's memory; hold a run that is resumed.
 
     Args:
         twin: "mlx_gpt" or "torch_gpt", for the memory plan.
+        owner: whether this process writes into the folder; otherwise another one does, and this one says nothing.
 
     Raises:
         UserError: anything about data, folder, checkpoint or configuration that the person must change.
     """
     resume_from = find_checkpoint(command.resume, prefer="latest") if command.resume else None
     init_from = find_checkpoint(command.init_from, prefer="best") if command.init_from else None
-    data, now = command.run.data, partial(say, flush=True)
+    data, now = command.run.data, partial(say, flush=True) if owner else _say_nothing
     dataset = (follow if data.follow else open_dataset)(data.dataset, Path(data.data_dir), now)
     source = resume_from or init_from
     manifest, growth = described(source) if source else None, None
@@ -147,7 +148,9 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
     following = Following(data.dataset, train, config.train)
     if not following.wait(first_step, now, steps=2) and following.error is not None:  # the gates ask two
         raise following.error
-    if command.resume and resume_from and manifest:
+    if not owner:
+        hold = RunFolder(_run_folder(resume_from) if resume_from else Path(), new=False, claimed=True)
+    elif command.resume and resume_from and manifest:
         hold = _taken_up(command.resume, resume_from, manifest)
     else:
         hold = _new_folder(command, config)
@@ -173,6 +176,10 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt") -> Opening:
         preset=command.preset,
         messages=messages,
     )
+
+
+def _say_nothing(text: str) -> None:
+    """Another process says it."""
 
 
 def _base(config: RunConfig, source: Path | None, manifest: Manifest | None, *, resumed: bool) -> Path | None:

@@ -25,7 +25,7 @@ from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
 from gpt_common.machine.power_meter import PowerMeter, open_meter
-from gpt_common.machine.provenance import versions
+from gpt_common.machine.provenance import git_state, versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import place_of, write_checkpoint
@@ -35,9 +35,11 @@ from gpt_common.training.health.gates import GateFailed, TrainedProbe
 from gpt_common.training.health.watch import Health
 from gpt_common.training.log.record import StepRecord, fair_shares
 from gpt_common.training.log.runlog import RunLog, read_metrics
+from gpt_common.training.log.silent import SilentLog
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
-from gpt_common.training.opening import open_run
+from gpt_common.training.opening import Opening, open_run
+from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.run_files import write_run_files
@@ -54,18 +56,23 @@ class Run:
         command: the parsed command line.
         twin: "mlx_gpt" or "torch_gpt".
         why_preset: a few words on why this preset, if nobody named one.
+        ranks: the processes that train together, if there are several; the first has the folder, and speaks.
 
     Raises:
         UserError: anything about data, folder, checkpoint or configuration that the person must change.
     """
 
-    def __init__(self, command: TrainCommand, *, twin: str, why_preset: str | None = None) -> None:
+    def __init__(
+        self, command: TrainCommand, *, twin: str, why_preset: str | None = None, ranks: Agreement | None = None
+    ) -> None:
         self._began = time.monotonic()
+        self.ranks = ranks = ranks or Agreement()
         self.twin = twin
         self.why_preset = why_preset
         self.let_sleep, self.asks_power = command.let_sleep, command.power
         self.power = PowerMeter()
-        self.opening = opening = open_run(command, twin=twin)
+        self.opening = opening = ranks.together(lambda: self._open(command))
+        ranks.check_alike(lambda: self._started_from(opening))
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.grids = opening.grids
@@ -74,13 +81,13 @@ class Run:
         self.best_step, self.best_val_loss = opening.best_step, opening.best_val_loss
         self.val_loss: float | None = None
         self.evaluated_step: int | None = None
-        self.interrupted: int | None = None
         self.ended: str | None = None
         """Why the run ends before the end of its schedule, if it does so by itself."""
-        self.step = self.saved_step = self.first_step
+        self.step = self.saved_step = self._recorded = self.first_step
+        self._ranks_seconds = 0.0
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
-        self._said_how_long = self._waits = False
+        self._said_how_long = self._waits = self._apart = False
 
     def __enter__(self) -> Run:
         return self
@@ -91,6 +98,22 @@ class Run:
         self.power.close()
         self.opening.hold.discard_unused()
         self.opening.hold.release()
+
+    def _open(self, command: TrainCommand) -> Opening:
+        self.ranks.check_dealt(command.run.train.grad_accum_steps)
+        if command.run.data.follow and self.ranks.world > 1:
+            raise UserError("several ranks cannot follow a preparation yet: wait for its end, and leave --follow out")
+        return open_run(command, twin=self.twin, owner=self.ranks.first)
+
+    def _started_from(self, opening: Opening) -> dict[str, object]:
+        """What must be the same for all ranks."""
+        settings = {
+            f"{part}.{name}": value
+            for part, fields in to_dict(opening.config).items()
+            for name, value in fields.items()
+        }
+        here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
+        return {"twin": self.twin, **here, **settings, **versions()}
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -114,27 +137,13 @@ class Run:
         self.device, self.evaluated = device, evaluated
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
-        self.peak = None if peak is None else peak.flops
-        if self.asks_power:
-            self.power = open_meter(device.name)
-        write_run_files(
-            self.opening,
-            twin=self.twin,
-            device=device.description,
-            chip=hardware.chip,
-            power=self.power.about,
-        )
-        self.folder = self.opening.folder
+        self.peak = None if peak is None else peak.flops * self.ranks.world
+        self.ranks.together(self._take_folder)
+        self.folder = Path(self.ranks.of_first(str(self.opening.folder)))
+        self.ranks.tell_when_lost(self._how_to_go_on)
         self.timer = StepTimer()
         self.pace = self._new_pace()
-        self.log = RunLog(
-            self.folder,
-            max_steps=self.stop_at,
-            first_step=self.first_step,
-            trackers=self.config.train.trackers,
-            config=to_dict(self.config),
-            run_name=self.folder.name,
-        )
+        self.log = self.ranks.together(self._open_log)
         self.health = Health(
             self.config,
             self.dataset,
@@ -148,6 +157,7 @@ class Run:
             lowest=self.best_val_loss,
             note=self.log.note,
             warn=self.log.warn,
+            ranks=self.ranks,
         )
         self._data_seconds, self._data_steps, self._evaluation_seconds = 0.0, 0, 0.0
         for line in ([self.why_preset] if self.why_preset else []) + opening_lines(
@@ -158,27 +168,76 @@ class Run:
         self.power.start(self.log.note)
         return self._opened()
 
+    def _take_folder(self) -> None:
+        """Claim the folder and write down who is at work; the first rank does."""
+        if not self.ranks.first:
+            return
+        if self.asks_power:
+            self.power = open_meter(self.device.name)
+        write_run_files(
+            self.opening,
+            twin=self.twin,
+            device=self.device.description,
+            chip=self.opening.hardware.chip,
+            power=self.power.about,
+            ranks=self.ranks.world,
+        )
+
+    def _open_log(self) -> RunLog:
+        if not self.ranks.first:
+            return SilentLog()
+        return RunLog(
+            self.folder,
+            max_steps=self.stop_at,
+            first_step=self.first_step,
+            trackers=self.config.train.trackers,
+            config=to_dict(self.config),
+            run_name=self.folder.name,
+        )
+
+    @property
+    def interrupted(self) -> int | None:
+        """The signal after which the run ends, if one came, to any of the ranks."""
+        return self.ranks.stopped_by
+
+    def _how_to_go_on(self) -> str:
+        saved = self.saved_step if self.saved_step > self.first_step or self.resume_from else None
+        if saved is None:
+            return f"nothing is saved yet in {self.folder}: start again"
+        return f"saved is step {saved}: started as before, --resume {self.folder} goes on"
+
     @contextmanager
     def _opened(self) -> Iterator[Run]:
         def remember(number: int) -> None:
-            self.interrupted = number
+            self.ranks.wish(number)
             self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
 
         with watching_signals(remember), self.log, awake(self.log.note, wanted=not self.let_sleep):
             try:
                 yield self
-            except WorkFailed:
+            except WorkFailed as error:
+                if not self.ranks.first:
+                    raise WorkFailed(f"rank {self.ranks.rank}: {error}") from error
                 self.log.energy(self.step, self.power.energy)
                 if self.config.train.report and self.step > self.first_step:
                     report_at_end(self.folder, self.log.encoding)
                 raise
-            self._finish()
+            except RuntimeError as error:
+                if (lost := self.ranks.lost()) is None:
+                    raise
+                raise lost from error
+            self.ranks.part()
+            if self.ranks.first:
+                self._finish()
+            elif self.interrupted is not None:
+                raise Stopped(self.interrupted)
 
     # ---- what the loop asks --------------------------------------------------------------------------------------
 
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
         self.timer.restart()
+        self.ranks.seconds = 0.0
         self._start_up = time.monotonic() - self._began
         if self.pace:
             self.pace.begin()
@@ -188,6 +247,8 @@ class Run:
             step += 1
             if (self.interrupted is not None or self.ended) and self.saved_step == self.step:
                 return
+            if self._apart:
+                self.ranks.meet()  # the first has sampled and saved, and the others have not
             if self._waits and step < self.stop_at and not self._waited(step):
                 return
 
@@ -229,6 +290,8 @@ class Run:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
         self.step = step
         if self.pace and self.pace.over:
+            self.ranks.wish(TIME_OVER)
+        if self.pace and self.ranks.time_over:
             self._end(f"the {self.config.train.max_minutes:g} minutes are over")
             self.log.warn(f"steps became slower than they were timed: the learning rate stays at that of step {step}")
         due = Due(
@@ -238,9 +301,10 @@ class Run:
         self._say_news()
         if due.anything:
             self.device.synchronise()
+        self._apart = due.anything
         for alarm in self.timer.lap(step, waited=self.device.synchronous or due.anything):
             self.log.warn(alarm)
-        if self.pace and self.pace.ready(self.timer.total_steps, self.timer.total_seconds):
+        if self.pace and not self.pace.set:
             self._set_pace(self.pace, step)
         if step == self.first_step + 1 and self.timer.first_seconds is not None:
             self.log.started(step, start_up=self._start_up, first_step_seconds=self.timer.first_seconds)
@@ -276,14 +340,20 @@ class Run:
     def _new_pace(self) -> Pace | None:
         """What sets the number of steps, if it is a time that was asked for and not set by an earlier session."""
         minutes = self.config.train.max_minutes
-        events = read_metrics(self.folder) if minutes and self.resume_from else []
-        return Pace(minutes) if minutes and not any(row.get("event") == "pace" for row in events) else None
+        events = read_metrics(self.folder) if minutes and self.resume_from and self.ranks.first else []
+        known = any(row.get("event") == "pace" for row in events)
+        return Pace(minutes) if minutes and not self.ranks.of_first("known" if known else "") else None
 
     def _set_pace(self, pace: Pace, step: int) -> None:
-        """The schedule is for as many steps as the time has room for."""
-        each, train = self.timer.total_seconds / self.timer.total_steps, self.config.train
+        """The schedule is for as many steps as the time has room for, once enough were timed by rank 0's clock."""
+        train, timer = self.config.train, self.timer
         between = self._evaluation_seconds / train.eval_interval if train.eval_interval else 0.0
-        max_steps = pace.steps(step, each + between)
+        ready = pace.ready(timer.total_steps, timer.total_seconds)
+        each = timer.total_seconds / timer.total_steps if ready else math.nan
+        found = self.ranks.of_first(f"{pace.steps(step, each + between)} {each}" if ready else "")
+        if not found:
+            return
+        pace.set, max_steps, each = True, int(found.split()[0]), float(found.split()[1])
         self.stop_at = max_steps if self.stop_at == train.max_steps else min(self.stop_at, max_steps)
         self.config = replace(self.config, train=replace(train, max_steps=max_steps))
         self.health.alarms.max_steps = max_steps
@@ -335,6 +405,8 @@ class Run:
                 dt_data=self._data_seconds / max(1, self._data_steps),
                 sps=sequences,
                 tps=tokens,
+                tps_per_rank=tokens / self.ranks.world if self.ranks.world > 1 else None,
+                dt_ranks=self._waited_for_ranks(step) if self.ranks.world > 1 else None,
                 mfu=utilisation,
                 memory=memory,
                 expert_load=fair_shares(expert_loads),
@@ -347,7 +419,7 @@ class Run:
         self._said_how_long |= not math.isnan(dt)
         with self.timer.paused():
             self.health.on_steps(step, losses, lr, grad_norm)
-            self.health.on_speed(step, utilisation, dt, gpu=self.device.name != "cpu")
+            self.health.on_speed(step, utilisation, dt * self.ranks.world, gpu=self.device.name != "cpu")
 
     def evaluate(self, step: int) -> None:
         """Take and log the mean loss over the fixed validation batches, and remember the best."""
@@ -369,7 +441,7 @@ class Run:
     ) -> None:
         """Continue every prompt and log the text."""
         train = self.config.train
-        if not train.sample_tokens:
+        if not train.sample_tokens or not self.ranks.first:
             return
         settings = SampleSettings(max_new_tokens=train.sample_tokens, temperature=train.sample_temperature)
         with self.timer.paused():
@@ -378,10 +450,20 @@ class Run:
                 new = list(until_end(tokens, self.dataset.tokenizer))
                 self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
 
+    def _waited_for_ranks(self, step: int) -> float:
+        """Seconds a step since the last record."""
+        steps, self._recorded = step - self._recorded, step
+        waited, self.ranks.seconds = self.ranks.seconds, 0.0
+        self._ranks_seconds += waited if step > self.first_step + 1 else 0.0  # the first is not timed either
+        return waited / max(1, steps)
+
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
         """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
         with self.timer.paused():
             self.health.on_save(step)
+            if not self.ranks.first:
+                self.saved_step = step
+                return
             tokenizer = self.dataset.tokenizer
             batch = self.config.train.batch_size * self.config.train.grad_accum_steps
             manifest = Manifest(
@@ -440,6 +522,8 @@ class Run:
             peak_memory=self.peak_memory,
             energy=energy,
             expert_shares=fair_shares(self.expert_loads) or (),
+            ranks=self.ranks.world,
+            ranks_seconds=self._ranks_seconds,
         )
         broken = self._read_back(rows)
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)

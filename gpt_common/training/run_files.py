@@ -20,7 +20,7 @@ from gpt_common.training.opening import Opening
 
 
 def write_run_files(
-    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None
+    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None, ranks: int = 1
 ) -> None:
     """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
 
@@ -28,6 +28,7 @@ def write_run_files(
 
     Args:
         power: where watts come from, if they were asked for.
+        ranks: how many processes train together.
 
     Raises:
         UserError: another run has the folder, or it cannot be written.
@@ -41,6 +42,7 @@ def write_run_files(
         "device": device,
         "chip": chip,
         "power": power,
+        "ranks": ranks,
         "os": platform.platform(),
         "versions": versions(),
         "git": git_state(),

@@ -79,6 +79,7 @@ ONE_SIDED_ARGUMENTS = {
     "attention_within": {"rate"},  # this too
     "clip_gradients": {"model", "gradients"},  # PyTorch keeps gradients in the parameters
     "TrainStep.clip_and_update": {"gradients"},  # for the same reason
+    "Ranks.add_up": {"gradients"},  # for the same reason
 }
 
 

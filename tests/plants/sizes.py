@@ -80,7 +80,7 @@ PLANTS = (
     Plant(
         "micro-steps after the third are left out",
         6,
-        both("TrainStep.__call__", "train.py", ("in enumerate(batches):", "in enumerate(batches[:3]):")),
+        both("TrainStep.__call__", "train.py", ("in self.ranks.dealt(batches):", "in self.ranks.dealt(batches[:3]):")),
         says="micro-step|left out",
         asks="five micro-steps",
         told=True,

@@ -40,8 +40,10 @@ class StepProbe(TrainedProbe, Protocol):
     def step_loss(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> float:
         """The loss that the step reports, nats per token."""
 
-    def step_gradients(self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True) -> tuple[float, Arrays]:
-        """The same, and the gradient that would have been clipped and applied."""
+    def step_gradients(
+        self, batches: Sequence[NumpyBatch], step: int, *, dropout: bool = True, dealt: bool = False
+    ) -> tuple[float, Arrays]:
+        """The same, and the gradient that would have been clipped and applied; `dealt`: to all ranks that train."""
 
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, remember what it did to the weights, and undo it."""

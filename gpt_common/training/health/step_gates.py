@@ -36,6 +36,8 @@ GATE_LOGITS = 1 << 22
 """Logits of it, where a large vocabulary makes them many."""
 QUICK_SECONDS = 8.0
 """What quick gates may take in all; what is left out then is said."""
+DEALT = 1e-5
+"""How far the step of several ranks may be from that of one, relative: 3e-7 was seen, of sums in another order."""
 LARGE = 150_000_000
 """Parameters beyond which quick gates do not copy weights and moments away and back: 24 bytes each, for a moment."""
 
@@ -93,6 +95,25 @@ def check_step(asked: Asked, gates: Gates, clock: Callable[[], float] = time.mon
         asked.again = "positions" not in left_out
         lines.append(f"health: left out to begin soon: {', '.join(left_out)} (--health-gates full)")
     return lines
+
+
+def check_dealt(probe: StepProbe, batches: Sequence[NumpyBatch], step: int) -> str:
+    """The step whose micro-steps are dealt to ranks is the one that this rank makes of all of them, dropout and all.
+
+    Only the order of sums differs: in float32 whatever the step computes in, since gradients are.
+    """
+    alone, whole = probe.step_gradients(batches, step)
+    loss, added = probe.step_gradients(batches, step, dealt=True)
+    error = distance(added, whole)
+    if not (abs(loss - alone) <= DEALT * max(1.0, alone) and error <= DEALT):
+        ratio = math.sqrt(square_of(added) / max(square_of(whole), 1e-30))
+        raise GateFailed(
+            "ranks",
+            f"the step of all ranks has loss {loss:.4f}, that of one {alone:.4f}; its gradient is {error:.1e} off, "
+            f"and {ratio:.3f} times as long",
+            "Gradients are averaged twice or not at all, or ranks do the same micro-steps or drop otherwise",
+        )
+    return "make the step that one makes"
 
 
 def check_again(asked: Asked, step: int) -> None:

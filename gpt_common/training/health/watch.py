@@ -29,7 +29,8 @@ from gpt_common.training.health.example_gates import check_examples
 from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_first_update, check_start
 from gpt_common.training.health.leak_alarm import leak_alarm
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
-from gpt_common.training.health.step_gates import asked_of, check_again, check_step
+from gpt_common.training.health.step_gates import asked_of, check_again, check_dealt, check_step
+from gpt_common.training.ranks.agreement import Agreement
 from gpt_common.training.schedule import learning_rate
 
 MOVES = 1e-5
@@ -53,6 +54,7 @@ class Health:
         lowest: the best loss so far of a run that is taken up, nats per token.
         note: shows a line.
         warn: shows a line that must not be overlooked.
+        ranks: the processes that train together, if there are several.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Health:
         lowest: float | None,
         note: Callable[[str], None],
         warn: Callable[[str], None],
+        ranks: Agreement | None = None,
     ) -> None:
         self.config, self.dataset = config, dataset
         self.train, self.val = splits
@@ -78,6 +81,7 @@ class Health:
         self.note, self._warn = note, warn
         self.rang: list[str] = []
         """Alarms so far; a machine that is busy is none of them."""
+        self.ranks = ranks or Agreement()
         self.on = config.train.health_gates != "off"
         self.adapts = config.adapter.adapts
         tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
@@ -126,6 +130,7 @@ class Health:
         """
         if not self.on:
             return
+        self._check_ranks(batches)
         self._frozen = self.probe.frozen_checksums() if self.adapts else {}
         with stirred(self.probe, self.config.train.seed) if self.adapts else nullcontext():
             self._ask(batches, following, longer or batches, resumed)
@@ -137,6 +142,16 @@ class Health:
         # While B is 0, no gradient reaches A.
         waits = [name for name in self._checksums if name.endswith(".lora_a") and self.first_step == 0]
         self._first_to_move = {name: value for name, value in self._checksums.items() if name not in waits}
+
+    def _check_ranks(self, batches: Sequence[NumpyBatch]) -> None:
+        """Of several ranks: they begin with the same weights, and make the step that one of them would make."""
+        if self.ranks.world > 1:
+            self.ranks.check_weights(self._all_checksums, self.first_step)
+            exact = check_dealt(self.probe, batches, self.first_step)
+            self.note(f"health: {self.ranks.world} ranks have the same weights, and {exact}")
+
+    def _all_checksums(self) -> dict[str, int]:
+        return {**self.probe.checksums(), **self.probe.frozen_checksums()}
 
     def _ask(
         self,
@@ -203,13 +218,13 @@ class Health:
 
     def loss_on(self, split: Source) -> float:
         """Mean loss on fixed batches of a split, nats per token."""
-        return self._mean_loss(self.evaluated, split)
+        return self._mean_loss(self.evaluated, split, dealt=True)
 
-    def _mean_loss(self, probe: TrainedProbe, split: Source) -> float:
+    def _mean_loss(self, probe: TrainedProbe, split: Source, *, dealt: bool = False) -> float:
         train = self.config.train
         sizes = {"block_size": self.config.model.block_size, "batch_size": train.batch_size}
         batches = list(evaluation_batches(split, **sizes, batches=train.eval_batches))
-        losses = probe.losses(batches)
+        losses = self.ranks.losses(batches, probe.losses) if dealt else probe.losses(batches)
         self._asked_first = len(self._asked)  # how many are of the split before
         self._asked += zip(batches, losses, strict=True)
         return mean_loss(batches, losses)
@@ -222,6 +237,8 @@ class Health:
             GateFailed: the losses are not of the split that they are said to be, or the step has changed its ways.
         """
         asked, self._asked = self._asked, []
+        if self.on:
+            self.ranks.check_weights(self._all_checksums, step)
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
         text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]

@@ -34,6 +34,10 @@ class StepRecord:
     """Mean power since the last record, as the source of `--power` counts it; None without one."""
     gpu_usage: float | None = None
     """Share of that time in which the GPU was busy, 0 to 1; None where the source does not tell."""
+    tps_per_rank: float | None = None
+    """Tokens per second of each of several ranks; None of one."""
+    dt_ranks: float | None = None
+    """Seconds of dt in which rank 0 waited for the sum over ranks; None of one."""
     expert_load: list[list[float]] | None = None
     """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
 

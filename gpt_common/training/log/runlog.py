@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 LONGEST_LINE, LARGEST_LOG = 1 << 20, 1 << 28
 """Bytes: a row has 250, and some thousands with the loads of many experts."""
 LARGEST_STEP = 1 << 53
-MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu")
+MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu", "tps_per_rank", "dt_ranks")
 
 
 class RunLog:
@@ -142,8 +142,9 @@ class RunLog:
         self._step = record.step
         row = dataclasses.asdict(record)
         row |= {key: None for key in MEASUREMENTS if row[key] is not None and math.isnan(row[key])}
-        if record.expert_load is None:
-            del row["expert_load"]
+        for name in ("expert_load", "tps_per_rank", "dt_ranks"):  # often there is no such thing
+            if row[name] is None:
+                del row[name]
         self._write(row)
         self._track(row)
         self._console.step(record)

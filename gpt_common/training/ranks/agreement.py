@@ -1,0 +1,229 @@
+"""What the processes that train one model agree on: who does which micro-step, when all stop, whether they are alike.
+
+Nothing here imports a framework: a twin's distributed.py carries texts and sums from process to process. What hangs on
+a clock, on a signal or on one machine's disk is never decided by a rank for itself: it would leave the loop, and the
+others would wait for it in the next sum.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import sleep
+from typing import Any, TypeVar
+
+from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
+from gpt_common.training.health.gates import GateFailed
+from gpt_common.training.ranks.pulse import Pulse
+
+SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+"""What stops a run."""
+TIME_OVER = len(SIGNALS)
+"""The wish to end because the time that was asked for is over; before it, one wish for each signal."""
+WISHES = TIME_OVER + 1
+
+TELLING = 2.0
+"""Seconds that rank 0 has to say what is wrong: a launcher ends it when another rank ends."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Agreement:
+    """One process among those that train a model. Alone it asks nobody, and what it wishes is agreed on.
+
+    Args:
+        rank: its number, from 0; rank 0 alone writes and prints.
+        world: how many there are.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1) -> None:
+        self.rank, self.world = rank, world
+        self.wished = [0.0] * WISHES
+        self.agreed = self.wished if world == 1 else [0.0] * WISHES
+        """What all ranks know that some rank wishes, from the last sum."""
+        self.seconds = 0.0
+        """Waited for other ranks in sums, since it was set to 0."""
+        self.pulse: Pulse | None = None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that owns folder, log, samples and checkpoints."""
+        return self.rank == 0
+
+    def gather(self, text: str) -> list[str]:
+        """What every rank has to say, by rank; all must call it, and wait until all have."""
+        return [text]
+
+    def of_first(self, text: str) -> str:
+        """What rank 0 has to say."""
+        return self.gather(text)[0]
+
+    def meet(self) -> None:
+        """Wait until all ranks are here."""
+        if self.world > 1:
+            self.gather("")
+
+    # ---- work that is dealt --------------------------------------------------------------------------------------
+
+    def dealt(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
+        """Those that this rank does, with their numbers: r, r + W, r + 2 W ..."""
+        return list(enumerate(items))[self.rank :: self.world]
+
+    def check_dealt(self, micro_steps: int) -> None:
+        """Raise UserError if the micro-steps of a step cannot be dealt evenly."""
+        if micro_steps % self.world:
+            raise UserError(
+                f"grad_accum_steps is {micro_steps}, and {self.world} ranks share them: make it a multiple of "
+                f"{self.world} (a step has batch_size x grad_accum_steps sequences, whatever the ranks)"
+            )
+
+    def losses(self, batches: Sequence[Item], losses: Callable[[Sequence[Item]], list[float]]) -> list[float]:
+        """The loss of each batch, asked of the rank that it is dealt to; the same numbers, on all of them."""
+        mine = losses([batch for _, batch in self.dealt(batches)])
+        if self.world == 1:
+            return mine
+        theirs = [json.loads(text) for text in self.gather(json.dumps(mine))]
+        return [theirs[number % self.world][number // self.world] for number in range(sum(map(len, theirs)))]
+
+    # ---- when to stop --------------------------------------------------------------------------------------------
+
+    def wish(self, what: int) -> None:
+        """Let the others know, with the next sum, of a signal's number or of TIME_OVER."""
+        self.wished[SIGNALS.index(signal.Signals(what)) if what in SIGNALS else TIME_OVER] = 1.0
+
+    @property
+    def stopped_by(self) -> int | None:
+        """The signal for which all ranks stop."""
+        return next((int(number) for number, count in zip(SIGNALS, self.agreed, strict=False) if count), None)
+
+    @property
+    def time_over(self) -> bool:
+        """Whether all ranks end because the time is over."""
+        return self.agreed[TIME_OVER] > 0
+
+    def part(self) -> None:
+        """The last sum is done: from here on each rank listens to itself alone."""
+        stopped = self.stopped_by
+        self.agreed = self.wished
+        if stopped is not None:
+            self.wish(stopped)
+
+    # ---- whether they are alike ----------------------------------------------------------------------------------
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Let rank 0 do it, then the others; where it fails for one, it fails for all.
+
+        Raises:
+            UserError: on rank 0, what was wrong there or with the first of the others.
+            ToldElsewhere: on the others.
+        """
+        if self.world == 1:
+            return work()
+        said, found = "", []
+        for turn in (self.first, not self.first):
+            if turn:
+                try:
+                    found.append(work())
+                except UserError as error:
+                    said = str(error)
+            wrong = {rank: text for rank, text in enumerate(self.gather(said)) if text}
+            if wrong:
+                rank, text = next(iter(wrong.items()))
+                raise self._told(text if rank == 0 else f"rank {rank}: {text}")
+        return found[0]
+
+    def check_alike(self, about: Callable[[], Mapping[str, Any]]) -> None:
+        """Raise UserError (ToldElsewhere on other ranks) if a rank was started from something else than rank 0."""
+        if self.world == 1:
+            return
+        first, *others = (json.loads(text) for text in self.gather(json.dumps(about())))
+        for rank, other in enumerate(others, start=1):
+            for name in [name for name in first | other if first.get(name) != other.get(name)][:1]:
+                raise self._told(
+                    f"rank {rank} was started with {name} {other.get(name)!r}, rank 0 with {first.get(name)!r}: start "
+                    "all ranks by one command, from the same commit and data"
+                )
+
+    def check_weights(self, checksums: Callable[[], Mapping[str, int]], step: int) -> None:
+        """Raise GateFailed if a rank's weights are not those of rank 0, to the bit, after `step` steps."""
+        if self.world == 1:
+            return
+        first, *others = (json.loads(text) for text in self.gather(json.dumps(dict(checksums()))))
+        for rank, other in enumerate(others, start=1):
+            apart = [name for name in first | other if first.get(name) != other.get(name)]
+            if apart:
+                raise GateFailed(
+                    "ranks",
+                    f"after {step} steps rank {rank} has other weights than rank 0 ({len(apart)} of {len(first)} "
+                    f"tensors, first {apart[0]})",
+                    "Its sum, its update or its memory is wrong: what was saved before is right",
+                )
+
+    def _told(self, text: str) -> Exception:
+        if self.first:
+            return UserError(text)
+        sleep(TELLING)
+        return ToldElsewhere(UserError.exit_code)
+
+    # ---- when one is lost ----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def watched(self, timeout: float, host: str) -> Iterator[None]:
+        """Within the block a rank that ends, is stopped or falls silent ends the run, and is named.
+
+        Args:
+            timeout: seconds of silence; 0: nobody watches.
+            host: where rank 0 is reached.
+
+        Raises:
+            UserError: rank 0 is not reached.
+        """
+        if not timeout:
+            yield
+            return
+        self.pulse = Pulse(self.rank, self.world, timeout)
+        where = self.of_first(self.pulse.listen(host) if self.first else "")
+        said = ""
+        try:
+            self.pulse.begin(where)
+        except OSError as error:
+            host, why = where.split()[0], error.strerror or error
+            said = f"does not reach rank 0 at {host}: {why} (--rank-timeout 0 does without)"
+        wrong = {rank: text for rank, text in enumerate(self.gather(said)) if text}
+        in_order = False
+        try:
+            for rank, text in wrong.items():
+                raise self._told(f"rank {rank} {text}")
+            yield
+            in_order = True
+        except Stopped:
+            in_order = True
+            raise
+        finally:
+            self.pulse.close(in_order=in_order)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a wait for the other ranks."""
+        if self.pulse is None:
+            yield
+            return
+        self.pulse.waits()
+        try:
+            yield
+        finally:
+            self.pulse.goes_on()
+
+    def tell_when_lost(self, more: Callable[[], str]) -> None:
+        """What is said besides, where the thread that trains cannot: by one rank, the first that is left."""
+        if self.pulse is not None:
+            self.pulse.more = more
+
+    def lost(self) -> Exception | None:
+        """What to raise if a rank is gone; asked when a sum has failed."""
+        if self.pulse is None or (found := self.pulse.found()) is None:
+            return None
+        return WorkFailed(found) if self.pulse.speaks else ToldElsewhere(WorkFailed.exit_code)
