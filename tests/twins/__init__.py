@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,11 @@ TINY += [
     "--device",
     "cpu",
 ]
+
+
+def hears_hang_ups() -> None:
+    """For a process that is about to begin: it is not deaf to SIGHUP, though who started the tests may be (nohup)."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def tiny(data_dir: Path, *more: str) -> list[str]:

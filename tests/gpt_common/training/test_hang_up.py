@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from gpt_common.errors import watching_signals
-from tests.twins import ROOT, tiny
+from tests.twins import ROOT, hears_hang_ups, tiny
 
 
 def begin(out: Path, data: Path) -> tuple[subprocess.Popen[bytes], int]:
@@ -32,6 +32,7 @@ def begin(out: Path, data: Path) -> tuple[subprocess.Popen[bytes], int]:
         cwd=ROOT,
         stdout=write,
         stderr=subprocess.DEVNULL,
+        preexec_fn=hears_hang_ups,
     )
     os.close(write)
     while process.poll() is None and not (out / "checkpoints" / "latest").exists():

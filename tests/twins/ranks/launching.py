@@ -25,6 +25,7 @@ from gpt_common.training.health.step_gates import check_dealt
 from gpt_common.training.run import Run
 from tests.plants.in_place import planted
 from tests.plants.plant import Edit
+from tests.twins import hears_hang_ups
 from tests.twins.steps import DEEPSEEK, GPT2, Trained, batch
 
 ROOT = Path(__file__).parents[3]
@@ -69,6 +70,7 @@ def start(twin: str, module: Sequence[str], folder: Path, *, world: int = 2) -> 
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hears_hang_ups,
         )
         for rank in range(world)
     ]
