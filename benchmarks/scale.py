@@ -6,41 +6,27 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
-
-import tyro
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gpt_common.cli import parse
-from gpt_common.errors import UserError, WorkFailed, nearest, run_main
-from gpt_common.words import one_line, say
+from gpt_common.cli import parse_subcommand
+from gpt_common.errors import UserError, run_main
+from gpt_common.sweep import command as sweeping
+from gpt_common.sweep.command import Which
+from gpt_common.words import say
 
 PROG = "python benchmarks/scale.py"
-File = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="GRID")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Which:
-    """Which grid."""
+class Run(sweeping.Run):
+    """Train the runs that are not done yet, the cheapest first.
 
-    file: File
-    """The grid (TOML): widths, depths, tokens."""
-    twin: Literal["torch_gpt", "mlx_gpt"] | None = None
-    """Which twin trains, if the file does not say it."""
-    out: Path | None = None
-    """Folder of the runs, if not runs/NAME."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run(Which):
-    """Train the runs that are not done yet, the cheapest first. Ctrl-C stops; the same command goes on."""
+    Ctrl-C stops, each run saved; the same command goes on.
+    """
 
     examples: ClassVar[tuple[str, ...]] = ("stories.toml --jobs 2 --threads 1",)
-    jobs: int = 1
-    """Runs side by side."""
-    threads: int | None = None
-    """Of each run, on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,35 +53,23 @@ COMMANDS: dict[str, Any] = {"run": Run, "fit": FitCommand, "plan": Plan}
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if not argv or argv[0] in ("-h", "--help", "--help-all"):
-        lines = [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
-        print("\n".join([f"usage: {PROG} COMMAND GRID", "", *lines, "", "Each has a --help of its own."]))
+    command: Run | FitCommand | Plan | None = parse_subcommand(COMMANDS, argv, prog=PROG, takes="GRID")
+    if command is None:
         return
-    name, *arguments = argv
-    if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}': {nearest(name, COMMANDS)}")
-    command = parse(COMMANDS[name], arguments, prog=f"{PROG} {name}")
     # Not for --help: what reads runs takes its time to import.
-    from benchmarks.scaling.grid import floor_of, points_of, read_grid, seconds_of, vocabulary_of
-    from gpt_common.sweep.queue import Queue
-    from gpt_common.sweep.table import print_sweep
+    from benchmarks.scaling.grid import finished_runs, floor_of, points_of, read_grid, seconds_of, vocabulary_of
 
     grid = read_grid(command.file, twin=command.twin)
     sweep = grid.sweep(command.out)
     if isinstance(command, Run):
-        queue = Queue(sweep, command.jobs, command.threads, lambda line: say(line, flush=True))
-        done = queue.work()
-        print_sweep(sweep)
-        if queue.failed:
-            raise WorkFailed(f"{len(queue.failed)} runs failed: their last words are in {sweep.folder / 'logs'}")
-        if not done:
-            print(f"go on with: {one_line(' '.join([PROG, *argv]))}")
+        sweeping.train(sweep, command, again=" ".join([PROG, *argv]))
         return
     from benchmarks.scaling.findings import find, foretell, plan, plan_lines, published_lines, write_findings
 
-    floor = floor_of(sweep)
+    runs = finished_runs(sweep)
+    floor = floor_of(runs)
     try:
-        findings = find(points_of(sweep), floor)
+        findings = find(points_of(runs), floor)
     except ValueError as error:
         raise UserError(f"{sweep.folder}: {error}; {PROG} run trains more") from None
     for line in findings.lines():
@@ -104,7 +78,7 @@ def main(argv: Sequence[str]) -> None:
         case FitCommand():
             foretold = None
             if command.predict is not None:
-                config = grid.asked(command.predict).with_vocabulary(vocabulary_of(sweep))
+                config = grid.asked(command.predict).with_vocabulary(vocabulary_of(runs))
                 foretold = foretell(config, findings.best)
                 say(f"  foretold for {command.predict}: {foretold.said(floor)}")
             for line in published_lines(findings.best):
@@ -112,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
             if command.json is not None:
                 write_findings(command.json, findings, foretold)
         case Plan():
-            planned = plan(grid, findings.best, seconds_of(sweep), 3600 * command.hours, vocabulary_of(sweep))
+            planned = plan(grid, findings.best, seconds_of(runs), 3600 * command.hours, vocabulary_of(runs))
             if planned is None:
                 raise UserError(f"no run of {sweep.folder} says how fast this machine is")
             for line in plan_lines(planned, floor):

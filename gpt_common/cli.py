@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Annotated, Any, TypeVar
 
@@ -45,6 +45,28 @@ def parse(kind: type[T], argv: Sequence[str], *, prog: str, default: T | None = 
         flat = tyro.conf.OmitArgPrefixes[Annotated[kind, tyro.conf.arg(name="")]]  # type: ignore[valid-type]
         extra: dict[str, Any] = {} if default is None else {"default": default}
         return tyro.cli(flat, args=words, prog=prog, console_outputs=True, **extra)  # type: ignore[no-any-return]
+
+
+def parse_subcommand(kinds: Mapping[str, type[T]], argv: Sequence[str], *, prog: str, takes: str = "...") -> T | None:
+    """`COMMAND` and what follows it as an instance of its dataclass; None where the list of commands was asked for, and
+    is printed.
+
+    Args:
+        kinds: the dataclass of each command; the first line of its docstring stands in the list.
+        takes: what follows a command, for the list.
+
+    Raises:
+        UserError: no such command; and as `parse`.
+    """
+    if not argv or argv[0] in ("-h", "--help", "--help-all"):
+        width = max(8, *map(len, kinds))
+        lines = [f"  {name:<{width}} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in kinds.items()]
+        print("\n".join([f"usage: {prog} COMMAND {takes}", "", *lines, "", "Each has a --help of its own."]))
+        return None
+    name, *arguments = argv
+    if name not in kinds:
+        raise UserError(f"unknown command '{name}': {nearest(name, kinds)}")
+    return parse(kinds[name], arguments, prog=f"{prog} {name}")
 
 
 def in_our_words(kind: type[Any], argv: Sequence[str]) -> list[str]:

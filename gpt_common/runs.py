@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from gpt_common.cli import parse
-from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.cli import parse_subcommand
+from gpt_common.errors import run_main
 from gpt_common.words import one_line
 
 PROG = "python -m gpt_common.runs"
@@ -69,14 +69,9 @@ COMMANDS: dict[str, Any] = {"list": List, "show": Show, "report": Report, "compa
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    if not argv or argv[0] in ("-h", "--help", "--help-all"):
-        lines = [f"  {name:<8} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
-        print("\n".join([f"usage: {PROG} COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
+    command: List | Show | Report | Compare | None = parse_subcommand(COMMANDS, argv, prog=PROG)
+    if command is None:
         return
-    name, *arguments = argv
-    if name not in COMMANDS:
-        raise UserError(f"unknown command '{name}': {nearest(name, COMMANDS)}")
-    command: List | Show | Report | Compare = parse(COMMANDS[name], arguments, prog=f"{PROG} {name}")
     # Not for --help: matplotlib, numpy and jinja2 take their time.
     from gpt_common.training.report import listing
 

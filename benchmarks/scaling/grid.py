@@ -15,21 +15,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.laws import Point
-from gpt_common.config import ModelConfig, RunConfig, from_dict, load_preset
-from gpt_common.errors import UserError, nearest
-from gpt_common.files import require_file
+from gpt_common.config import ModelConfig, RunConfig, load_preset
+from gpt_common.errors import UserError
 from gpt_common.network.flops import flops_per_token_palm, parameter_table
 from gpt_common.network.width import heads_for
-from gpt_common.sweep.definition import SECTION_OF, TWINS, Cell, Sweep
+from gpt_common.sweep.definition import Cell, Sweep, read_tables, table_of, twin_of, with_fields
 from gpt_common.sweep.queue import run_of
 from gpt_common.training.folder import RUNS
+from gpt_common.training.report.past import PastRun
 
 KEYS = ("name", "preset", "twin", "widths", "depths", "tokens", "seed", "again", "rate", "rate_width", "fixed")
 
@@ -106,28 +105,13 @@ def read_grid(path: Path, *, twin: str | None = None) -> Grid:
     Raises:
         UserError: no such file, an unknown key or field, a value of another kind.
     """
-    require_file(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    for key in tables:
-        if key not in KEYS:
-            raise UserError(f"{path}: unknown key '{key}': {nearest(key, KEYS)}")
+    tables = read_tables(path, KEYS)
     base = load_preset(str(tables.get("preset", "stories-cpu")))
     rate = float(tables.get("rate", base.optim.learning_rate)) * int(tables.get("rate_width", base.model.n_embd))
-    changed: dict[str, dict[str, Any]] = {}
-    for field, value in tables.get("fixed", {}).items():
-        if field not in SECTION_OF:
-            raise UserError(f"{path}: unknown field '{field}': {nearest(field, SECTION_OF)}")
-        changed.setdefault(SECTION_OF[field], {})[field] = value
-    chosen = twin or str(tables.get("twin", TWINS[0]))
-    if chosen not in TWINS:
-        raise UserError(f"{path}: twin is {chosen!r}: {nearest(chosen, TWINS)}")
     return Grid(
         name=str(tables.get("name", path.stem)),
-        twin=chosen,
-        base=from_dict(changed, base=base, where=str(path)),
+        twin=twin_of(path, tables, twin),
+        base=with_fields(base, table_of(path, tables, "fixed"), path),
         widths=_numbers(path, tables, "widths"),
         depths=_numbers(path, tables, "depths"),
         tokens=_numbers(path, tables, "tokens"),
@@ -175,17 +159,21 @@ def sizes_of(model: ModelConfig) -> tuple[int, int]:
     return whole - looked_up - (table["token embedding"] if model.tied_head else table.get("head", 0)), whole
 
 
-def points_of(sweep: Sweep, *, embeddings: bool = False) -> list[Point]:
-    """Of every finished run of a sweep a point: its loss on the whole validation split, or the last that there is.
+def finished_runs(sweep: Sweep) -> list[tuple[Cell, PastRun]]:
+    """The runs of a sweep that have come to their end, each read once."""
+    read = ((cell, run_of(sweep, cell)) for cell in sweep.cells)
+    return [(cell, run) for cell, run in read if run is not None and run.finished]
+
+
+def points_of(runs: Sequence[tuple[Cell, PastRun]], *, embeddings: bool = False) -> list[Point]:
+    """Of every run a point: its loss on the whole validation split, or the best that there is.
 
     Args:
+        runs: as `finished_runs` gives them.
         embeddings: count them among the parameters.
     """
     found = []
-    for cell in sweep.cells:
-        run = run_of(sweep, cell)
-        if run is None or not run.finished:
-            continue
+    for cell, run in runs:
         whole, best = run.course.whole, run.course.best
         loss = whole[1] if whole is not None else best[1] if best is not None else math.nan
         if not math.isfinite(loss):
@@ -198,30 +186,20 @@ def points_of(sweep: Sweep, *, embeddings: bool = False) -> list[Point]:
     return found
 
 
-def floor_of(sweep: Sweep) -> float | None:
+def floor_of(runs: Sequence[tuple[Cell, PastRun]]) -> float | None:
     """The lowest possible loss, where the runs know it."""
-    for cell in sweep.cells:
-        run = run_of(sweep, cell)
-        if run is not None and run.course.floor is not None:
-            return run.course.floor
-    return None
+    return next((run.course.floor for _, run in runs if run.course.floor is not None), None)
 
 
-def vocabulary_of(sweep: Sweep) -> int:
+def vocabulary_of(runs: Sequence[tuple[Cell, PastRun]]) -> int:
     """Entries of the vocabulary that the runs have; 1 before there are any."""
-    for cell in sweep.cells:
-        run = run_of(sweep, cell)
-        if run is not None and run.config.model.vocab_size:
-            return run.config.model.vocab_size
-    return 1
+    return next((run.config.model.vocab_size for _, run in runs), 1)
 
 
-def seconds_of(sweep: Sweep) -> Sequence[tuple[float, float]]:
-    """FLOPs and seconds of every finished run: how fast this machine computes such models."""
-    found = []
-    for cell in sweep.cells:
-        run = run_of(sweep, cell)
-        if run is not None and run.finished and run.course.tokens_per_second > 0:
-            tokens = tokens_of(cell.config)
-            found.append((flops_of(cell.config, run.config.model), tokens / run.course.tokens_per_second))
-    return found
+def seconds_of(runs: Sequence[tuple[Cell, PastRun]]) -> Sequence[tuple[float, float]]:
+    """FLOPs and seconds of every run: how fast this machine computes such models."""
+    return [
+        (flops_of(cell.config, run.config.model), tokens_of(cell.config) / run.course.tokens_per_second)
+        for cell, run in runs
+        if run.course.tokens_per_second > 0
+    ]

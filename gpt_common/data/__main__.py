@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from gpt_common.cli import parse
-from gpt_common.errors import Stopped, UserError, nearest, run_main
+from gpt_common.cli import parse_subcommand
+from gpt_common.errors import Stopped, UserError, run_main
 
 if TYPE_CHECKING:
     from gpt_common.data.dataset import Dataset
@@ -126,32 +126,25 @@ class Extraction:
     """Replace files that are there."""
 
 
-COMMANDS = {"prepare": Prepare, "list": List, "extraction": Extraction}
+COMMANDS: dict[str, Any] = {"prepare": Prepare, "list": List, "extraction": Extraction}
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    match argv:
-        case ["prepare", *arguments]:
-            command = parse(Prepare, arguments, prog=f"{PROG} prepare")
+    command: Prepare | List | Extraction | None = parse_subcommand(COMMANDS, argv, prog=PROG)
+    match command:
+        case Prepare():
             signal.signal(signal.SIGTERM, _stop)
             prepare(command)
-        case ["list", *arguments]:
-            folder = parse(List, arguments, prog=f"{PROG} list").data_dir
+        case List():
             from gpt_common.data.listing import print_corpora
 
-            print_corpora(folder)
-        case ["extraction", *arguments]:
-            asked = parse(Extraction, arguments, prog=f"{PROG} extraction")
+            print_corpora(command.data_dir)
+        case Extraction():
             from gpt_common.data.conversations.extraction import write_extraction
 
-            for path in write_extraction(asked.out, asked.count, seed=asked.seed, overwrite=asked.overwrite):
+            for path in write_extraction(command.out, command.count, seed=command.seed, overwrite=command.overwrite):
                 print(path)
-        case [] | ["-h" | "--help" | "--help-all", *_]:
-            lines = [f"  {name:<10} {(kind.__doc__ or '').splitlines()[0]}" for name, kind in COMMANDS.items()]
-            print("\n".join([f"usage: {PROG} COMMAND ...", "", *lines, "", "Each has a --help of its own."]))
-        case _:
-            raise UserError(f"unknown command '{argv[0]}': {nearest(argv[0], COMMANDS)}")
 
 
 _OF_TEXTS = ("name", "tokenizer", "bpe_vocab_size", "val_fraction")

@@ -82,19 +82,10 @@ def read_sweep(path: Path, *, twin: str | None = None, out: Path | None = None) 
     Raises:
         UserError: no such file, a key or field that is none, a value of another kind, two runs that are one.
     """
-    require_file(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not TOML: {error}") from None
-    for key in tables:
-        if key not in KEYS:
-            raise UserError(f"{path}: unknown key '{key}': {nearest(key, KEYS)}")
+    tables = read_tables(path, KEYS)
     base = _base(path, tables)
-    chosen = twin or tables.get("twin", TWINS[0])
-    if chosen not in TWINS:
-        raise UserError(f"{path}: twin is {chosen!r}: {nearest(str(chosen), TWINS)}")
-    base = _with(base, _table(path, tables, "fixed"), path)
+    chosen = twin_of(path, tables, twin)
+    base = with_fields(base, table_of(path, tables, "fixed"), path)
     cells = [cell for values in _values(path, tables) for cell in [_cell(base, values, path)]]
     if not cells:
         raise UserError(f"{path} has no runs: give a [grid] of lists, or [[run]]")
@@ -103,7 +94,32 @@ def read_sweep(path: Path, *, twin: str | None = None, out: Path | None = None) 
         if cell.name in names:
             raise UserError(f"{path}: two runs are {cell.name}: a value stands twice")
         names[cell.name] = cell
-    return Sweep(out or RUNS / str(tables.get("name", path.stem)), str(chosen), tuple(cells))
+    return Sweep(out or RUNS / str(tables.get("name", path.stem)), chosen, tuple(cells))
+
+
+def read_tables(path: Path, keys: Sequence[str]) -> dict[str, Any]:
+    """What a TOML file holds, whose keys are known.
+
+    Raises:
+        UserError: no such file, no TOML, or an unknown key.
+    """
+    require_file(path)
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from None
+    for key in tables:
+        if key not in keys:
+            raise UserError(f"{path}: unknown key '{key}': {nearest(key, keys)}")
+    return tables
+
+
+def twin_of(path: Path, tables: Mapping[str, Any], asked: str | None) -> str:
+    """Which twin trains: the one that is asked for, else the file's, else PyTorch's; raises UserError if it is none."""
+    chosen = asked or str(tables.get("twin", TWINS[0]))
+    if chosen not in TWINS:
+        raise UserError(f"{path}: twin is {chosen!r}: {nearest(chosen, TWINS)}")
+    return chosen
 
 
 def _base(path: Path, tables: Mapping[str, Any]) -> RunConfig:
@@ -112,7 +128,8 @@ def _base(path: Path, tables: Mapping[str, Any]) -> RunConfig:
     return base if config is None else load_toml(path.parent / str(config), base)
 
 
-def _table(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+def table_of(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A table of a file, empty where there is none; raises UserError where something else has its name."""
     found = tables.get(name, {})
     if not isinstance(found, dict):
         raise UserError(f"{path}: {name} is a table: [{name}]")
@@ -120,7 +137,7 @@ def _table(path: Path, tables: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _values(path: Path, tables: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
-    grid = _table(path, tables, "grid")
+    grid = table_of(path, tables, "grid")
     for field, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: grid.{field} is a list of values")
@@ -138,7 +155,7 @@ def _values(path: Path, tables: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
 
 def _cell(base: RunConfig, values: Mapping[str, Any], path: Path) -> Cell:
     name = "_".join(f"{field}-{_short(value)}" for field, value in values.items())
-    return Cell(name or "base", _with(base, values, path), values)
+    return Cell(name or "base", with_fields(base, values, path), values)
 
 
 def _short(value: Any) -> str:
@@ -147,7 +164,8 @@ def _short(value: Any) -> str:
     return re.sub(r"[^\w.+-]", "-", text)[:60]
 
 
-def _with(base: RunConfig, values: Mapping[str, Any], path: Path) -> RunConfig:
+def with_fields(base: RunConfig, values: Mapping[str, Any], path: Path) -> RunConfig:
+    """A configuration with other values in some fields, by their names alone; raises UserError for what is no field."""
     changed: dict[str, dict[str, Any]] = {}
     for field, value in values.items():
         if field not in SECTION_OF:

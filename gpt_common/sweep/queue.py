@@ -80,6 +80,8 @@ class Queue:
     failed: dict[str, int] = field(default_factory=dict)
     """By name the exit codes of runs that failed; they are not tried again by this queue."""
     _going: dict[str, tuple[Cell, subprocess.Popen[bytes], IO[bytes]]] = field(default_factory=dict)
+    _done: set[str] = field(default_factory=set)
+    """Names of runs that need not be looked at again."""
     _stopping: bool = False
 
     def work(self) -> bool:
@@ -113,15 +115,16 @@ class Queue:
                 del self._going[name]
                 log.close()
                 self._ended(cell, code)
-        if self._stopping:
+        if self._stopping or len(self._going) >= self.jobs:  # who trains is not disturbed by reading all logs again
             return False
-        waiting = [
-            cell
-            for cell in self.sweep.cells
-            if cell.name not in self._going
-            and cell.name not in self.failed
-            and state_of(self.sweep, cell) in ("waiting", "stopped")
-        ]
+        settled = self._going.keys() | self.failed.keys() | self._done
+        waiting = []
+        for cell in [cell for cell in self.sweep.cells if cell.name not in settled]:
+            state = state_of(self.sweep, cell)
+            if state == "done":
+                self._done.add(cell.name)
+            elif state != "running":
+                waiting.append(cell)
         for cell in waiting[: self.jobs - len(self._going)]:
             self._begin(cell)
         return bool(waiting)

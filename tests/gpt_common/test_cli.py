@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import scale
 from benchmarks.command import Benchmark
 from benchmarks.plan import Plan
 from convert.adapters.fuse import Fuse
@@ -25,9 +26,11 @@ from gpt_common import manual
 from gpt_common.cli import flag_names
 from gpt_common.commands import SampleCommand, TrainCommand
 from gpt_common.config import RunConfig, load_preset, preset_names
-from gpt_common.data.__main__ import List, Prepare
+from gpt_common.data.__main__ import Extraction, List, Prepare
+from gpt_common.judging.command import EvaluateCommand
 from gpt_common.network.width import heads_for, rate_for
 from gpt_common.serving.command import ServeCommand
+from gpt_common.sweep import command as sweeping
 from gpt_common.training.command_line import parse_training
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +41,12 @@ COMMANDS = {
     "-m mlx_gpt.sample": SampleCommand,
     "-m torch_gpt.serve": ServeCommand,
     "-m mlx_gpt.serve": ServeCommand,
+    "-m torch_gpt.evaluate": EvaluateCommand,
+    "-m mlx_gpt.evaluate": EvaluateCommand,
     "-m gpt_common.data prepare": Prepare,
+    "-m gpt_common.data extraction": Extraction,
+    "-m gpt_common.sweep run": sweeping.Run,
+    "-m gpt_common.sweep list": sweeping.Which,
     "-m gpt_common.data list": List,
     "-m convert import": Import,
     "-m convert export": Export,
@@ -51,6 +59,9 @@ COMMANDS = {
     "-m convert fuse": Fuse,
     "benchmarks/run.py": Benchmark,
     "benchmarks/plan.py": Plan,
+    "benchmarks/scale.py run": scale.Run,
+    "benchmarks/scale.py fit": scale.FitCommand,
+    "benchmarks/scale.py plan": scale.Plan,
 }
 
 
@@ -75,14 +86,23 @@ def test_help_fits_a_screen_and_says_what_each_flag_does(command: str, monkeypat
     assert "{None}" not in text
     assert all(re.search(r"^  \S", line) is None or len(line.split()) > 1 for line in text.splitlines())
     everything = manual.page(kind, f"python {command}", everything=True)
-    positional = {"--src", "--a", "--b", "--corpus"}
+    positional = {"--src", "--a", "--b", "--corpus", "--file"}
     shown = re.findall(r"^  (?:-\w, )?(--[\w-]+)", everything, re.MULTILINE)
     assert sorted(shown) == sorted(set(flag_names(kind)) - positional)
 
 
-@pytest.mark.parametrize("program", ["convert", "gpt_common.data", "gpt_common.runs"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "convert.__main__",
+        "gpt_common.data.__main__",
+        "gpt_common.runs",
+        "gpt_common.sweep.__main__",
+        "benchmarks.scale",
+    ],
+)
 def test_the_list_of_commands_fits_a_screen(program: str, capsys: pytest.CaptureFixture[str]) -> None:
-    importlib.import_module(f"{program}.__main__" if program != "gpt_common.runs" else program).main(["--help"])
+    importlib.import_module(program).main(["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.scaling.findings import Foretold, find, foretell, plan, plan_lines, published_lines, write_findings
 from benchmarks.scaling.grid import (
     Grid,
+    finished_runs,
     floor_of,
     flops_of,
     points_of,
@@ -94,18 +95,19 @@ def test_finished_runs_are_points(tmp_path: Path, stories_dir: Path) -> None:
     text += f'data_dir = "{stories_dir}"\nsample_tokens = 0\nreport = false\neval_batches = 1\ndevice = "cpu"\n'
     found = grid(tmp_path, text)
     sweep = found.sweep(tmp_path / "runs")
-    assert not points_of(sweep)
+    assert not points_of(finished_runs(sweep))
     assert Queue(sweep, threads=1, tell=lambda _: None).work()
-    points = points_of(sweep)
+    done = finished_runs(sweep)
+    points = points_of(done)
     assert len(points) == 2
     assert len({point.cell for point in points}) == 1, "two seeds of one cell"
     assert points[0].loss != points[1].loss
-    assert points[0].parameters == sizes_of(sweep.cells[0].config.with_vocabulary(vocabulary_of(sweep)).model)[0]
-    assert points_of(sweep, embeddings=True)[0].parameters > points[0].parameters
-    floor = floor_of(sweep)
+    assert points[0].parameters == sizes_of(sweep.cells[0].config.with_vocabulary(vocabulary_of(done)).model)[0]
+    assert points_of(done, embeddings=True)[0].parameters > points[0].parameters
+    floor = floor_of(done)
     assert floor is not None
     assert 0.05 < floor < 0.1
-    assert len(seconds_of(sweep)) == 2
+    assert len(seconds_of(done)) == 2
 
 
 def test_what_is_said_fits_a_screen_and_a_file(tmp_path: Path) -> None:

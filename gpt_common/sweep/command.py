@@ -1,0 +1,70 @@
+"""What commands over a sweep are told, whatever file describes it, and the one way of training what is not done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import tyro
+
+from gpt_common.errors import UserError, WorkFailed
+from gpt_common.words import one_line, say
+
+if TYPE_CHECKING:
+    from gpt_common.sweep.definition import Sweep
+
+File = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Which:
+    """Which sweep."""
+
+    file: File
+    """What to train (TOML)."""
+    twin: Literal["torch_gpt", "mlx_gpt"] | None = None
+    """Which twin trains, if the file does not say it."""
+    out: Path | None = None
+    """Folder of the runs, if not runs/NAME."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Which):
+    """Train what is not done yet; the same command goes on.
+
+    Ctrl-C stops, each run saved.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = ("rates.toml --jobs 2 --threads 1",)
+    jobs: int = 1
+    """Runs side by side."""
+    threads: int | None = None
+    """Of each run, on a CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("jobs", "threads"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def train(sweep: Sweep, command: Run, again: str) -> None:
+    """Train what is not done, and print the table.
+
+    Args:
+        again: the command line, which goes on where this ends.
+
+    Raises:
+        WorkFailed: runs failed; the others were trained.
+    """
+    # Not for --help: what reads runs takes its time to import.
+    from gpt_common.sweep.queue import Queue
+    from gpt_common.sweep.table import print_sweep
+
+    queue = Queue(sweep, command.jobs, command.threads, lambda line: say(line, flush=True))
+    done = queue.work()
+    print_sweep(sweep)
+    if queue.failed:
+        raise WorkFailed(f"{len(queue.failed)} runs failed: their last words are in {sweep.folder / 'logs'}")
+    if not done:
+        print(f"go on with: {one_line(again)}")
