@@ -30,6 +30,11 @@ def one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
+def shortened(text: str, room: int) -> str:
+    """The text, or as much of its beginning as a column has room for, and a sign that there is more."""
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
 def say(text: str, *, flush: bool = False) -> None:
     """Print what names and values out of files are in; `printable`."""
     print(printable(text), flush=flush)

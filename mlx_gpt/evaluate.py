@@ -37,7 +37,7 @@ class Scorer:
     """
 
     def __init__(self, model: GPT, known: int | None = None) -> None:
-        self.model = model
+        self.model, self.probe = model, TrainingProbe(model)
         self.block_size = model.config.block_size
         self.vocab_size = model.config.vocab_size
         self.logits_at_once = LOGITS_ON_CPU if model.device.type != mx.gpu else LOGITS_ON_GPU
@@ -45,11 +45,11 @@ class Scorer:
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         """Mean loss of each batch, nats per token."""
-        return TrainingProbe(self.model).losses(batches)
+        return self.probe.losses(batches)
 
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""
-        return np.array(self.model(tensor(tokens, self.model.device)).astype(mx.float32))
+        return self.probe.logits(tokens)
 
     def scores(
         self, tokens: Tokens, labels: Tokens, shared: Sequence[int] = (), *, likeliest: bool = True

@@ -37,7 +37,7 @@ class Scorer:
     """
 
     def __init__(self, model: GPT, known: int | None = None) -> None:
-        self.model = model
+        self.model, self.probe = model, TrainingProbe(model)
         self.block_size = model.config.block_size
         self.vocab_size = model.config.vocab_size
         self.logits_at_once = LOGITS_ON_CPU if model.device.type == "cpu" else LOGITS_ON_GPU
@@ -45,12 +45,11 @@ class Scorer:
 
     def losses(self, batches: Iterable[NumpyBatch]) -> list[float]:
         """Mean loss of each batch, nats per token."""
-        return TrainingProbe(self.model).losses(batches)
+        return self.probe.losses(batches)
 
-    @torch.no_grad()
     def logits(self, tokens: Tokens) -> np.ndarray:
         """(B, T) ids -> (B, T, V) float32."""
-        return np.asarray(self.model(tensor(tokens, self.model.device)).float().cpu().numpy())
+        return self.probe.logits(tokens)
 
     @torch.no_grad()
     def scores(

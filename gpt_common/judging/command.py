@@ -20,7 +20,7 @@ from gpt_common.judging.probes.measure import ProbesMeasure
 from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.tasks import TaskMeasure
 from gpt_common.judging.text_measure import TextMeasure
-from gpt_common.training.folder import newest_run
+from gpt_common.training.folder import named_or_newest
 from gpt_common.training.report.page import REPORT, write_report
 from gpt_common.training.report.past import read_run
 from gpt_common.training.source import Source, open_source
@@ -122,14 +122,9 @@ class EvaluateCommand:
 
 def parse_evaluation(argv: Sequence[str], *, prog: str) -> tuple[Path, EvaluateCommand]:
     """The evaluation command line: the checkpoint or run folder, if not the newest run is meant, then flags."""
-    words = list(argv)
-    named = bool(words) and not words[0].startswith("-")
-    command = parse(EvaluateCommand, words[1:] if named else words, prog=f"{prog} CKPT")
-    if named:
-        return Path(words[0]), command
-    run = newest_run()
-    print(f"evaluating the newest run, {one_line(str(run))}", file=sys.stderr)
-    return run, command
+    named = [word for word in argv[:1] if not word.startswith("-")]
+    command = parse(EvaluateCommand, argv[len(named) :], prog=f"{prog} CKPT")
+    return named_or_newest(named, "evaluating")[0], command
 
 
 def evaluate(path: Path, command: EvaluateCommand, open_model: Callable[[Source], Scorer]) -> None:

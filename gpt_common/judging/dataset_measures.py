@@ -83,12 +83,7 @@ class DatasetMeasure:
         self.folder = folder = self.folder or Path(manifest.run_config.data.data_dir)
         if source.tokenizer.fingerprint in self.opened:
             return
-        dataset = open_dataset(name, folder, on_progress=lambda line: print(line, file=sys.stderr))
-        if dataset.tokenizer.fingerprint != source.tokenizer.fingerprint:
-            raise UserError(
-                f"dataset '{dataset.name}' has another tokenizer than {source.checkpoint}: prepare it with --tokenizer "
-                f"{source.checkpoint}"
-            )
+        dataset = opened(asked, name, folder)
         check_block(dataset, source.model.block_size)
         put = questions_of(dataset, self.questions) if dataset.examples is not None else []
         self.opened[source.tokenizer.fingerprint] = dataset, put
@@ -105,6 +100,17 @@ class DatasetMeasure:
         )
         assert whole is not None
         return DatasetResult(dataset.name, dataset.examples is None, right, whole, dataset.floor)
+
+
+def opened(asked: Asked, name: str, folder: Path) -> Dataset:
+    """A prepared dataset; raises UserError if it is not there, or has another tokenizer than the model."""
+    dataset, source = open_dataset(name, folder, on_progress=lambda line: print(line, file=sys.stderr)), asked.source
+    if dataset.tokenizer.fingerprint != source.tokenizer.fingerprint:
+        raise UserError(
+            f"dataset '{dataset.name}' has another tokenizer than {source.checkpoint}: prepare it with --tokenizer "
+            f"{source.checkpoint}"
+        )
+    return dataset
 
 
 def own_dataset(asked: Asked, manifest: Manifest) -> str:

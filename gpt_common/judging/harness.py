@@ -96,18 +96,19 @@ class Harness(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _scored(self, parts: list[Part], count: int) -> tuple[list[float], list[bool]]:
         """Of every owner the nats of all its parts, and whether all was likeliest."""
-        self._tell(parts)
+        total = passed(parts)
+        self._tell(parts, total)
         nats, agreed = [0.0] * count, [True] * count
         with Progress() as progress:
-            for each in score(self.scorer, parts, progress.counting("scoring", passed(parts))):
+            for each in score(self.scorer, parts, progress.counting("scoring", total)):
                 owner = each.part.owner
                 nats[owner] += float(each.nats.sum())
                 agreed[owner] &= each.likeliest is not None and bool(each.likeliest.all())
         return nats, agreed
 
-    def _tell(self, parts: list[Part]) -> None:
-        """How many tokens there are, and how long they will take, by a few that are tried."""
-        total, some, size = passed(parts), list[Part](), 0
+    def _tell(self, parts: list[Part], total: int) -> None:
+        """How many tokens there are, `total`, and how long they will take, by a few that are tried."""
+        some, size = list[Part](), 0
         for part in parts[:: max(1, len(parts) // 64)]:
             if size < TRIED:
                 some.append(part)

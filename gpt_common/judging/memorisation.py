@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from gpt_common.commands import SampleSettings
-from gpt_common.data import Dataset, open_dataset
+from gpt_common.data import Dataset
 from gpt_common.data.leakage.memory import Verbatim, longest_runs
 from gpt_common.data.leakage.rolling import TokenIds
 from gpt_common.data.leakage.validation import WINDOW, Leakage, leakage
-from gpt_common.errors import UserError
-from gpt_common.judging.dataset_measures import own_dataset
+from gpt_common.judging.dataset_measures import opened, own_dataset
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.scoring import Scorer
 from gpt_common.keyed import draws
@@ -109,10 +107,7 @@ class MemorisationMeasure:
         manifest = read_manifest(asked.source.checkpoint)
         name = self.dataset_name or own_dataset(asked, manifest)
         folder = self.folder or Path(manifest.run_config.data.data_dir)
-        dataset = open_dataset(name, folder, on_progress=lambda line: print(line, file=sys.stderr))
-        if dataset.tokenizer.fingerprint != asked.source.tokenizer.fingerprint:
-            raise UserError(f"dataset '{name}' has another tokenizer than {asked.source.checkpoint}")
-        self._opened[str(asked.source.checkpoint)] = dataset
+        self._opened[str(asked.source.checkpoint)] = opened(asked, name, folder)
 
     def ask(self, scorer: Scorer, asked: Asked) -> MemorisationResult:
         """Let the model write, and look."""

@@ -19,7 +19,7 @@ from gpt_common.errors import UserError, nearest
 from gpt_common.judging.comparison import mean
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.scoring import Scorer
-from gpt_common.words import one_line
+from gpt_common.words import one_line, shortened
 
 CORE = ("blimp", "lambada_openai", "hellaswag", "arc_easy", "piqa")
 """What small models can do something of: grammar, the last word of a story, how a scene goes on, simple knowledge."""
@@ -60,8 +60,8 @@ class TaskResult:
         yield f"  {'task':<32} {'metric':<18} {'value':>9} {'error':>8} {'of':>7}"
         for each in self.figures:
             error = f"{each.error:.4f}" if math.isfinite(each.error) else "-"
-            name, metric = (text if len(text) <= room else text[: room - 1] + "…" for text, room in _rooms(each))
-            yield f"  {one_line(name):<32} {one_line(metric):<18} {_in_nine(each.value):>9} {error:>8} {each.count:>7,}"
+            name, metric = shortened(one_line(each.task), 32), shortened(one_line(each.metric), 18)
+            yield f"  {name:<32} {metric:<18} {_in_nine(each.value):>9} {error:>8} {each.count:>7,}"
         for task, count in self.ties.items():
             if count:
                 yield f"  {one_line(task)}: {count:,} ties between the best choices, of which the first was taken"
@@ -92,10 +92,6 @@ class TaskResult:
 def _in_nine(value: float) -> str:
     """A figure in a column: perplexities per word may have any size."""
     return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
-
-
-def _rooms(each: Figure) -> tuple[tuple[str, int], tuple[str, int]]:
-    return (each.task, 32), (each.metric, 18)
 
 
 class TaskMeasure:

@@ -15,13 +15,13 @@ from gpt_common.data.documents import separator_of
 from gpt_common.data.reading import Source as File
 from gpt_common.data.tokenizers import prefix_token
 from gpt_common.errors import UserError
-from gpt_common.judging.comparison import ratio
+from gpt_common.judging.comparison import WIDE, ratio
 from gpt_common.judging.measure import Asked
 from gpt_common.judging.scoring import Scorer
 from gpt_common.judging.texts import Kept, Loss, loss_of, read_texts
 from gpt_common.progress import Progress
 from gpt_common.training.manifest import STATE_FILE
-from gpt_common.words import one_line
+from gpt_common.words import one_line, shortened
 
 BITS = 1 / math.log(2)
 """In a nat."""
@@ -44,10 +44,9 @@ class TextResult:
         yield f"  the first token of a document is predicted behind {self.before}"
         yield f"  {'text':<18} {'tokens':>11} {'nats/token':>10} {'bits/byte':>16} {'bits/char':>9} {'perpl.':>8}"
         for each in [*self.files, self.total] if len(self.files) > 1 else self.files:
-            name = one_line(each.name)
             error = f"±{each.error:.4f}" if each.error == each.error else ""
             yield (
-                f"  {name if len(name) <= 18 else name[:17] + '…':<18} {each.tokens:>11,} {each.loss:>10.4f} "
+                f"  {shortened(one_line(each.name), 18):<18} {each.tokens:>11,} {each.loss:>10.4f} "
                 f"{each.bits_per_byte:>8.4f} {error:>7} {each.bits_per_character:>9.4f} {each.perplexity:>8.4g}"
             )
 
@@ -73,7 +72,7 @@ class TextResult:
                 nats[piece] = nats.get(piece, 0.0) + sign * cost
         found = ratio([nats[piece] * BITS for piece in sizes], list(sizes.values()))
         difference = self.total.bits_per_byte - other.total.bits_per_byte
-        low, high = (difference + side * 1.96 * found.error for side in (-1, 1))
+        low, high = (difference + side * WIDE * found.error for side in (-1, 1))
         better = sum(cost < 0 for cost in nats.values())
         interval = f" (95 %: {low:+.4f} to {high:+.4f})" if found.error == found.error else " (too short for an error)"
         yield (

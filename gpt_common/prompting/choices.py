@@ -15,7 +15,7 @@ import numpy as np
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
 from gpt_common.sampling import Batch
-from gpt_common.words import one_line, share
+from gpt_common.words import one_line, share, shortened
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def lines_of(found: Sequence[Choice]) -> Iterator[str]:
     yield f"{'choice':<20} {'':>7} " + " ".join(f"{name:>11}" for name in COUNTS)
     for number, choice in enumerate(found):
         cells = [f"{score:>10.4f}{'*' if best[i] == number else ' '}" for i, score in enumerate(choice.scores)]
-        name = one_line(choice.text)
-        name = name if len(name) <= 20 else name[:19] + "…"
+        name = shortened(one_line(choice.text), 20)
         yield f"{name:<20} {share(float(probabilities[number] / probabilities.sum())):>7} " + " ".join(cells)
     yield "log probabilities in nats; * the best; beyond: less that behind nothing"
 

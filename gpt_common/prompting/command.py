@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,22 +14,18 @@ from gpt_common.prompting.conversing import converse
 from gpt_common.prompting.prompts import prompt_ids, require_turns
 from gpt_common.prompting.samples import asked_form, print_samples
 from gpt_common.sampling import Batch
-from gpt_common.training.folder import newest_run
+from gpt_common.training.folder import named_or_newest
 from gpt_common.training.source import Source
-from gpt_common.words import one_line, say
+from gpt_common.words import say
 
 
 def parse_sampling(argv: Sequence[str], *, prog: str) -> tuple[Path, SampleCommand]:
     """The sampling command line: the checkpoint or run folder, if not the newest run is meant, then flags."""
-    words = list(argv)
-    command = parse(SampleCommand, words[1:] if words and not words[0].startswith("-") else words, prog=f"{prog} CKPT")
+    named = [word for word in argv[:1] if not word.startswith("-")]
+    command = parse(SampleCommand, argv[len(named) :], prog=f"{prog} CKPT")
     if command.choices is not None:
         parse_choices(command.choices)
-    if words and not words[0].startswith("-"):
-        return Path(words[0]), command
-    run = newest_run()
-    print(f"sampling from the newest run, {one_line(str(run))}", file=sys.stderr)
-    return run, command
+    return named_or_newest(named, "sampling from")[0], command
 
 
 def answer(command: SampleCommand, source: Source, batch: Batch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import ClassVar, Literal
 
 from gpt_common.cli import parse
 from gpt_common.errors import UserError
-from gpt_common.training.folder import newest_run
+from gpt_common.training.folder import named_or_newest
 from gpt_common.words import one_line
 
 TOKEN_VARIABLE = "MLX_TORCH_GPT_TOKEN"
@@ -82,11 +81,7 @@ def parse_serving(argv: Sequence[str], *, prog: str) -> tuple[list[Path], ServeC
     words = list(argv)
     named = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     command = parse(ServeCommand, words[named:], prog=f"{prog} CKPT ...")
-    if named:
-        return [Path(word) for word in words[:named]], command
-    run = newest_run()
-    print(f"serving the newest run, {one_line(str(run))}", file=sys.stderr)
-    return [run], command
+    return named_or_newest(words[:named], "serving"), command
 
 
 def is_loopback(host: str) -> bool:

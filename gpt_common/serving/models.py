@@ -11,6 +11,7 @@ from typing import Any
 
 from gpt_common.data.conversations.reading import Message
 from gpt_common.data.conversations.templates import own_template
+from gpt_common.data.conversations.turns import has_turns
 from gpt_common.data.conversations.written import END, TURN
 from gpt_common.data.tokenizers import Tokenizer
 from gpt_common.errors import UserError
@@ -65,7 +66,7 @@ class Served:
     @property
     def chats(self) -> bool:
         """Whether its vocabulary has what divides a conversation."""
-        return {TURN, END} <= self.tokenizer.specials.keys()
+        return has_turns(self.tokenizer)
 
     @property
     def has_other_template(self) -> bool:

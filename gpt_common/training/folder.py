@@ -7,14 +7,16 @@ import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, is_system_file
+from gpt_common.words import one_line
 
 RUNS = Path("runs")
 """Where runs lie if nothing else is said."""
@@ -194,6 +196,22 @@ def _lock(path: Path) -> int | None:
             return None
         # Some network file systems have no locks: the run goes on without.
     return descriptor
+
+
+def named_or_newest(named: Sequence[str], doing: str) -> list[Path]:
+    """The runs or checkpoints that a command line names; if none, the newest run, which is said.
+
+    Args:
+        doing: what is done with it, as "sampling from".
+
+    Raises:
+        UserError: nothing is named, and there is no run.
+    """
+    if named:
+        return [Path(word) for word in named]
+    run = newest_run()
+    print(f"{doing} the newest run, {one_line(str(run))}", file=sys.stderr)
+    return [run]
 
 
 def newest_run(folder: Path = RUNS) -> Path:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gpt_common.data.stories import ALPHABET, END
 from gpt_common.data.tokenizers import Tokenizer
-from gpt_common.judging.comparison import ratio
+from gpt_common.judging.comparison import WIDE, ratio
 from gpt_common.judging.probes.truth import truth
 from gpt_common.judging.scoring import Scorer
 
@@ -32,8 +32,6 @@ ROWS = 16
 """Windows that are read together."""
 MOST_NUMBERS = 1 << 23
 """Logits that are kept: with a large vocabulary fewer places are looked at."""
-STANDARD_ERRORS = 1.96
-"""On each side of an interval of 95 %."""
 LARGE = 0.05
 """Logits that are so much too large or too small are named. The divergence that a wrong scale costs grows with its
 square: below this it is a few thousandths of a nat, and no temperature is set that finely."""
@@ -113,8 +111,8 @@ def compared(logits_NV: Doubles, true_NV: Doubles, story_N: npt.NDArray[np.integ
     factor, error = fitted_factor(logits_NV, true_NV, story_N)
     mended = _loss(log_softmax(logits_NV * factor), true_NV)
     low, high = (
-        1 / (factor + STANDARD_ERRORS * error),
-        1 / max(factor - STANDARD_ERRORS * error, 1e-6),
+        1 / (factor + WIDE * error),
+        1 / max(factor - WIDE * error, 1e-6),
     )
     return Calibration(
         stories=int(number_N.max()) + 1,
