@@ -70,6 +70,8 @@ class FormsStudy:
     """Measure this twin only."""
     vocabulary: Vocabulary | None = None
     """Measure with this vocabulary only; gpt2-sized: a BPE of 50 257 tokens, most of them made up."""
+    preset: str | None = None
+    """Of the model; left out, the smallest that fits the vocabulary."""
     turns: int = 60
     """Texts of each side, one after the other in alternation."""
 
@@ -89,15 +91,15 @@ def tokenizer_of(vocabulary: Vocabulary) -> Tokenizer:
     return train_bpe_on([*texts, *("".join(map(chr, rng.integers(97, 123, 7))) for _ in range(200_000))], 50_257)
 
 
-def config_of(vocabulary: Vocabulary, tokenizer: Tokenizer) -> ModelConfig:
+def config_of(vocabulary: Vocabulary, tokenizer: Tokenizer, preset: str | None = None) -> ModelConfig:
     """The preset's model for as many tokens."""
-    return load_preset(PRESETS[vocabulary]).with_vocabulary(tokenizer.vocab_size).model
+    return load_preset(preset or PRESETS[vocabulary]).with_vocabulary(tokenizer.vocab_size).model
 
 
-def generation(twin: Twin, vocabulary: Vocabulary) -> Callable[[bool], None]:
+def generation(twin: Twin, vocabulary: Vocabulary, preset: str | None = None) -> Callable[[bool], None]:
     """A function that makes TOKENS tokens, held to the form or not."""
     tokenizer = tokenizer_of(vocabulary)
-    model = cpu_work(twin, RunConfig(model=config_of(vocabulary, tokenizer))).model
+    model = cpu_work(twin, RunConfig(model=config_of(vocabulary, tokenizer, preset))).model
     generate = import_module(f"{twin}_gpt.sample").generate
     form, settings = compiled(tokenizer), SampleSettings(max_new_tokens=TOKENS)
     prompt, numbers = tokenizer.encode("Once upon a time"), count()
@@ -139,7 +141,7 @@ def watched() -> Iterator[list[float]]:
 
 def measure(command: FormsStudy, twin: Twin, vocabulary: Vocabulary) -> str:
     """A line of the table."""
-    make = generation(twin, vocabulary)
+    make = generation(twin, vocabulary, command.preset)
 
     def seconds(held: bool) -> float:
         began = time.perf_counter()
@@ -182,6 +184,7 @@ def main(argv: Sequence[str]) -> None:
                 vocabulary,
                 "--turns",
                 str(command.turns),
+                *(["--preset", command.preset] if command.preset else []),
             ]
             if subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False).returncode:
                 raise WorkFailed(f"{vocabulary}, {twin} ended early: its error stands above")
