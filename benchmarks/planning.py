@@ -16,7 +16,7 @@ from benchmarks.shares import nearest_share
 from gpt_common.adapting.quantisation import NOT_QUANTISED, Grid, Grids
 from gpt_common.config import Device, RunConfig, TrainConfig, to_dict
 from gpt_common.errors import UserError
-from gpt_common.machine.hardware import Hardware, nvidia_smi, published_peak
+from gpt_common.machine.hardware import Hardware, memory_for, published_peak
 from gpt_common.machine.peaks import Peak, apple_bandwidth, estimated_peak, largest_power
 from gpt_common.network.flops import (
     active_parameter_count,
@@ -223,10 +223,7 @@ def _power(hardware: Hardware, watts: float | None, measured: Measured | None) -
 
 def this_machine(hardware: Hardware) -> Hardware:
     """The machine with the memory that counts: an NVIDIA GPU's own."""
-    if hardware.kind != "cuda":
-        return hardware
-    found = nvidia_smi()
-    return dataclasses.replace(hardware, memory_bytes=found[0][1] if found else None)
+    return dataclasses.replace(hardware, memory_bytes=memory_for(hardware, "auto"))
 
 
 def largest_batch(

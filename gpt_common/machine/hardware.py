@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -249,8 +250,24 @@ def _linux_power_source(supplies: dict[str, str]) -> PowerSource:
 def _nvidia_gpus() -> list[str]:
     """Names of the NVIDIA GPUs: from the driver's files, which are quick, or from nvidia-smi (in WSL, for one)."""
     files = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    names = [m.group(1) for f in files if (m := re.search(r"^Model: *(.+?) *$", _text(f), re.MULTILINE))]
-    return names or [name for name, _ in nvidia_smi()]
+    return parse_nvidia_files(map(_text, files)) or [name for name, _ in nvidia_smi()]
+
+
+def parse_nvidia_files(texts: Iterable[str]) -> list[str]:
+    """The models that the driver's files name, one each; tabs stand between `Model:` and the name."""
+    return [m.group(1) for text in texts if (m := re.search(r"^Model:[ \t]*(\S.*?)[ \t]*$", text, re.MULTILINE))]
+
+
+def memory_for(hardware: Hardware, device: str) -> int | None:
+    """Bytes that what computes on a device can have: an NVIDIA GPU has memory of its own, the first one's counts.
+
+    Args:
+        device: "cpu", or anything else for the GPU.
+    """
+    if hardware.kind != "cuda" or device == "cpu":
+        return hardware.memory_bytes
+    found = nvidia_smi()
+    return found[0][1] if found else None
 
 
 def nvidia_smi() -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from gpt_common.data.corpora.following import follow
 from gpt_common.data.dataset import check_name
 from gpt_common.data.tokenizers.growth import Growth, growth_between
 from gpt_common.errors import UserError
-from gpt_common.machine.hardware import Hardware, detect
+from gpt_common.machine.hardware import Hardware, detect, memory_for
 from gpt_common.network.memory import Twin, planned_device
 from gpt_common.network.parameters import parameter_shapes, trained_shapes
 from gpt_common.network.room import check_room
@@ -127,7 +127,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = Tr
         # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
         device, _ = planned_device(planned_for, config.train, hardware.kind)
         for place in dict.fromkeys((device, "cpu")):
-            check_room(config, planned_for, hardware.memory_bytes, place, grids)
+            check_room(config, planned_for, memory_for(hardware, place), place, grids)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if init_from and manifest:

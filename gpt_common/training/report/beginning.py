@@ -9,6 +9,7 @@ from gpt_common.adapting.placement import placed
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
 from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.hardware import memory_for
 from gpt_common.machine.mlx_wheel import advice, built_for
 from gpt_common.network.flops import describe_model, parameter_count
 from gpt_common.network.parameters import parameter_shapes, trained_shapes
@@ -25,7 +26,7 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
     Args:
         timed: the number of steps follows from a time.
     """
-    config, data, memory = opening.config, opening.dataset, opening.hardware.memory_bytes
+    config, data, memory = opening.config, opening.dataset, memory_for(opening.hardware, device.name)
     train = config.train
     floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
     settled = dataclasses.replace(config, train=dataclasses.replace(train, dtype=device.dtype))

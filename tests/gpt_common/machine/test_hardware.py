@@ -14,7 +14,15 @@ from typing import Any
 import pytest
 
 from gpt_common.machine import hardware
-from gpt_common.machine.hardware import Hardware, parse_linux, parse_macos, parse_nvidia_smi, published_peak
+from gpt_common.machine.hardware import (
+    Hardware,
+    memory_for,
+    parse_linux,
+    parse_macos,
+    parse_nvidia_files,
+    parse_nvidia_smi,
+    published_peak,
+)
 from gpt_common.machine.peaks import (
     APPLE_BANDWIDTH,
     APPLE_GPUS,
@@ -109,6 +117,28 @@ def test_nvidia() -> None:
     smi = "NVIDIA H200, 143771\nNVIDIA A100-SXM4-80GB, 81920\n"
     assert parse_nvidia_smi(smi) == [("NVIDIA H200", 143771 << 20), ("NVIDIA A100-SXM4-80GB", 81920 << 20)]
     assert parse_nvidia_smi("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n") == []
+
+
+def test_the_driver_s_files_have_tabs_before_a_name() -> None:
+    """As driver 580 writes them: with its blanks the name was in no table, and MFU was missing from every run."""
+    file = "Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 57\nGPU UUID: \t GPU-8c6a501e\n"
+    assert parse_nvidia_files([file, "Model: \t\t NVIDIA L4 \n", "", "Model: \t\t \nIRQ: 1"]) == [
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA L4",
+    ]
+
+
+def test_a_gpu_with_memory_of_its_own_has_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "nvidia_smi", lambda: [("NVIDIA H100 80GB HBM3", 81559 << 20)])
+    cuda = Hardware(kind="cuda", memory_bytes=128 << 30)
+    assert (memory_for(cuda, "cuda"), memory_for(cuda, "gpu"), memory_for(cuda, "cpu")) == (
+        81559 << 20,
+        81559 << 20,
+        128 << 30,
+    )
+    assert memory_for(Hardware(kind="apple", memory_bytes=16 << 30), "mps") == 16 << 30
+    monkeypatch.setattr(hardware, "nvidia_smi", list)
+    assert memory_for(cuda, "cuda") is None, "not known is not refused"
 
 
 @pytest.mark.parametrize(
