@@ -64,7 +64,15 @@ def main(argv: Sequence[str]) -> None:
     if isinstance(command, Run):
         sweeping.train(sweep, command, again=" ".join([PROG, *argv]))
         return
-    from benchmarks.scaling.findings import find, foretell, plan, plan_lines, published_lines, write_findings
+    from benchmarks.scaling.findings import (
+        find,
+        foretell,
+        foretell_by_size,
+        plan,
+        plan_lines,
+        published_lines,
+        write_findings,
+    )
 
     runs = finished_runs(sweep)
     floor = floor_of(runs)
@@ -76,15 +84,18 @@ def main(argv: Sequence[str]) -> None:
         say(line)
     match command:
         case FitCommand():
-            foretold = None
+            foretold = by_size = None
             if command.predict is not None:
                 config = grid.asked(command.predict).with_vocabulary(vocabulary_of(runs))
                 foretold = foretell(config, findings.best)
                 say(f"  foretold for {command.predict}: {foretold.said(floor)}")
+                by_size = foretell_by_size(config, findings.size)
+                if by_size is not None:
+                    say(f"    by size alone: {by_size.said(floor)}")
             for line in published_lines(findings.best):
                 say(line)
             if command.json is not None:
-                write_findings(command.json, findings, foretold)
+                write_findings(command.json, findings, foretold, by_size)
         case Plan():
             planned = plan(grid, findings.best, seconds_of(runs), 3600 * command.hours, vocabulary_of(runs))
             if planned is None:

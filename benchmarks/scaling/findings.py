@@ -22,6 +22,7 @@ from benchmarks.scaling.laws import (
     parabola_bias,
     parabola_exponent,
 )
+from benchmarks.scaling.size import SizeFit, fit_size
 from gpt_common.config import RunConfig
 from gpt_common.files import write_atomically
 from gpt_common.words import duration, rate
@@ -31,6 +32,8 @@ PUBLISHED = {
     "Besiroglu et al. 2024": Law(*map(np.array, (1.8172, 482.01, 0.3478, 2085.43, 0.3658))),
 }
 """Of the same large models on web text, nats per token: approach 3 as it was published, and as it was fitted anew."""
+POOR = 0.03
+"""Residuals beyond this share of a loss are no noise: seeds differ by a hundredth or two."""
 HELD_OUT = 0.2
 """Share of the runs, those with the most FLOPs, that a law is to foretell from the others."""
 
@@ -61,6 +64,8 @@ class Findings:
     bias: float | None
     """Of the parabolas on this grid, by the law."""
     held_out: HeldOut | None
+    size: SizeFit | None
+    """Of the longest runs, by size alone."""
 
     @property
     def best(self) -> Fit:
@@ -88,6 +93,14 @@ class Findings:
             held = self.held_out
             yield f"  the {held.runs} largest runs, from the others: at most {held.worst:.1%} of the excess off"
             yield f"    {held.inside} of them in their interval of 90 %"
+        if self.best.residual > POOR:
+            yield f"  the law does not fit: residuals of {self.best.residual:.1%}, where seeds differ by less;"
+            yield "    believe it within the grid at most"
+        if self.size is not None:
+            size = self.size
+            rest, power = float(size.floor[0]), float(size.alpha[0])
+            yield f"  by size alone, the {size.points} runs of {rate(size.tokens)} tokens:"
+            yield f"    floor {rest:.4f}, alpha {power:.3f}, residual {size.residual:.2%}"
 
 
 def _interval(low: float, high: float) -> str:
@@ -105,7 +118,12 @@ def find(points: Sequence[Point], floor: float | None) -> Findings:
         bias: float | None = parabola_bias(points, best.law)
     except ValueError:
         parabolas, bias = None, None
-    return Findings(points, floor, known, free, envelope_exponent(points), parabolas, bias, _held_out(points, floor))
+    try:
+        size: SizeFit | None = fit_size(points)
+    except ValueError:
+        size = None
+    held_out = _held_out(points, floor)
+    return Findings(points, floor, known, free, envelope_exponent(points), parabolas, bias, held_out, size)
 
 
 def _held_out(points: Sequence[Point], floor: float | None) -> HeldOut | None:
@@ -155,6 +173,14 @@ class Planned:
     config: RunConfig
     seconds: float
     run: Foretold
+
+
+def foretell_by_size(config: RunConfig, size: SizeFit | None) -> Foretold | None:
+    """What the law of size says of a run, if it is as long as those that the law is of."""
+    if size is None or tokens_of(config) != size.tokens:
+        return None
+    parameters = sizes_of(config.model)[0]
+    return Foretold(parameters, tokens_of(config), flops_of(config), *size.predict(parameters))
 
 
 def plan(
@@ -220,8 +246,8 @@ def _count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def write_findings(path: Path, findings: Findings, foretold: Foretold | None) -> None:
-    """Write points, laws and what was foretold to a JSON file."""
+def write_findings(path: Path, findings: Findings, foretold: Foretold | None, by_size: Foretold | None = None) -> None:
+    """Write points, laws and what was foretold, by both laws, to a JSON file."""
 
     def law(fit: Fit | None) -> dict[str, Any] | None:
         if fit is None:
@@ -240,5 +266,6 @@ def write_findings(path: Path, findings: Findings, foretold: Foretold | None) ->
         "parabola_bias": findings.bias,
         "held_out": asdict(findings.held_out) if findings.held_out else None,
         "foretold": asdict(foretold) if foretold else None,
+        "foretold_by_size": asdict(by_size) if by_size else None,
     }
     write_atomically(path, json.dumps(document, indent=1) + "\n")

@@ -83,10 +83,7 @@ class Fit:
 
     def interval(self, values: Array) -> tuple[float, float]:
         """The middle 90 % of what the resamples say, wider by what a fit of several parameters takes off residuals."""
-        low, middle, high = np.quantile(values, [(1 - MIDDLE) / 2, 0.5, (1 + MIDDLE) / 2])
-        parameters = 4 if self.floor_known else 5
-        wider = np.sqrt(self.points / max(1, self.points - parameters))
-        return float(middle + wider * (low - middle)), float(middle + wider * (high - middle))
+        return widened(values, self.points, 4 if self.floor_known else 5)
 
     def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
         """The loss of a run, and the interval of it."""
@@ -94,6 +91,13 @@ class Fit:
             float(self.law.loss(parameters, tokens)),
             *self.interval(self.resampled.loss(parameters, tokens)),
         )
+
+
+def widened(values: Array, points: int, parameters: int) -> tuple[float, float]:
+    """The middle 90 % of what resamples say, wider by what a fit of so many parameters takes off residuals."""
+    low, middle, high = np.quantile(values, [(1 - MIDDLE) / 2, 0.5, (1 + MIDDLE) / 2])
+    wider = np.sqrt(points / max(1, points - parameters))
+    return float(middle + wider * (low - middle)), float(middle + wider * (high - middle))
 
 
 def fit_law(points: Sequence[Point], floor: float | None = None, *, seed: int = 0, resamples: int = RESAMPLES) -> Fit:
@@ -111,21 +115,22 @@ def fit_law(points: Sequence[Point], floor: float | None = None, *, seed: int = 
             f"{len(points)} runs of {len(sizes)} sizes and {len(lengths)} lengths: a law needs 6 runs, 3 sizes and 3 "
             "lengths at least"
         )
-    weights = np.concatenate([np.ones((1, len(points))), _resampled(points, resamples, seed)])
+    weights = np.concatenate([np.ones((1, len(points))), resampled_weights(points, resamples, seed)])
     law = _fitted(points, weights, floor)
-    n, d, loss = _columns(points)
+    n, d, loss = columns(points)
     first = law.of(0)
     residual = float(np.sqrt(np.mean((first.loss(n, d) / loss - 1) ** 2)))
     others = Law(*(each[1:] for each in (law.floor, law.a, law.alpha, law.b, law.beta)))
     return Fit(first, others, floor is not None, len(points), residual)
 
 
-def _columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:
+def columns(points: Sequence[Point]) -> tuple[Array, Array, Array]:
+    """Parameters, tokens and losses."""
     n, d, loss = np.array([(point.parameters, point.tokens, point.loss) for point in points], np.float64).T
     return n, d, loss
 
 
-def _resampled(points: Sequence[Point], count: int, seed: int) -> Array:
+def resampled_weights(points: Sequence[Point], count: int, seed: int) -> Array:
     """(R, P): how often each run is in each resample. Cells are drawn, and in each as many of its seeds as it has."""
     rng = np.random.default_rng(seed)
     cells: dict[str, list[int]] = {}
@@ -142,7 +147,7 @@ def _resampled(points: Sequence[Point], count: int, seed: int) -> Array:
 
 def _fitted(points: Sequence[Point], weights_RP: Array, floor: float | None) -> Law:
     """The law of every row of weights: on a grid of exponents first, then on ever finer ones around the best of it."""
-    n, d, loss = _columns(points)
+    n, d, loss = columns(points)
     # In units of their own: powers of a billion and of a million stay near 1, and the equations well posed.
     unit_n, unit_d = np.exp(np.log(n).mean()), np.exp(np.log(d).mean())
     weights_RP = weights_RP / loss**2  # residuals are relative

@@ -15,6 +15,7 @@ from benchmarks.scaling.laws import (
     parabola_bias,
     parabola_exponent,
 )
+from benchmarks.scaling.size import fit_size
 
 TRUTH = Law(*map(np.array, (0.0769, 48.0, 0.34, 160.0, 0.42)))
 SIZES = np.geomspace(2e4, 2e6, 6)
@@ -87,10 +88,10 @@ def test_embeddings_counted_twice_are_noticed() -> None:
 
 
 def test_resamples_draw_cells_and_their_seeds() -> None:
-    from benchmarks.scaling.laws import _resampled
+    from benchmarks.scaling.laws import resampled_weights
 
     points = [Point(n, d, n * d, 1.0, cell=f"{n}") for n, d in ((1, 1), (1, 1), (2, 1), (3, 1))]
-    weights = _resampled(points, 500, 0)
+    weights = resampled_weights(points, 500, 0)
     cells = np.array([weights[:, :2].sum(axis=1) / 2, weights[:, 2], weights[:, 3]])
     assert (cells.sum(axis=0) == 3).all(), "as many cells as there are, a cell with all its seeds"
     assert len({tuple(row) for row in weights[:, :2]}) > 3, "and seeds are drawn within"
@@ -128,3 +129,27 @@ def test_the_envelope_has_the_runs_that_none_beats() -> None:
     best = envelope(points)
     assert [point.loss for point in best] == sorted((point.loss for point in best), reverse=True)
     assert envelope_exponent(points) == pytest.approx(0.42 / 0.76, abs=0.03)
+
+
+def size_runs(noise: float, seed: int) -> list[Point]:
+    rng = np.random.default_rng(seed)
+    sizes = np.geomspace(2e4, 1e6, 14)
+    shorter = [Point(n, 1e6, 6e6 * n, 9.0) for n in sizes[:3]]
+    return shorter + [Point(n, 4e6, 2.4e7 * n, (0.16 + 40 * n**-0.6) * (1 + noise * rng.normal())) for n in sizes]
+
+
+def test_size_alone_is_read_off_the_longest_runs() -> None:
+    fit = fit_size(size_runs(0.0, 0), resamples=1)
+    assert (fit.tokens, fit.points) == (4e6, 14)
+    assert float(fit.alpha[0]) == pytest.approx(0.6, rel=0.01)
+    assert fit.predict(4e6)[0] == pytest.approx(0.16 + 40 * 4e6**-0.6, rel=1e-3)
+    with pytest.raises(ValueError, match="4 sizes"):
+        fit_size(size_runs(0.0, 0)[:6])
+
+
+def test_the_interval_of_a_larger_model_holds_it() -> None:
+    truth = 0.16 + 40 * 4e6**-0.6
+    held = [
+        low <= truth <= high for _, low, high in (fit_size(size_runs(0.01, s), seed=s).predict(4e6) for s in range(100))
+    ]
+    assert 0.8 <= np.mean(held) <= 0.98, np.mean(held)  # 90 %, by 100 draws

@@ -1,0 +1,66 @@
+"""Size alone: the runs that saw the most tokens, L(N) = floor + A / N^alpha at that length.
+
+Where the law of size and tokens does not fit (a small world is learnt in leaps, not by a power of the tokens), more of
+the same tokens is not foretold, but a larger model at the length that was trained is. Its floor is what this much
+training, and a block of this length, leave to any size: not the entropy of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.scaling.laws import EXPONENTS, RESAMPLES, Array, Point, columns, resampled_weights, widened
+
+STEPS = 240
+"""Exponents that are tried."""
+
+
+@dataclass(frozen=True)
+class SizeFit:
+    """A law of size at one length; every field but the first two may be an array of resamples."""
+
+    tokens: float
+    points: int
+    floor: Array
+    a: Array
+    alpha: Array
+    residual: float
+    """Root of the mean squared relative residual."""
+
+    def predict(self, parameters: float) -> tuple[float, float, float]:
+        """The loss of a run of this length, and the interval of 90 % around it."""
+        losses = self.floor + self.a * parameters**-self.alpha
+        return float(losses[0]), *widened(losses[1:], self.points, 3)
+
+
+def fit_size(points: Sequence[Point], *, seed: int = 0, resamples: int = RESAMPLES) -> SizeFit:
+    """Fit the law of size to the runs with the most tokens, and bootstrap it over cells and seeds.
+
+    Raises:
+        ValueError: fewer than 4 sizes have so many tokens.
+    """
+    tokens = max((point.tokens for point in points), default=0.0)
+    longest = [point for point in points if point.tokens == tokens]
+    if len({point.parameters for point in longest}) < 4:
+        raise ValueError("a law of size needs 4 sizes that saw as many tokens")
+    n_P, _, loss_P = columns(longest)
+    unit = np.exp(np.log(n_P).mean())
+    weights_RP = np.concatenate([np.ones((1, len(longest))), resampled_weights(longest, resamples, seed)]) / loss_P**2
+    alphas = np.geomspace(*EXPONENTS, STEPS)
+    x_IP = (n_P / unit) ** -alphas[:, None]
+    # The floor is eliminated: a straight line in x, weighted, for every resample and exponent.
+    w1_R1 = weights_RP.sum(axis=1, keepdims=True)
+    mean_x, mean_y = weights_RP @ x_IP.T / w1_R1, (weights_RP @ loss_P)[:, None] / w1_R1
+    xx = weights_RP @ (x_IP**2).T - w1_R1 * mean_x**2
+    xy = (weights_RP * loss_P) @ x_IP.T - w1_R1 * mean_x * mean_y
+    yy = (weights_RP @ loss_P**2)[:, None] - w1_R1 * mean_y**2
+    slope = xy / xx
+    best = np.where(slope > 0, yy - slope * xy, np.inf).argmin(axis=1)
+    rows = np.arange(len(best))
+    a, floor, alpha = slope[rows, best], (mean_y - slope * mean_x)[rows, best], alphas[best]
+    fit = SizeFit(tokens, len(longest), floor, a * unit**alpha, alpha, 0.0)
+    off = (fit.floor[0] + fit.a[0] * n_P ** -fit.alpha[0]) / loss_P - 1
+    return SizeFit(tokens, len(longest), fit.floor, fit.a, fit.alpha, float(np.sqrt(np.mean(off**2))))
