@@ -238,7 +238,7 @@ class Health:
         """
         asked, self._asked = self._asked, []
         if self.on:
-            self.ranks.check_weights(self._all_checksums, step)
+            self.ranks.check_weights(self._all_checksums, step, self.probe.weights)
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
         text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]
