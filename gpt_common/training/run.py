@@ -45,6 +45,7 @@ from gpt_common.training.report.ending import alarms_in_words, closing_rows, rep
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
+from gpt_common.words import say
 
 
 class Run:
@@ -253,7 +254,10 @@ class Run:
             self.ranks.part()
             if self.ranks.first:
                 self._finish()
-            elif self.interrupted is not None:
+                return
+            if self.ranks.wire is not None:
+                say(f"the end after step {self.step}: the first rank has the run, in {self.folder}")
+            if self.interrupted is not None:
                 raise Stopped(self.interrupted)
 
     # ---- what the loop asks --------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def write_run_files(
         "chip": chip,
         "power": power,
         "ranks": ranks,
-        **({"rank_engines": list(engines)} if engines else {}),
+        "rank_engines": list(engines) or None,
         "os": platform.platform(),
         "versions": versions(),
         "git": git_state(),
