@@ -197,7 +197,8 @@ def trained(twin: str, job: Job, place: Sequence[str]) -> str:
 
 def asked_of_steps(twin: str, what: str, place: Sequence[str]) -> str:
     """See Job.asked."""
-    where = place_of(*(place[1] if flag in place else None for flag in ("--listen", "--join")), None)
+    listen, join = (place[1] if flag in place else None for flag in ("--listen", "--join"))
+    where = place_of(listen, join, None)
     optim = OptimConfig(grad_clip=0.05, warmup_steps=0)
     with import_module(f"{twin}.distributed").open_ranks(0.0, where) as ranks:
         if what == "dealt":

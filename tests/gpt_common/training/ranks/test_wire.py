@@ -62,7 +62,7 @@ def test_what_one_says_all_hear_and_an_array_of_the_first() -> None:
     def work(ranks: Wire) -> Any:
         said = ranks.gather(f"rank {ranks.rank}, ä")
         mine = np.full((2, 3), ranks.rank + 7.0, np.float32)
-        return said, ranks.of_first(mine.T), float(ranks.of_first(np.float32(ranks.rank)))
+        return said, ranks.of_first(mine.T), float(ranks.of_first(np.array(ranks.rank, np.float32)))
 
     for said, array, scalar in on_all(3, work, free_port()):
         assert said == ["rank 0, ä", "rank 1, ä", "rank 2, ä"]
@@ -176,4 +176,4 @@ def test_flags_that_do_not_go_together() -> None:
             TrainCommand(listen="a:1", **wrong)  # type: ignore[arg-type]
     for wrong in ({}, {"join": "a:1"}):
         with pytest.raises(UserError, match="with --listen"):
-            TrainCommand(ranks=2, **wrong)  # type: ignore[arg-type]
+            TrainCommand(ranks=2, **wrong)
