@@ -17,7 +17,10 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power", "rank_timeout")
+    seldom: ClassVar[tuple[str, ...]] = (
+        *("stop_at", "force", "let_sleep", "power"),
+        *("rank_timeout", "listen", "ranks", "join"),
+    )
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -45,13 +48,23 @@ class TrainCommand:
     power: bool = False
     """Record watts, GPU usage and energy, from powermetrics, macmon, zeus or NVML."""
     rank_timeout: float = 20.0
-    """Under torchrun or mlx.launch: seconds of silence after which a rank is given up; 0: never."""
+    """Of several ranks: seconds of silence after which one is given up; 0: never."""
+    listen: str | None = None
+    """HOST:PORT of this machine: train with other processes, of either twin, that --join this one."""
+    ranks: int | None = None
+    """With --listen: how many processes train together, this one included; if not given, 2."""
+    join: str | None = None
+    """HOST:PORT: train with the process that was started there with --listen, and with the same flags."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank_timeout < math.inf:
             raise UserError(f"rank_timeout is {self.rank_timeout:g} s: 0 (never) or more")
+        if self.listen is not None and self.join is not None:
+            raise UserError("one process has --listen and all others --join: this one has both")
+        if self.ranks is not None and (self.listen is None or self.ranks < 2):
+            raise UserError(f"ranks is {self.ranks}: 2 or more, with --listen (a launcher has a number of its own)")
 
 
 @dataclass(frozen=True, kw_only=True)

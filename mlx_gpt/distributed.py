@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,8 +19,11 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
+from gpt_common.errors import UserError
 from gpt_common.training.ranks.agreement import Agreement
 from gpt_common.training.ranks.pulse import meeting
+from gpt_common.training.ranks.wire import Place, Wire, met
+from gpt_common.words import say
 from mlx_gpt.model import GPT
 
 
@@ -60,9 +64,10 @@ class Ranks(Agreement):
         Returns:
             The loss of the whole step and its gradients; its loads are in the model.
         """
-        if self.group is None:
+        if self.world == 1:
             return mean_loss, gradients
         by_name: Any = dict(tree_flatten(gradients))
+        self.check_layout(by_name)
         wishes = mx.array(self.wished)
         tensors = [*by_name.values(), mean_loss, *model.routers.step_loads, wishes]
         flat = mx.concatenate([tensor.flatten().astype(mx.float32) for tensor in tensors])
@@ -89,6 +94,30 @@ class Ranks(Agreement):
         return total
 
 
+class Joined(Ranks):
+    """Ranks that were started by hand, perhaps of both twins: what is added up travels as numpy."""
+
+    def __init__(self, wire: Wire) -> None:
+        Agreement.__init__(self, wire.rank, wire.world)
+        self.group, self.wire = None, wire
+
+    def gather(self, text: str) -> list[str]:
+        """What every rank has to say, by rank; all must call it, and wait until all have."""
+        assert self.wire is not None
+        with self.waiting():
+            return self.wire.gather(text)
+
+    def summed(self, flat: mx.array) -> mx.array:
+        """The sum of an array over all ranks. Waited for, and timed."""
+        assert self.wire is not None
+        mine = np.array(flat)  # what is timed is the others, not the backward pass
+        began = perf_counter()
+        with self.waiting():
+            total = mx.array(self.wire.add_up(mine))
+        self.seconds += perf_counter() - began
+        return total
+
+
 def launched() -> bool:
     """Whether a launcher has started several ranks: mlx.launch, or MPI, says so in the environment."""
     return any(name in os.environ for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
@@ -110,12 +139,24 @@ def address() -> str:
 
 
 @contextmanager
-def open_ranks(timeout: float) -> Iterator[Ranks]:
+def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
     """The ranks of this run, watched while the block lasts; alone, where no launcher has started others.
 
     Args:
         timeout: seconds of silence after which a rank is given up.
+        place: where they meet, if they are started by hand.
+
+    Raises:
+        UserError: they do not meet.
     """
+    if place is not None:
+        if launched():
+            raise UserError("a launcher has started several ranks: leave out --listen, --join, or the launcher")
+        with met(place, partial(say, flush=True)) as wire:
+            joined = Joined(wire)
+            with joined.watched(timeout, place.host):
+                yield joined
+        return
     if not launched():
         yield Ranks()
         return

@@ -29,6 +29,7 @@ from gpt_common.config import RunConfig
 from gpt_common.data.batches import Batch, NumpyBatch, positions
 from gpt_common.keyed import dropout_key
 from gpt_common.training.notebook import CallableModule
+from gpt_common.training.ranks.wire import place_of
 from gpt_common.training.run import Run
 from gpt_common.training.schedule import learning_rate
 from mlx_gpt.checkpoint import build_model, load_checkpoint, load_weights, save_tensors
@@ -196,7 +197,7 @@ def main(argv: Sequence[str]) -> Path:
     """The command; returns the folder of the run."""
     command, why_preset = parse_training(argv, prog="python -m mlx_gpt.train", has_gpu=has_gpu())
     with (
-        open_ranks(command.rank_timeout) as ranks,
+        open_ranks(command.rank_timeout, place_of(command.listen, command.join, command.ranks)) as ranks,
         Run(command, twin="mlx_gpt", why_preset=why_preset, ranks=ranks) as run,
     ):
         train(run, ranks)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gpt_common.errors import UserError
 from gpt_common.training.ranks.agreement import Agreement
 from gpt_common.training.ranks.pulse import meeting
+from gpt_common.training.ranks.wire import Place, Wire, met
+from gpt_common.words import say
 from torch_gpt.device import synchronise
 from torch_gpt.model import GPT
 
@@ -66,9 +70,11 @@ class Ranks(Agreement):
         Returns:
             The loss of the whole step; its gradients and loads are in the model.
         """
-        if self.group is None:
+        if self.world == 1:
             return mean_loss
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        by_name = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+        self.check_layout(by_name)
+        gradients = list(by_name.values())
         wishes = torch.tensor(self.wished, device=mean_loss.device)
         tensors = [*gradients, mean_loss, *model.routers.step_loads, wishes]
         flat = torch.cat([tensor.flatten().float() for tensor in tensors])
@@ -91,6 +97,30 @@ class Ranks(Agreement):
         with self.waiting():
             all_reduce(total, group=self.group)
             synchronise(flat.device)
+        self.seconds += perf_counter() - began
+        return total.to(flat.device)
+
+
+class Joined(Ranks):
+    """Ranks that were started by hand, perhaps of both twins: what is added up travels as numpy."""
+
+    def __init__(self, wire: Wire) -> None:
+        Agreement.__init__(self, wire.rank, wire.world)
+        self.group, self.wire = None, wire
+
+    def gather(self, text: str) -> list[str]:
+        """What every rank has to say, by rank; all must call it, and wait until all have."""
+        assert self.wire is not None
+        with self.waiting():
+            return self.wire.gather(text)
+
+    def summed(self, flat: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks. Waited for, and timed."""
+        assert self.wire is not None
+        mine = flat.cpu().numpy()  # what is timed is the others, not the backward pass
+        began = perf_counter()
+        with self.waiting():
+            total = torch.from_numpy(self.wire.add_up(mine))
         self.seconds += perf_counter() - began
         return total.to(flat.device)
 
@@ -120,12 +150,24 @@ def address() -> str:
 
 
 @contextmanager
-def open_ranks(timeout: float) -> Iterator[Ranks]:
+def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
     """The ranks of this run, watched while the block lasts; alone, where no launcher has started others.
 
     Args:
         timeout: seconds of silence after which a rank is given up.
+        place: where they meet, if they are started by hand.
+
+    Raises:
+        UserError: they do not meet.
     """
+    if place is not None:
+        if launched():
+            raise UserError("a launcher has started several ranks: leave out --listen, --join, or the launcher")
+        with met(place, partial(say, flush=True)) as wire:
+            joined = Joined(wire)
+            with joined.watched(timeout, place.host):
+                yield joined
+        return
     if not launched():
         yield Ranks()
         return

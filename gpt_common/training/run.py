@@ -45,6 +45,7 @@ from gpt_common.training.report.ending import alarms_in_words, closing_rows, rep
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
+from gpt_common.words import say
 
 
 class Run:
@@ -85,6 +86,8 @@ class Run:
         """Why the run ends before the end of its schedule, if it does so by itself."""
         self.step = self.saved_step = self._recorded = self.first_step
         self._ranks_seconds = 0.0
+        self.engines: Sequence[str] = ()
+        """What each rank computes with, where they were started by hand."""
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
         self._said_how_long = self._waits = self._apart = False
@@ -113,7 +116,26 @@ class Run:
             for name, value in fields.items()
         }
         here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
-        return {"twin": self.twin, **here, **settings, **versions()}
+        if self.ranks.wire is None:
+            return {"twin": self.twin, **here, **settings, **versions()}
+        # Started by hand, each has its own twin, device and folder of data; numpy draws weights and batches.
+        own = {"train.device", "data.data_dir"}
+        settings = {name: value for name, value in settings.items() if name not in own}
+        return {**here, **settings, "numpy": versions()["numpy"]}
+
+    def _meet_by_hand(self) -> None:
+        """Find out whether ranks that were started by hand compute to the same bits; what needs that is refused."""
+        config, device = self.config, self.device
+        self.ranks.check_alike(lambda: {"dtype": device.dtype})
+        mine = f"{self.twin} ({device.description})"
+        self.engines = self.ranks.gather(f"{mine} on {self.opening.hardware.chip}")
+        if len(set(self.engines)) == 1:
+            return
+        self.ranks.exact = False
+        if config.drops and config.model.dropout_rng == "native":
+            raise self.ranks.told("each twin and device drops other values: add --dropout-rng shared, or no dropout")
+        if device.dtype != "float32":
+            raise self.ranks.told("each twin and device rounds otherwise in bfloat16: add --dtype float32")
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -138,6 +160,8 @@ class Run:
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops * self.ranks.world
+        if self.ranks.wire is not None:
+            self._meet_by_hand()
         self.ranks.together(self._take_folder)
         self.folder = Path(self.ranks.of_first(str(self.opening.folder)))
         self.ranks.tell_when_lost(self._how_to_go_on)
@@ -181,6 +205,7 @@ class Run:
             chip=self.opening.hardware.chip,
             power=self.power.about,
             ranks=self.ranks.world,
+            engines=self.engines,
         )
 
     def _open_log(self) -> RunLog:
@@ -229,7 +254,10 @@ class Run:
             self.ranks.part()
             if self.ranks.first:
                 self._finish()
-            elif self.interrupted is not None:
+                return
+            if self.ranks.wire is not None:
+                say(f"the end after step {self.step}: the first rank has the run, in {self.folder}")
+            if self.interrupted is not None:
                 raise Stopped(self.interrupted)
 
     # ---- what the loop asks --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,14 @@ from gpt_common.training.opening import Opening
 
 
 def write_run_files(
-    opening: Opening, *, twin: str, device: str, chip: str, power: dict[str, Any] | None = None, ranks: int = 1
+    opening: Opening,
+    *,
+    twin: str,
+    device: str,
+    chip: str,
+    power: dict[str, Any] | None = None,
+    ranks: int = 1,
+    engines: Sequence[str] = (),
 ) -> None:
     """Claim the run's folder, and write config.toml and run.json, which gains an entry every time it is taken up.
 
@@ -29,6 +37,7 @@ def write_run_files(
     Args:
         power: where watts come from, if they were asked for.
         ranks: how many processes train together.
+        engines: what each of them computes with, where they were started by hand.
 
     Raises:
         UserError: another run has the folder, or it cannot be written.
@@ -43,6 +52,7 @@ def write_run_files(
         "chip": chip,
         "power": power,
         "ranks": ranks,
+        "rank_engines": list(engines) or None,
         "os": platform.platform(),
         "versions": versions(),
         "git": git_state(),

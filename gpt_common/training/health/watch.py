@@ -30,7 +30,7 @@ from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_fir
 from gpt_common.training.health.leak_alarm import leak_alarm
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_dealt, check_step
-from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.agreement import NEAR, Agreement
 from gpt_common.training.schedule import learning_rate
 
 MOVES = 1e-5
@@ -238,7 +238,8 @@ class Health:
         """
         asked, self._asked = self._asked, []
         if self.on:
-            self.ranks.check_weights(self._all_checksums, step)
+            near = NEAR[self.config.optim.optimizer]
+            self.ranks.check_weights(self._all_checksums, step, self.probe.weights, near)
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
         text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]

@@ -59,10 +59,19 @@ class Pulse:
     Args:
         timeout: seconds of silence after which a rank is given up.
         clock: seconds; for tests.
+        by_hand: no launcher has started the ranks: there is none to end with, and each has a terminal of its own.
     """
 
-    def __init__(self, rank: int, world: int, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.rank, self.world, self.timeout, self._clock = rank, world, timeout, clock
+    def __init__(
+        self,
+        rank: int,
+        world: int,
+        timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        by_hand: bool = False,
+    ) -> None:
+        self.rank, self.world, self.timeout, self._clock, self._by_hand = rank, world, timeout, clock, by_hand
         self.end: Callable[[str], None] = end_process
         """What ends this process where the thread that trains cannot: told who is lost."""
         self.more: Callable[[], str] = str
@@ -123,8 +132,8 @@ class Pulse:
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank says who is lost: the first of those that are left."""
-        return self.rank == (1 if self._first_is_lost else 0)
+        """Whether this rank says who is lost: the first of those that are left, or each at its own terminal."""
+        return self._by_hand or self.rank == (1 if self._first_is_lost else 0)
 
     def close(self, *, in_order: bool) -> None:
         """This rank ends.
@@ -200,7 +209,7 @@ class Pulse:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.sendall(b"w\n" if self._waits_long else b".\n")
-        if os.getppid() != self._parent:
+        if os.getppid() != self._parent and not self._by_hand:
             # Whatever started the ranks is gone, and nobody would ever end them: as if it had asked to.
             self._parent = os.getppid()
             nobody_listens()

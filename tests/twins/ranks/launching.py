@@ -22,6 +22,7 @@ from gpt_common.data.batches import NumpyBatch
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
 from gpt_common.machine.blas import load_fast_blas
 from gpt_common.training.health.step_gates import check_dealt
+from gpt_common.training.ranks.wire import place_of
 from gpt_common.training.run import Run
 from tests.plants.in_place import planted
 from tests.plants.plant import Edit
@@ -29,6 +30,8 @@ from tests.twins import hears_hang_ups
 from tests.twins.steps import DEEPSEEK, GPT2, Trained, batch
 
 ROOT = Path(__file__).parents[3]
+PORTS = "TESTED_PORTS"
+"""The variable with the ports at which ranks meet that no launcher has started, one for each job."""
 SECONDS = 120.0
 """After which a launch is ended, whatever it does."""
 
@@ -46,16 +49,14 @@ class Job:
     """Faults that stand in the source meanwhile."""
     signals: tuple[int, int, int] | None = None
     """A rank, a step (from 0) before which it gets a signal, and which."""
+    joining: tuple[str, ...] = ()
+    """Flags of all ranks but the first."""
 
 
 def start(twin: str, module: Sequence[str], folder: Path, *, world: int = 2) -> list[subprocess.Popen[str]]:
     """Start `python -m MODULE ...` once for each rank."""
     folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as bound:
-        sockets = [bound.enter_context(socket.socket()) for _ in range(world)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        ports = [each.getsockname()[1] for each in sockets]
+    ports = free_ports(world)
     (folder / "hosts.json").write_text(json.dumps([[f"127.0.0.1:{port}"] for port in ports]))
     ring = {"MLX_HOSTFILE": str(folder / "hosts.json")}
     gloo = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "WORLD_SIZE": str(world)}
@@ -74,6 +75,40 @@ def start(twin: str, module: Sequence[str], folder: Path, *, world: int = 2) -> 
         )
         for rank in range(world)
     ]
+
+
+def start_by_hand(
+    twins: Sequence[str], module: Sequence[str], *, ports: Sequence[int], flags: bool = True
+) -> list[subprocess.Popen[str]]:
+    """Start `python -m MODULE ...` once for each of `twins`, without a launcher: the first listens at the first port.
+
+    Args:
+        module: in which TWIN stands for the twin's name.
+        flags: say so by flags; otherwise all `ports` are in the environment, one for each job.
+    """
+    words = [["--listen", f"127.0.0.1:{ports[0]}", "--ranks", str(len(twins))]]
+    words += [["--join", f"127.0.0.1:{ports[0]}"]] * (len(twins) - 1)
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", *(word.replace("TWIN", twin) for word in module), *(words[rank] if flags else ())],
+            cwd=ROOT,
+            env={**os.environ} if flags else {**os.environ, "RANK": str(rank), PORTS: json.dumps(list(ports))},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=hears_hang_ups,
+        )
+        for rank, twin in enumerate(twins)
+    ]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on which nobody listens."""
+    with contextlib.ExitStack() as bound:
+        sockets = [bound.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def ended(processes: Sequence[subprocess.Popen[str]], seconds: float = SECONDS) -> list[str]:
@@ -108,22 +143,41 @@ def launch(twin: str, jobs: Sequence[Job], folder: Path, *, world: int = 2) -> l
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world)]
 
 
+def launch_by_hand(twins: Sequence[str], jobs: Sequence[Job], folder: Path) -> list[dict[str, str]]:
+    """The same as `launch`, of ranks that a person would start, one of each of `twins`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
+    module = ["tests.twins.ranks.launching", "TWIN", str(folder)]
+    said = ended(start_by_hand(twins, module, ports=free_ports(len(jobs)), flags=False))
+    assert all((folder / f"rank-{rank}.json").exists() for rank in range(len(twins))), "\n".join(said)[-4000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(len(twins))]
+
+
 # ---- in a process of a launch ------------------------------------------------------------------------------------
 
 
-def do(twin: str, job: Job) -> str:
+def do(twin: str, job: Job, number: int) -> str:
     """Do a job; what came of it."""
     with contextlib.ExitStack() as faults:
         for edit in job.edits:
             import_module(edit.file.removesuffix(".py").replace("/", "."))
             faults.enter_context(planted(edit))
         try:
-            return asked_of_steps(twin, job.asked) if job.asked else trained(twin, job)
+            place = by_hand(number)
+            return asked_of_steps(twin, job.asked, place) if job.asked else trained(twin, job, place)
         except (UserError, WorkFailed, Stopped, ToldElsewhere) as error:
             return f"{type(error).__name__}: {error}"
 
 
-def trained(twin: str, job: Job) -> str:
+def by_hand(number: int) -> list[str]:
+    """The flags that say where ranks meet for a job, where no launcher has started them."""
+    if PORTS not in os.environ:
+        return []
+    place = f"127.0.0.1:{json.loads(os.environ[PORTS])[number]}"
+    return ["--listen", place] if os.environ["RANK"] == "0" else ["--join", place]
+
+
+def trained(twin: str, job: Job, place: Sequence[str]) -> str:
     """A training; perhaps with a signal on the way."""
     batches = Run.batches
 
@@ -134,16 +188,19 @@ def trained(twin: str, job: Job) -> str:
 
     Run.batches = with_signal  # type: ignore[method-assign]
     try:
-        import_module(f"{twin}.train").main(list(job.argv))
+        more = job.joining if "--join" in place else ()
+        import_module(f"{twin}.train").main([*job.argv, *more, *place])
     finally:
         Run.batches = batches  # type: ignore[method-assign]
     return "done"
 
 
-def asked_of_steps(twin: str, what: str) -> str:
+def asked_of_steps(twin: str, what: str, place: Sequence[str]) -> str:
     """See Job.asked."""
+    listen, join = (place[1] if flag in place else None for flag in ("--listen", "--join"))
+    where = place_of(listen, join, None)
     optim = OptimConfig(grad_clip=0.05, warmup_steps=0)
-    with import_module(f"{twin}.distributed").open_ranks(0.0) as ranks:
+    with import_module(f"{twin}.distributed").open_ranks(0.0, where) as ranks:
         if what == "dealt":
             small = Trained(twin, replace(GPT2, dropout=0.2, dropout_rng="shared"), optim=optim)
             small.step.ranks = ranks
@@ -161,10 +218,10 @@ def main(twin: str, folder: Path) -> None:
     rank = int(os.environ.get("RANK") or os.environ["MLX_RANK"])
     load_fast_blas()  # as a command does, and as the process of the tests did
     found = {}
-    for row in json.loads((folder / "jobs.json").read_text()):
+    for number, row in enumerate(json.loads((folder / "jobs.json").read_text())):
         edits = tuple(Edit(**edit) for edit in row.pop("edits"))
         job = Job(edits=edits, **row)
-        found[job.name] = do(twin, job)
+        found[job.name] = do(twin, job, number)
         (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 
 
