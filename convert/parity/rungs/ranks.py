@@ -28,7 +28,7 @@ from gpt_common.data.batches import Examples
 from gpt_common.data.tokenizers import CharTokenizer
 from gpt_common.data.writer import write_dataset
 from gpt_common.keyed import keyed_generator
-from gpt_common.training.checkpoint import place_of, read_manifest
+from gpt_common.training.checkpoint import find_checkpoint, read_manifest
 from gpt_common.training.log.runlog import read_metrics
 from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE
 
@@ -230,7 +230,7 @@ def apart(one: Path, other: Path, column: str) -> list[float]:
 
 def tensors(run: Path) -> Arrays:
     """Weights and moments after the last step."""
-    place = place_of(run, STEPS)
+    place = find_checkpoint(run, prefer="latest")
     moments = {f"{name} (moments)": value for name, value in load_file(place / OPTIMIZER_FILE).items()}
     return load_file(place / MODEL_FILE) | moments
 
@@ -248,5 +248,5 @@ def bits_apart(one: Arrays, other: Arrays) -> Iterator[tuple[str, float]]:
 
 def best(run: Path) -> tuple[str, int | None, float | None]:
     """Which checkpoint is the best, and what the last one says of it."""
-    manifest = read_manifest(place_of(run, STEPS))
+    manifest = read_manifest(find_checkpoint(run, prefer="latest"))
     return (run / "checkpoints" / "best").read_text(encoding="utf-8"), manifest.best_step, manifest.best_val_loss

@@ -7,11 +7,10 @@ processes. As a program, `python -m convert.parity.twins.ranks TWIN FOLDER`, thi
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
-import socket
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,14 +20,11 @@ from pathlib import Path
 from convert.parity.mutants.planted import Edit, planted
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
+from gpt_common.training.ranks.launchers import launch as start
 
-ROOT = Path(__file__).parents[3]
-SECONDS = 150.0
+SECONDS = 240.0
 """After which a launch is ended, whatever it does."""
 DONE = "done"
-MOST_PORTS = 64
-RING_PORTS = range(20_000, 32_000, MOST_PORTS)
-"""Where mlx.launch lets its ring begin: below what systems give to whoever asks for any."""
 
 
 @dataclass(frozen=True)
@@ -52,52 +48,10 @@ def launch(twin: str, world: int, jobs: Sequence[Job], folder: Path) -> dict[str
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]), encoding="utf-8")
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    with (folder / "printed").open("w", encoding="utf-8") as printed:
-        # mlx.launch reads its standard input all the time where that has ended: an open pipe says nothing.
-        process = subprocess.Popen(
-            [*launcher(twin, world), "-m", "convert.parity.twins.ranks", twin, str(folder)],
-            env={**os.environ, **threads, "PYTHONPATH": path},
-            stdin=subprocess.PIPE,
-            stdout=printed,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            process.wait(SECONDS)
-        except subprocess.TimeoutExpired:
-            printed.write(f"\nended after {SECONDS:.0f} s")
-        finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    said = " ".join((folder / "printed").read_text(encoding="utf-8", errors="replace").split())[-300:]
+    module = ["convert.parity.twins.ranks", twin, str(folder)]
+    said = start(twin, world, module, folder / "printed", SECONDS)
     found = [_outcomes(folder / f"rank-{rank}.json") for rank in range(world)]
     return {job.name: [each.get(job.name, f"fell over: {said}") for each in found] for job in jobs}
-
-
-def launcher(twin: str, world: int) -> list[str]:
-    """What starts so many ranks of a twin; a module and its arguments follow."""
-    if world == 1:
-        return [sys.executable]
-    if twin == "torch_gpt":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
-    start = "from mlx._distributed_utils.launch import main; main()"
-    ring = ["--backend", "ring", "-n", str(world), "--starting-port", str(_free_ports(world))]
-    return [sys.executable, "-c", start, *ring, "--", sys.executable]
-
-
-def _free_ports(count: int) -> int:
-    """The first of so many ports in a row that nobody listens on; two who look at once begin apart."""
-    places = len(RING_PORTS)
-    for turn in range(places):
-        first = RING_PORTS[(os.getpid() + turn) % places]
-        with contextlib.ExitStack() as bound, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
-            return first
-    raise WorkFailed(f"no {count} ports in a row are free between {RING_PORTS.start} and {RING_PORTS.stop}")
 
 
 def _outcomes(path: Path) -> dict[str, str]:
@@ -111,10 +65,13 @@ def do(twin: str, job: Job) -> str:
     """One training; what came of it."""
     from gpt_common.training.run import Run
 
-    batches = Run.batches
+    batches, sent = Run.batches, False
 
     def with_signal(self: Run, step: int, *, whole: bool = False) -> list[NumpyBatch]:
-        if self.ranks.rank == self.ranks.world - 1 and step == job.stopped_before == self.step:
+        nonlocal sent
+        last = self.ranks.rank == self.ranks.world - 1
+        if last and not sent and step == job.stopped_before == self.step:
+            sent = True  # another would not be waited for
             os.kill(os.getpid(), signal.SIGTERM)
         return batches(self, step, whole=whole)
 
@@ -136,6 +93,8 @@ def main(twin: str, folder: Path) -> None:
     """One rank: all jobs in turn, up to one that ends it."""
     from gpt_common.machine.blas import load_fast_blas, wait_passively
 
+    # Whoever ends a launcher may miss a rank that waits in an engine for another.
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     # As the command of each twin does before it imports its framework.
     load_fast_blas() if twin == "mlx_gpt" else wait_passively()
     rank = int(os.environ.get("RANK") or os.environ.get("MLX_RANK") or 0)

@@ -47,9 +47,7 @@ def short(family: str) -> RunConfig:
 def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """One rank and two, right and with each fault: (twin, folder, what came of the jobs). Two launches do them all."""
     twin, folder = request.param, tmp_path_factory.mktemp("ranks")
-    package, patch = ranks.TWINS[twin], pytest.MonkeyPatch()
-    patch.setattr(ranks, "STEPS", STEPS)
-    one, several = [], []
+    package, one, several = ranks.TWINS[twin], [], []
     faults = sorted(rank_faults(package), key=lambda fault: fault.ends)
     for family in ("gpt", "deepseek"):
         config, place = short(family), folder / family
@@ -65,8 +63,7 @@ def done(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     stopped = Job("stopped", started(short("gpt"), folder / "gpt", FEW, "stopped"), SIGNAL)
     several.insert(-1, stopped)
     found = launch(package, 1, one, folder / "launch 1") | launch(package, 2, several, folder / "launch 2")
-    yield twin, folder, found
-    patch.undo()
+    return twin, folder, found
 
 
 def failed(measurements: Sequence[Measurement]) -> set[str]:

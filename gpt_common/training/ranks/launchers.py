@@ -1,0 +1,78 @@
+"""Several processes of a twin on this machine, started as a user would, with a thread each, and ended in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt_common.errors import WorkFailed
+
+ROOT = Path(__file__).parents[3]
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+MOST = 64
+RING_PORTS = range(20_000, 32_000, MOST)
+"""Where mlx.launch lets its ring begin: below what systems give to whoever asks for any."""
+
+
+def launch(twin: str, world: int, module: Sequence[str], printed: Path, seconds: float) -> str:
+    """Run `-m MODULE ARGUMENTS` on `world` ranks, and wait for its end, which comes after `seconds` at the latest.
+
+    Args:
+        printed: a file for what all of it prints.
+
+    Returns:
+        The end of what was printed, in a line. What came of it stands elsewhere: exit codes of launchers say little.
+    """
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with printed.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [*launcher(twin, world), "-m", *module],
+            env={**os.environ, **THREADS, "PYTHONPATH": path},
+            # An open pipe that says nothing: an input that has ended, as /dev/null, mlx.launch reads all the time.
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            output.write(f"\nended after {seconds:.0f} s")
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return " ".join(printed.read_text(encoding="utf-8", errors="replace").split())[-300:]
+
+
+def launcher(twin: str, world: int) -> list[str]:
+    """What starts `world` ranks of `mlx_gpt` or `torch_gpt`; `-m`, a module and its arguments follow.
+
+    Raises:
+        WorkFailed: no ports are free for a ring.
+    """
+    if world == 1:
+        return [sys.executable]
+    if twin == "torch_gpt":
+        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]
+    start = "from mlx._distributed_utils.launch import main; main()"
+    ring = ["--backend", "ring", "-n", str(world), "--starting-port", str(_free_ports(world))]
+    return [sys.executable, "-c", start, *ring, "--", sys.executable]
+
+
+def _free_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on; two who look at once begin apart."""
+    places = len(RING_PORTS)
+    for turn in range(places):
+        first = RING_PORTS[(os.getpid() + turn) % places]
+        with contextlib.ExitStack() as bound, contextlib.suppress(OSError):
+            for port in range(first, first + count):
+                bound.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            return first
+    raise WorkFailed(f"no {count} ports in a row are free between {RING_PORTS.start} and {RING_PORTS.stop}")
