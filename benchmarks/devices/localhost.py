@@ -35,7 +35,7 @@ def measured_sum(twin: str, ranks: int, numbers: int) -> tuple[float, str]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
         argv = ["benchmarks.devices.localhost", package, str(numbers), str(file)]
-        said = launch(package, ranks, argv, Path(folder) / "printed", SECONDS)
+        said = launch(package, ranks, argv, Path(folder) / "printed", SECONDS, quiet=True)
         if not file.exists():
             raise WorkFailed(f"{ranks} ranks of {package} have added up nothing: {said}")
         seconds = statistics.median(json.loads(file.read_text(encoding="utf-8"))[FIRST:])

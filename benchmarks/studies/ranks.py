@@ -1,6 +1,6 @@
 """`python benchmarks/studies/ranks.py`: what several ranks gain on this machine, and that they change nothing.
 
-The same training by one rank and by several, in turn, as anyone would start it: torchrun, mlx.launch. Each rank has one
+The same training by one rank and by several, in turn: torchrun, or a ring as mlx.launch makes it. Each rank has one
 thread, so that two ranks on two cores stand against one rank on one. What is compared is the mean time of a step as
 the run itself logs it, its first records left out; and the weights at the end, by SHA-256. Beside it stands what
 `plan.py --link localhost` expects: from the step of one rank and the engine's sum, measured in the same round.
@@ -46,6 +46,8 @@ class RankStudy:
     """How many stand against one."""
     rounds: int = 3
     """How often each trains; in turn."""
+    mlx_launch: bool = False
+    """Start a ring by mlx.launch, whose own threads take a core, and not by one that sleeps meanwhile."""
     flags: str = "--preset stories-cpu --max-steps 200 --grad-accum-steps 2"
     """Of the training, in one word of the shell."""
 
@@ -73,7 +75,8 @@ def train(command: RankStudy, ranks: int, folder: Path) -> Trained:
     """Train once; raises WorkFailed if nothing came of it."""
     argv = [f"{command.twin}_gpt.train", *shlex.split(command.flags), "--out", str(folder), "--no-report"]
     argv += ["--device", "cpu", "--sample-tokens", "0", "--health-gates", "off", "--max-minutes", "0"]
-    said = launch(f"{command.twin}_gpt", ranks, argv, folder.with_name(f"{folder.name}.txt"), HOURS * 3600)
+    printed = folder.with_name(f"{folder.name}.txt")
+    said = launch(f"{command.twin}_gpt", ranks, argv, printed, HOURS * 3600, quiet=not command.mlx_launch)
     try:
         latest = (folder / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
     except OSError:

@@ -52,7 +52,7 @@ class ParityCommand:
     optimizer: Literal["", "adamw", "muon"] = ""
     """Climb with this optimiser instead of the preset's or the checkpoint's."""
     rung: str = ""
-    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G, A, Q, R, S; or L9
+    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G, A, Q, S, R; or L9
     alone."""
     seed: int = 1337
     """Key of weights, tokens and dropout."""

@@ -1,4 +1,4 @@
-"""The ladder: its rungs in order, and the climb from bytes to generated text, and to real size."""
+"""The ladder: its rungs in order, and the climb from bytes to generated text, to real size and to ranks."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ RUNGS = (
     Rung("G", "generation", rung_generation),
     Rung("A", "adapters", rung_adapters),
     Rung("Q", "quantised", rung_quantised),
-    Rung("R", "ranks", rung_ranks),
     Rung("S", "real size", rung_real_size),
+    Rung("R", "ranks", rung_ranks),
 )
 NAMES = [rung.name for rung in RUNGS]
 

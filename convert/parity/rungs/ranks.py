@@ -243,7 +243,7 @@ def bits_apart(one: Arrays, other: Arrays) -> Iterator[tuple[str, float]]:
         elif one[name].tobytes() == other[name].tobytes():
             yield name, 0.0
         else:
-            yield name, max(relative(other[name], one[name]), np.finfo(np.float32).tiny)
+            yield name, max(relative(other[name], one[name]), float(np.finfo(np.float32).tiny))
 
 
 def best(run: Path) -> tuple[str, int | None, float | None]:
