@@ -1,7 +1,8 @@
 """`python benchmarks/plan.py --preset gpt2 --chip "M3 Max" --memory 64GB`: what a run will take, before it is run.
 
 Parameters, FLOPs, memory of both twins and whether it fits, the largest batch, time and energy for a number of tokens,
-and how many tokens are the best use of a model of this size. Knows no framework and runs nothing.
+and how many tokens are the best use of a model of this size. Knows no framework, and runs nothing
+but, for --link localhost, a sum over ranks of each twin.
 """
 
 from __future__ import annotations
@@ -17,22 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gpt_common.cli import in_our_words, parse
 from gpt_common.config import RunConfig, TrainConfig
-from gpt_common.errors import UserError, nearest, run_main
+from gpt_common.errors import UserError, run_main
 from gpt_common.files import write_atomically
 from gpt_common.machine.hardware import Hardware, detect
-from gpt_common.machine.peaks import APPLE_GPUS
 from gpt_common.words import WIDTH, in_memory, share
 
 PROG = "python benchmarks/plan.py"
-NVIDIA_CHIPS = {
-    "A100": ("NVIDIA A100-SXM4-80GB", 80),
-    "H100": ("NVIDIA H100 80GB HBM3", 80),
-    "H200": ("NVIDIA H200", 141),
-    "L4": ("NVIDIA L4", 24),
-    "RTX 4090": ("NVIDIA GeForce RTX 4090", 24),
-    "RTX 3090": ("NVIDIA GeForce RTX 3090", 24),
-}
-"""Full name and memory in GB of GPUs that --chip knows by a short one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +46,10 @@ class Plan:
     """Share of the peak that training reaches, 0 to 1; that of the nearest published training if not given."""
     watts: float | None = None
     """Power to reckon energy with."""
+    devices: int = 1
+    """So many of them share each step, over --link; each does its part of the micro-steps."""
+    link: Literal["TB5", "TB4", "10GbE", "NVLink", "localhost"] | None = None
+    """What is between the devices; localhost: ranks on the cores of this machine, whose sum is measured here."""
     result: Path | None = None
     """Result of benchmarks/run.py on the machine planned for: its measured speed and power replace assumptions."""
     base_bits: Literal[2, 3, 4, 5, 6, 8] | None = None
@@ -73,6 +68,8 @@ class Plan:
             raise UserError(f"gpu_cores is {self.gpu_cores}: it must be at least 1")
         if self.gpu_cores is not None and self.chip is None:
             raise UserError("--gpu-cores is for a chip that is named: add --chip, as in --chip 'M3 Max'")
+        if self.devices < 1 or (self.devices == 1 and self.link is not None):
+            raise UserError(f"devices is {self.devices}: two or more share a step over a link, as in --devices 2")
         if self.mfu is not None and self.result is not None:
             raise UserError("--mfu assumes a speed and --result brings a measured one: leave one out")
 
@@ -85,6 +82,8 @@ def main(argv: Sequence[str]) -> None:
     argv = in_our_words(Plan, argv)
     command = parse(Plan, argv, prog=PROG)
 
+    from benchmarks.devices.expectation import check, with_devices
+    from benchmarks.devices.links import LOCALHOST
     from benchmarks.gpu_memory import limit_here
     from benchmarks.grids import GROUP_SIZE
     from benchmarks.planning import make_plan, measured_speeds
@@ -99,9 +98,13 @@ def main(argv: Sequence[str]) -> None:
     model = resolve(replace(command.run, train=TrainConfig())).model
     # Of this very Mac its owner and Metal know better than any rule.
     here = hardware.kind == "apple" and command.chip is None and command.memory is None
+    config = replace(command.run, model=model)
+    if command.devices > 1:
+        check(command.devices, command.link, config, hardware)
+        hardware = replace(hardware, cores=1) if command.link == LOCALHOST else hardware  # each rank has one
     plan = make_plan(
         name,
-        replace(command.run, model=model),
+        config,
         hardware,
         tokens=None if command.tokens is None else parse_amount(command.tokens, "--tokens"),
         mfu=command.mfu,
@@ -119,6 +122,8 @@ def main(argv: Sequence[str]) -> None:
         assume=True,
         grid=None if command.base_bits is None else Grid(command.base_bits, GROUP_SIZE),
     )
+    if command.link is not None:
+        plan = with_devices(plan, config, hardware, command.devices, command.link)
     if command.json is not None:
         _write_json(plan, command.json)
     if command.json != Path("-"):
@@ -127,37 +132,13 @@ def main(argv: Sequence[str]) -> None:
 
 def _hardware(command: Plan) -> Hardware:
     """The machine to plan for: this one, or the chip and memory that were given."""
+    from benchmarks.devices.chips import named_chip
     from benchmarks.planning import this_machine
 
     hardware = this_machine(detect()) if command.chip is None else named_chip(command.chip, command.gpu_cores)
     if command.memory is not None:
         hardware = replace(hardware, memory_bytes=parse_amount(command.memory, "--memory", unit=2**30))
     return hardware
-
-
-def named_chip(chip: str, gpu_cores: int | None) -> Hardware:
-    """A chip by its name, upper or lower case, with or without "Apple" or "NVIDIA".
-
-    Raises:
-        UserError: a chip that no table here knows; the message names the nearest.
-    """
-    words = re.sub("^(apple|nvidia) ", "", " ".join(chip.split()), flags=re.IGNORECASE)
-    known = {name.lower(): name for name in (*APPLE_GPUS, *NVIDIA_CHIPS)}
-    name = known.get(words.lower())
-    if name in NVIDIA_CHIPS:
-        full, memory = NVIDIA_CHIPS[name]
-        return Hardware(chip=full, kind="cuda", memory_bytes=memory * 2**30)
-    if name in APPLE_GPUS:
-        most = APPLE_GPUS[name].cores
-        cores = most if gpu_cores is None else gpu_cores
-        if not most / 2 <= cores <= most:
-            raise UserError(f"--gpu-cores {cores}: an {name} has {most} GPU cores, or somewhat fewer, not under half")
-        return Hardware(chip=f"Apple {name}", kind="apple", cpu=f"Apple {name}", gpu_cores=cores)
-    if match := re.fullmatch(r"m(\d+)( pro| max| ultra)?", words.lower()):
-        # Newer than the table: its memory can be planned, its peak is unknown.
-        title = f"Apple M{match.group(1)}{(match.group(2) or '').title()}"
-        return Hardware(chip=title, kind="apple", cpu=title, gpu_cores=gpu_cores)
-    raise UserError(f"no chip '{chip}': {nearest(words, known.values())}")
 
 
 def parse_amount(text: str, flag: str, unit: int = 1) -> int:
@@ -200,6 +181,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from benchmarks.devices.table import device_rows, title
+
     console = Console(width=WIDTH, highlight=False)
 
     def table(title: str, rows: Iterable[tuple[str, ...]], columns: Sequence[str] = ()) -> None:
@@ -225,6 +208,8 @@ def print_plan(plan: dict[str, Any]) -> None:
     table(f"{plan['name']} on {machine['chip']}{cores}, {has}", _model_rows(plan))
     of_twins("memory of one step", _memory_rows(plan))
     of_twins(f"{amount(plan['tokens']['count'])} tokens", TIME_ROWS | _decode_rows(plan))
+    if several := plan.get("devices"):
+        of_twins(title(several), device_rows(amount, long_duration, several))
     for line in _notes(plan):
         console.print(line, markup=False)
 
@@ -299,6 +284,8 @@ def _notes(plan: dict[str, Any]) -> Iterator[str]:
     """Where the figures come from: one line each, those that both twins share once."""
     import textwrap
 
+    from benchmarks.devices.table import device_notes
+
     twins, machine = plan["twins"], plan["machine"]
     notes = [f"tokens: {plan['tokens']['basis']}"]
     if machine["memory_assumed"]:
@@ -311,6 +298,7 @@ def _notes(plan: dict[str, Any]) -> Iterator[str]:
     notes += [f"MFU: {one['speed']['basis']}" for one in twins]
     notes += [_decode_note(one["decode"]) for one in twins if one["decode"]]
     notes += [f"energy: {one['power']['watts']:g} W, {one['power']['basis']}" for one in twins]
+    notes += device_notes(plan) if "devices" in plan else ()
     for note in dict.fromkeys(notes):
         yield textwrap.fill(note, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
 

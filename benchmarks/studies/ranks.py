@@ -1,17 +1,16 @@
 """`python benchmarks/studies/ranks.py`: what several ranks gain on this machine, and that they change nothing.
 
-The same training by one rank and by several, in turn, as anyone would start it: torchrun, mlx.launch. Each rank has one
+The same training by one rank and by several, in turn: torchrun, or a ring as mlx.launch makes it. Each rank has one
 thread, so that two ranks on two cores stand against one rank on one. What is compared is the mean time of a step as
-the run itself logs it, its first records left out; and the weights at the end, by SHA-256.
+the run itself logs it, its first records left out; and the weights at the end, by SHA-256. Beside it stands what
+`plan.py --link localhost` expects: from the step of one rank and the engine's sum, measured in the same round.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,13 +20,20 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.devices.expectation import expected, summed_numbers
+from benchmarks.devices.links import CPU_MEMORY
+from benchmarks.devices.localhost import measured_sum
 from gpt_common.cli import parse
 from gpt_common.errors import UserError, WorkFailed, run_main
+from gpt_common.training.checkpoint import read_manifest
 from gpt_common.training.log.runlog import read_metrics
+from gpt_common.training.manifest import MODEL_FILE
+from gpt_common.training.ranks.launchers import launch
 from gpt_common.words import share
 
 PROG = "python benchmarks/studies/ranks.py"
-ROOT = Path(__file__).parents[2]
+HOURS = 3.0
+"""Of a training, at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +46,8 @@ class RankStudy:
     """How many stand against one."""
     rounds: int = 3
     """How often each trains; in turn."""
+    mlx_launch: bool = False
+    """Start a ring by mlx.launch, whose own threads take a core, and not by one that sleeps meanwhile."""
     flags: str = "--preset stories-cpu --max-steps 200 --grad-accum-steps 2"
     """Of the training, in one word of the shell."""
 
@@ -59,35 +67,24 @@ class Trained:
     losses: tuple[float, ...]
     weights: str
     """SHA-256 of model.safetensors."""
-
-
-def launcher(twin: str, ranks: int) -> list[str]:
-    """What starts so many ranks of a twin."""
-    module = ["-m", f"{twin}_gpt.train"]
-    if ranks == 1:
-        return [sys.executable, *module]
-    if twin == "torch":
-        return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *module]
-    launch = "from mlx._distributed_utils.launch import main; main()"
-    return [sys.executable, "-c", launch, "-n", str(ranks), "--", sys.executable, *module]
+    numbers: int
+    """How many a sum adds up."""
 
 
 def train(command: RankStudy, ranks: int, folder: Path) -> Trained:
     """Train once; raises WorkFailed if nothing came of it."""
-    argv = [*launcher(command.twin, ranks), *shlex.split(command.flags), "--out", str(folder), "--no-report"]
+    argv = [f"{command.twin}_gpt.train", *shlex.split(command.flags), "--out", str(folder), "--no-report"]
     argv += ["--device", "cpu", "--sample-tokens", "0", "--health-gates", "off", "--max-minutes", "0"]
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, **threads, "PYTHONPATH": path}
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    printed = folder.with_name(f"{folder.name}.txt")
+    said = launch(f"{command.twin}_gpt", ranks, argv, printed, HOURS * 3600, quiet=not command.mlx_launch)
     try:
         latest = (folder / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
     except OSError:
-        raise WorkFailed(f"{shlex.join(argv)} has left no checkpoint: {done.stderr.strip()[-300:]}") from None
-    return figures(read_metrics(folder), folder / "checkpoints" / latest / "model.safetensors")
+        raise WorkFailed(f"{shlex.join(argv)} has left no checkpoint: {said}") from None
+    return figures(read_metrics(folder), folder / "checkpoints" / latest)
 
 
-def figures(rows: Sequence[dict[str, object]], weights: Path) -> Trained:
+def figures(rows: Sequence[dict[str, object]], checkpoint: Path) -> Trained:
     """What the log and the last checkpoint of a training say."""
     steps = [row for row in rows if "loss" in row]
     timed = [row for row in steps if isinstance(row["dt"], float)][1:] or steps[-1:]
@@ -95,8 +92,30 @@ def figures(rows: Sequence[dict[str, object]], weights: Path) -> Trained:
         statistics.median(float(str(row["dt"])) for row in timed),
         statistics.median(float(str(row.get("dt_ranks") or 0.0)) for row in timed),
         tuple(float(str(row["loss"])) for row in steps),
-        hashlib.sha256(weights.read_bytes()).hexdigest(),
+        hashlib.sha256((checkpoint / MODEL_FILE).read_bytes()).hexdigest(),
+        summed_numbers(read_manifest(checkpoint).run_config),
     )
+
+
+def expectations(
+    command: RankStudy, one: Sequence[Trained], many: Sequence[Trained], sums: Sequence[float]
+) -> list[str]:
+    """What plan.py expects of a step, and how far that is from what was measured, round by round."""
+    found = [
+        expected(alone.seconds, alone.numbers, command.ranks, total, CPU_MEMORY)
+        for alone, total in zip(one, sums, strict=True)
+    ]
+    off = [each.step / several.seconds - 1 for each, several in zip(found, many, strict=True)]
+    middle = {
+        part: 1000 * statistics.median(getattr(each, part) for each in found)
+        for part in ("step", "compute", "update", "copies", "sum")
+    }
+    return [
+        "plan.py expects {step:.1f} ms: {compute:.1f} of micro-steps, {update:.1f} of the update, {copies:.1f} of "
+        "copies, {sum:.1f} of the sum, as measured alone".format(**middle),
+        f"that is {100 * statistics.median(off):+.1f} % from the measured step (median of {len(off)}, "
+        f"{100 * min(off):+.1f} to {100 * max(off):+.1f} %)",
+    ]
 
 
 def summary(command: RankStudy, one: Sequence[Trained], many: Sequence[Trained]) -> list[str]:
@@ -120,13 +139,16 @@ def main(argv: Sequence[str]) -> None:
     command = parse(RankStudy, argv, prog=PROG)
     one: list[Trained] = []
     many: list[Trained] = []
+    sums: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(command.rounds):
             turns = [(one, 1), (many, command.ranks)]
             for side, ranks in turns if number % 2 == 0 else turns[::-1]:
                 side.append(train(command, ranks, Path(folder) / f"{number}-{ranks}"))
                 print(f"{ranks} rank{'s' * (ranks > 1)}: {1000 * side[-1].seconds:.1f} ms a step", flush=True)
-    print("\n".join(summary(command, one, many)))
+            sums.append(measured_sum(command.twin, command.ranks, one[-1].numbers)[0])
+            print(f"a sum of {one[-1].numbers:,} numbers: {1000 * sums[-1]:.2f} ms", flush=True)
+    print("\n".join([*summary(command, one, many), *expectations(command, one, many, sums)]))
 
 
 if __name__ == "__main__":

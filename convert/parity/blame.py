@@ -19,6 +19,8 @@ WITHOUT_LAYERS = {
     "L0": "initial weights, or saving and loading",
     "L1": "this operation itself",
     "L6a": "gradient clipping or the optimiser's update",
+    "R": "what ranks share: who does which micro-step, the sum of losses, gradients, loads and signals, or who "
+    "evaluates and saves",
     "S": "what shows at this size only: masks and positions far along the block, ids high in the vocabulary, the sum "
     "over many micro-steps, or the share that dropout drops",
 }

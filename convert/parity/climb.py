@@ -52,6 +52,8 @@ class Climb:
     """Length of generated texts."""
     long_sums: bool = True
     """Whether L1 includes the canary shapes."""
+    worlds: Sequence[int] = (2, 4)
+    """How many processes train together in rung R."""
     grids: Grids = field(default_factory=dict)
     """Matrices that are quantised in every twin."""
     progress: Callable[[str, int, int], None] = lambda *_: None

@@ -52,7 +52,8 @@ class ParityCommand:
     optimizer: Literal["", "adamw", "muon"] = ""
     """Climb with this optimiser instead of the preset's or the checkpoint's."""
     rung: str = ""
-    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, A, G, S; or L9 alone."""
+    """Only these rungs, separated by commas: L0 to L6a, L6b, L7, L8, G, A, Q, S, R; or L9
+    alone."""
     seed: int = 1337
     """Key of weights, tokens and dropout."""
     mutants: bool = False
@@ -172,6 +173,8 @@ def _prepare(command: ParityCommand, backends: Sequence[Backend], names: Sequenc
         return climb, command.rungs or list(RUNGS)
     config, real, weights = _material(command)
     climb = Climb(config, backends, precision, weights, real, trajectory_steps=TRAJECTORY_STEPS[precision])
+    if command.mode == "quick":
+        climb.worlds = (2,)
     climb.most_flops = MOST_FLOPS.get(command.mode, math.inf)
     # With a model of any size, hundreds of steps are nothing for a quick look.
     short = weights is not None and command.mode == "quick"

@@ -27,6 +27,8 @@ STRICT = {
     "L7 loss": 1e-5,
     "L7 weights": 1e-3,
     "L8": 1e-5,
+    "R order": 1e-6,
+    "R resume": 1e-5,
 }
 BF16 = {
     "L0": 0.0,
@@ -45,6 +47,8 @@ BF16 = {
     "L7 mean of last 50": 1e-3,
     "L8": 2e-2,
     "L8 mean of last 50": 1e-3,
+    "R order": 2e-2,
+    "R resume": 2e-2,
 }
 TF32 = {name: gate if name.startswith(("L0", "L6a")) else gate / 8 for name, gate in BF16.items()}
 GATES: dict[Precision, dict[str, float]] = {"strict": STRICT, "tf32": TF32, "bf16": BF16}

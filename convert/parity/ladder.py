@@ -1,4 +1,4 @@
-"""The ladder: its rungs in order, and the climb from bytes to generated text, and to real size."""
+"""The ladder: its rungs in order, and the climb from bytes to generated text, to real size and to ranks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from convert.parity.rungs.generation import rung_generation
 from convert.parity.rungs.operations import rung_bytes, rung_operations
 from convert.parity.rungs.passes import rung_gradients, rung_layers, rung_logits, rung_loss
 from convert.parity.rungs.quantised import rung_quantised
+from convert.parity.rungs.ranks import rung_ranks
 from convert.parity.rungs.real_size import rung_real_size
 from convert.parity.rungs.trajectories import rung_switch, rung_trajectory
 from convert.parity.rungs.updates import rung_optimizer, rung_step
@@ -42,6 +43,7 @@ RUNGS = (
     Rung("A", "adapters", rung_adapters),
     Rung("Q", "quantised", rung_quantised),
     Rung("S", "real size", rung_real_size),
+    Rung("R", "ranks", rung_ranks),
 )
 NAMES = [rung.name for rung in RUNGS]
 

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.devices.chips import named_chip
 from benchmarks.gpu_memory import usable_memory
-from benchmarks.plan import amount, long_duration, main, memory, named_chip, parse_amount
+from benchmarks.plan import amount, long_duration, main, memory, parse_amount
 from benchmarks.planning import (
     Measured,
     compute_optimal,

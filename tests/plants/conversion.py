@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plants.plant import Edit, Plant
+from convert.parity.mutants.planted import Edit
+from tests.plants.plant import Plant
 
 NAMES, GPT2 = "convert/formats/names.py", "convert/formats/transformers_gpt2.py"
 INDEPENDENT = ("tests/convert/formats/test_families_independent.py",)

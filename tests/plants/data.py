@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plants.plant import Edit, Plant
+from convert.parity.mutants.planted import Edit
+from tests.plants.plant import Plant
 
 RUN, BATCHES = "gpt_common/training/run.py", "gpt_common/data/batches.py"
 OFFSETS = "generator.integers(0, len(split) - block_size, size=batch_size)"

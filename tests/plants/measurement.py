@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plants.plant import Edit, Plant
+from convert.parity.mutants.planted import Edit
+from tests.plants.plant import Plant
 
 RUN, TIMING = "gpt_common/training/run.py", "gpt_common/training/log/timing.py"
 BY_HAND = ("tests/gpt_common/training/test_measured_by_hand.py",)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plants.plant import Edit, Plant, both
+from convert.parity.mutants.planted import Edit
+from tests.plants.plant import Plant, both
 
 HALF = "half = max(1, batch.tokens.shape[1] // 2)\n    "
 FIRST_HALF = "Batch(batch.tokens[:, :half], batch.labels[:, :half])"

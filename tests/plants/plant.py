@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from pathlib import Path
+
+from convert.parity.mutants.planted import Edit
 
 TWINS = ("torch_gpt", "mlx_gpt")
 KINDS = {
@@ -17,37 +18,6 @@ KINDS = {
     7: "measurement",
     8: "conversion",
 }
-
-
-class PlantError(Exception):
-    """A plant that does not fit the source any more: it must be written anew, not skipped."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One replacement."""
-
-    file: str
-    """From the root of the checkout."""
-    where: str
-    """Function or Class.method; a name assigned at the top of the file; empty for the whole file."""
-    old: str
-    """Must stand there exactly once."""
-    new: str
-
-    def applied(self, source: str) -> str:
-        """The source with the fault in it.
-
-        Raises:
-            PlantError: the function is not there, or the old text does not stand in it exactly once.
-        """
-        begin, end = _span(source, self.where)
-        found = source[begin:end].count(self.old)
-        if found != 1:
-            raise PlantError(f"{self.file}, {self.where}: {self.old!r} stands there {found} times, not once")
-        planted = source[:begin] + source[begin:end].replace(self.old, self.new) + source[end:]
-        ast.parse(planted)
-        return planted
 
 
 @dataclass(frozen=True)
@@ -112,31 +82,3 @@ def both(where: str, file: str, torch: tuple[str, str], mlx: tuple[str, str] | N
         Edit(f"torch_gpt/{file}", where, *torch),
         Edit(f"mlx_gpt/{file}", where.replace("forward", "__call__"), *(mlx or torch)),
     )
-
-
-def _span(source: str, where: str) -> tuple[int, int]:
-    """Begin and end of a function, method or assigned name in the source, decorators and all."""
-    if not where:
-        return 0, len(source)
-    node: ast.AST = ast.parse(source)
-    for name in where.split("."):
-        body = getattr(node, "body", [])
-        found = [child for child in body if name in _names(child)]
-        if len(found) != 1:
-            raise PlantError(f"{where}: there are {len(found)} of {name}, not one")
-        node = found[0]
-    assert isinstance(node, ast.stmt)
-    lines = source.splitlines(keepends=True)
-    decorators = getattr(node, "decorator_list", [])
-    first = min([node.lineno, *(decorator.lineno for decorator in decorators)])
-    return sum(map(len, lines[: first - 1])), sum(map(len, lines[: node.end_lineno]))
-
-
-def _names(node: ast.AST) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        return [node.target.id]
-    return []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tests.plants.plant import Edit, Plant, both
+from convert.parity.mutants.planted import Edit
+from tests.plants.plant import Plant, both
 
 CHECKPOINT = "gpt_common/training/checkpoint.py"
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from convert.parity.mutants.planted import Edit, PlantError
 from tests.plants.asking import RECIPES, SOURCES, Checkout
 from tests.plants.every import PLANTS
-from tests.plants.plant import KINDS, Edit, Plant, PlantError, apply, write
+from tests.plants.plant import KINDS, Plant, apply, write
 from tests.plants.run import ask, copy_of, prepare
 
 ROOT = Path(__file__).parents[2]

@@ -124,6 +124,7 @@ def mutant_climb(family: str = "gpt", real: str = "long") -> Climb:
         optimizer_steps=40,
         tokens=24,
         long_sums=False,
+        worlds=(2,),
     )
 
 

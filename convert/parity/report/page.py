@@ -22,6 +22,8 @@ STRAIN_RANGE = (-4, 2)
 LISTED = 12
 """Worst tensors that a rung's table lists."""
 MARK, NOISE, *_ = SERIES
+RANKS = " ranks"
+"""In the names of curves of rung R."""
 FLOOR = -8
 """Power of ten at which curves of differences end: smaller ones, and none at all, lie on it."""
 
@@ -45,6 +47,7 @@ def render(report: dict[str, Any]) -> str:
         rungs=[Panel(rung) for rung in report.get("rungs", [])],
         trajectory=trajectory(report),
         switches=switches(report),
+        ranks=ranks(report),
         rung_names=[rung["name"] for rung in report.get("rungs", [])],
         quality=list(quality(report.get("L9"))),
     )
@@ -175,6 +178,17 @@ def switches(report: dict[str, Any]) -> str | None:
     shades = itertools.cycle((MARK, GOOD, SERIES[3]))
     styles = {"gate": {"color": BAD}, **{name: {"color": next(shades)} for name in runs}}
     return curves("L8-curves", "Difference of losses of runs that change framework", {"gate": gate, **runs}, styles)
+
+
+def ranks(report: dict[str, Any]) -> str | None:
+    """R: the difference of the losses of several processes from those of one."""
+    found = {name: _largest_so_far(v) for name, v in report.get("curves", {}).items() if RANKS in name and v}
+    if not found:
+        return None
+    gate = [_gate(report, "R", "loss ")] * max(map(len, found.values()))
+    shades = itertools.cycle((MARK, GOOD, SERIES[3], NOISE))
+    styles = {"gate": {"color": BAD}, **{name: {"color": next(shades)} for name in found}}
+    return curves("R-curves", "Difference of losses of several processes from one", {"gate": gate, **found}, styles)
 
 
 def _gate(report: dict[str, Any], rung: str, tensor: str) -> float:

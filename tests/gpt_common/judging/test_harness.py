@@ -16,12 +16,11 @@ from lm_eval.evaluator import evaluate
 from lm_eval.tasks import TaskManager
 
 from convert.__main__ import main as convert
+from convert.parity.mutants.planted import Edit, planted
 from gpt_common.data.__main__ import main as prepare
 from gpt_common.judging import harness
 from gpt_common.judging.harness import Harness
 from gpt_common.training.source import open_source
-from tests.plants.in_place import planted
-from tests.plants.plant import Edit
 from tests.twins import TWINS, train
 
 BLOCK = 48

@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from convert.parity.mutants.planted import Edit, planted
 from gpt_common.judging import scoring
 from gpt_common.judging.scoring import Part, parts_of, passed, score
 from tests.gpt_common.judging.made_up import Remembering
-from tests.plants.in_place import planted
-from tests.plants.plant import Edit
 
 VOCABULARY = 11
 

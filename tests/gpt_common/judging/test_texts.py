@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from convert.parity.mutants.planted import Edit, planted
 from gpt_common.data.tokenizers import CharTokenizer, Tokenizer, prefix_token, train_bpe_on
 from gpt_common.errors import UserError
 from gpt_common.judging import texts
@@ -18,8 +19,6 @@ from gpt_common.judging.comparison import mean, ratio
 from gpt_common.judging.texts import Kept, Loss, loss_of, read_texts
 from gpt_common.training.source import open_source
 from tests.gpt_common.judging.made_up import Remembering
-from tests.plants.in_place import planted
-from tests.plants.plant import Edit
 from tests.twins import TWINS, fails, tiny, train
 from torch_gpt.notebook import load
 from torch_gpt.probe import TrainingProbe

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
+from convert.parity.mutants.planted import Edit, planted
 from gpt_common.config import OptimConfig
 from gpt_common.data.batches import NumpyBatch
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
@@ -24,8 +25,6 @@ from gpt_common.machine.blas import load_fast_blas
 from gpt_common.training.health.step_gates import check_dealt
 from gpt_common.training.ranks.wire import place_of
 from gpt_common.training.run import Run
-from tests.plants.in_place import planted
-from tests.plants.plant import Edit
 from tests.twins import hears_hang_ups
 from tests.twins.steps import DEEPSEEK, GPT2, Trained, batch
 

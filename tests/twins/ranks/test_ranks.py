@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert.parity.mutants.planted import Edit
 from gpt_common.training.log.runlog import read_metrics
-from tests.plants.plant import Edit
 from tests.twins import TWINS, tensors, tiny, train
 from tests.twins.ranks.launching import Job, launch
 

@@ -1,0 +1,1 @@
+"""What several devices make of a step: links between them, what to expect, and the one link that is measured here."""
