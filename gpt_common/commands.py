@@ -17,7 +17,15 @@ class TrainCommand:
     """Train a GPT. Without --preset: `stories` on a GPU, `stories-cpu` on a CPU."""
 
     shows_configuration: ClassVar[bool] = True
-    seldom: ClassVar[tuple[str, ...]] = ("stop_at", "force", "let_sleep", "power", "rank_timeout")
+    seldom: ClassVar[tuple[str, ...]] = (
+        "stop_at",
+        "force",
+        "let_sleep",
+        "power",
+        "rank_timeout",
+        "parallel",
+        "shard_optimizer",
+    )
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
         "--dataset NAME --name FIRST",
@@ -46,6 +54,10 @@ class TrainCommand:
     """Record watts, GPU usage and energy, from powermetrics, macmon, zeus or NVML."""
     rank_timeout: float = 20.0
     """Under torchrun or mlx.launch: seconds of silence after which a rank is given up; 0: never."""
+    parallel: Literal["flat", "ddp", "fsdp"] = "flat"
+    """Of ranks: gradients in one flat sum; PyTorch's DDP or FSDP2, for CUDA (run over gloo, not measured on NCCL)."""
+    shard_optimizer: bool = False
+    """Of ranks: each keeps the optimiser's state of its share of the parameters alone, and updates those (ZeRO-1)."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

@@ -137,7 +137,10 @@ class TrainingProbe:
             _, norm = self.train_step(batches, step, rate)
         finally:
             self.train_step.config, self.train_step.ranks = config, ranks
-        tried = Tried(float(norm), before, self.weights(), self.moments())
+        after = self.weights()
+        if ranks.owners:  # others update the others
+            before, after = ({name: weights[name] for name in ranks.owned(ranks.rank)} for weights in (before, after))
+        tried = Tried(float(norm), before, after, self.moments())
         self.model.update(tree_unflatten(list(state.items())))
         load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
         self.model.routers.take_loads()

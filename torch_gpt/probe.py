@@ -14,7 +14,7 @@ from gpt_common.config import RunConfig
 from gpt_common.data.batches import NumpyBatch, Tokens
 from gpt_common.training.health.asked import Tried
 from torch_gpt.device import tensor, to_device
-from torch_gpt.distributed import Ranks
+from torch_gpt.distributed import Ranks, whole
 from torch_gpt.model import GPT, loss
 from torch_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
 
@@ -108,7 +108,7 @@ class TrainingProbe:
     ) -> tuple[float, dict[str, np.ndarray[Any, Any]]]:
         """The same, and the gradient that would have been clipped and applied; `dealt`: to all ranks that train."""
         loss, gradients = self._held_back(batches, step, dropout, dealt)
-        return loss, {name: gradient.cpu().numpy() for name, gradient in gradients.items()}
+        return loss, {name: whole(gradient).cpu().numpy() for name, gradient in gradients.items()}
 
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, clipped to the norm `clip`, remember what it did to the weights, and undo it, to the bit."""
@@ -122,7 +122,10 @@ class TrainingProbe:
             _, norm = self.train_step(batches, step, rate)
         finally:
             self.train_step.config, self.train_step.ranks = config, ranks
-        tried = Tried(float(norm), before, self.weights(), self.moments())
+        after = self.weights()
+        if ranks.owners:  # others update the others
+            before, after = ({name: weights[name] for name in ranks.owned(ranks.rank)} for weights in (before, after))
+        tried = Tried(float(norm), before, after, self.moments())
         self.model.load_state_dict(state)
         load_optimizer_tensors(
             self.model, optimizer, {name: torch.from_numpy(value) for name, value in moments.items()}, step
@@ -177,4 +180,4 @@ class TrainingProbe:
 
     def _parameters(self) -> Iterator[tuple[str, np.ndarray]]:
         for name, parameter in self.model.named_parameters():
-            yield name, parameter.detach().cpu().numpy()
+            yield name, whole(parameter.detach()).cpu().numpy()

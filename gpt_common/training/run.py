@@ -40,6 +40,7 @@ from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
+from gpt_common.training.ranks.sharing import check_engine
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.run_files import write_run_files
@@ -71,6 +72,8 @@ class Run:
         self.why_preset = why_preset
         self.let_sleep, self.asks_power = command.let_sleep, command.power
         self.power = PowerMeter()
+        self.parallel = command.parallel
+        ranks.shards_optimizer = command.shard_optimizer and ranks.world > 1
         self.opening = opening = ranks.together(lambda: self._open(command))
         ranks.check_alike(lambda: self._started_from(opening))
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
@@ -101,9 +104,10 @@ class Run:
 
     def _open(self, command: TrainCommand) -> Opening:
         self.ranks.check_dealt(command.run.train.grad_accum_steps)
+        check_engine(command, self.twin, self.ranks.world)
         if command.run.data.follow and self.ranks.world > 1:
             raise UserError("several ranks cannot follow a preparation yet: wait for its end, and leave --follow out")
-        return open_run(command, twin=self.twin, owner=self.ranks.first)
+        return open_run(command, twin=self.twin, owner=self.ranks.first, ranks=self.ranks.world)
 
     def _started_from(self, opening: Opening) -> dict[str, object]:
         """What must be the same for all ranks."""
@@ -493,6 +497,8 @@ class Run:
         """The loss on the whole validation split, when training is at its end; or why it was not evaluated."""
         if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
             return None
+        if self.ranks.deals_weights:
+            return f"not evaluated, no rank has all weights: python -m {self.twin}.evaluate {self.folder}"
         enough = lambda: self.interrupted is not None  # noqa: E731
         found = whole_split(
             self.step, self.config, self.dataset, self.opening.val, self.evaluated.losses, self.log.note, enough

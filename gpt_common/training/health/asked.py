@@ -27,6 +27,7 @@ class Tried:
     norm: float
     """Of the gradient, as the step reports it."""
     before: Arrays
+    """What this process updates, before it."""
     after: Arrays
     moments: Arrays
     """The optimiser's state after it, by name, as in a checkpoint."""

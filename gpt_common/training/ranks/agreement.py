@@ -47,6 +47,10 @@ class Agreement:
         self.seconds = 0.0
         """Waited for other ranks in sums, since it was set to 0."""
         self.pulse: Pulse | None = None
+        self.shards_optimizer = False
+        """Each rank holds the optimiser's state of a share of the parameters."""
+        self.deals_weights = False
+        """Each rank holds a part of every parameter: all ask the model the same number of times, or none does."""
 
     @property
     def first(self) -> bool:
@@ -82,11 +86,14 @@ class Agreement:
 
     def losses(self, batches: Sequence[Item], losses: Callable[[Sequence[Item]], list[float]]) -> list[float]:
         """The loss of each batch, asked of the rank that it is dealt to; the same numbers, on all of them."""
-        mine = losses([batch for _, batch in self.dealt(batches)])
+        mine = [batch for _, batch in self.dealt(batches)]
+        if self.deals_weights:
+            mine += batches[: -(-len(batches) // self.world) - len(mine)]
+        found = losses(mine)
         if self.world == 1:
-            return mine
-        theirs = [json.loads(text) for text in self.gather(json.dumps(mine))]
-        return [theirs[number % self.world][number // self.world] for number in range(sum(map(len, theirs)))]
+            return found
+        theirs = [json.loads(text) for text in self.gather(json.dumps(found))]
+        return [theirs[number % self.world][number // self.world] for number in range(len(batches))]
 
     # ---- when to stop --------------------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ class Job:
     argv: tuple[str, ...] = ()
     """Of a training; none: steps of a made-up model (`asked`)."""
     asked: str = ""
-    """"dealt": the gate on a step whose micro-batches do not count alike; "experts": three steps, then the weights."""
+    """"dealt": the gate on a step whose micro-batches do not count alike; "experts": three steps, then the weights;
+    "held": one step, then what the optimiser holds."""
     edits: tuple[Edit, ...] = field(default=())
     """Faults that stand in the source meanwhile."""
     signals: tuple[int, int, int] | None = None
@@ -150,6 +151,11 @@ def asked_of_steps(twin: str, what: str) -> str:
             return check_dealt(small.probe, [batch(n, weighted=True) for n in range(4)], 3)
         small = Trained(twin, DEEPSEEK, optim=optim)
         small.step.ranks = ranks
+        if what == "held":
+            ranks.shards_optimizer = True
+            ranks.deal_out(small.model, small.optimizer)
+            small.take([batch(n) for n in range(2)], 0)
+            return ",".join(f"{name} {value.size}" for name, value in small.probe.moments().items())
         for step in range(3):
             small.take([batch(10 * step + n) for n in range(4)], step)
         ranks.check_weights(lambda: {**small.probe.checksums(), **small.probe.frozen_checksums()}, 3)

@@ -1,0 +1,166 @@
+"""What ranks share besides the micro-steps: the optimiser's state, in both twins, and PyTorch's own engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plants.plant import Edit
+from tests.twins import TWINS, fails, tensors, train
+from tests.twins.ranks.launching import Job, launch
+from tests.twins.ranks.test_ranks import EXPERTS, STEPS, apart, fault, flags, rows, same_bits, started
+
+SHARED = ("--shard-optimizer",)
+KINDS = {
+    "plain": ("--health-gates", "quick"),
+    "muon": ("--optimizer", "muon", "--ema-decay", "0.8", "--health-gates", "quick"),
+    "adapter": ("--adapter", "lora"),
+}
+"""What is trained with the whole state on each rank, and with a share of it."""
+FORGOTTEN = {
+    twin: fault(twin, "distributed.py", "Ranks.share_out", "if not self.owners:", "if True:") for twin in TWINS
+}
+"""Every rank keeps what it has updated to itself."""
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> Any:
+    """(twin, folder, what came of the jobs, by rank); alone: `one KIND`, by two: `two KIND`."""
+    twin, folder = request.param, tmp_path_factory.mktemp("shared")
+    argv = {kind: flags(stories_dir, *more) for kind, more in KINDS.items()}
+    train(twin, *flags(stories_dir, "--max-steps", "2"), "--out", folder / "base")
+    argv["adapter"] = started("adapter", folder, stories_dir)
+    for kind in KINDS:
+        train(twin, *argv[kind], "--out", folder / f"one {kind}")
+    jobs = [Job(kind, (*argv[kind], *SHARED, "--out", str(folder / f"two {kind}"))) for kind in KINDS]
+    half, resumed = str(folder / "half"), ("--resume", str(folder / "half"))
+    jobs.append(Job("half", (*argv["muon"], *SHARED, "--stop-at", "2", "--out", half)))
+    jobs.append(Job("whole again", (*resumed, "--stop-at", "4")))
+    jobs.append(Job("shared again", (*resumed, *SHARED, "--stop-at", "5")))
+    forgets = (*flags(stories_dir, "--health-gates", "quick"), *SHARED, "--out", str(folder / "forgets"))
+    jobs.append(Job("forgets", forgets, edits=(FORGOTTEN[twin],)))
+    found = launch(twin, jobs, folder / "launch")
+    train(twin, *resumed)
+    return twin, folder, found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_share_of_the_state_makes_the_bits_that_the_whole_makes(kind: str, shared: Any) -> None:
+    """An update looks at one parameter; the checkpoint has the moments of all."""
+    _, folder, found = shared
+    assert [rank[kind] for rank in found] == ["done", "done"]
+    one, two = folder / f"one {kind}", folder / f"two {kind}"
+    assert same_bits(one, two, STEPS)
+    assert rows(one) == rows(two)
+
+
+def test_a_run_goes_on_with_a_share_and_without_by_two_and_by_one(shared: Any) -> None:
+    _, folder, found = shared
+    assert [[rank[job] for job in ("half", "whole again", "shared again")] for rank in found] == [["done"] * 3] * 2
+    assert same_bits(folder / "half", folder / "one muon", STEPS)
+
+
+def test_weights_that_are_not_handed_on_are_seen(shared: Any) -> None:
+    _, _, found = shared
+    for rank in found:
+        assert "did not move in the first step" in rank["forgets"], rank["forgets"]
+
+
+def test_each_rank_remembers_its_share_alone(tmp_path: Path) -> None:
+    """Not measured as memory of a process: what its optimiser holds, without the others."""
+    for twin in TWINS:
+        found = launch(twin, [Job("held", asked="held")], tmp_path / twin)
+        held = [dict(pair.split() for pair in rank["held"].split(",")) for rank in found]
+        assert not held[0].keys() & held[1].keys()
+        sizes = [sum(map(int, each.values())) for each in held]
+        assert max(sizes) / sum(sizes) < 0.6, "about a half each"
+
+
+# ---- PyTorch's engines -------------------------------------------------------------------------------------------
+
+LONG = ("--max-steps", "30", "--eval-interval", "10", "--grad-accum-steps", "4", "--dropout", "0.2")
+ENGINES = "torch_gpt/parallel/engines.py"
+CARRIED: dict[str, tuple[str, ...]] = {
+    "plain": ("--health-gates", "quick"),
+    "clipped": ("--grad-clip", "0.05"),
+    "experts": (*EXPERTS, "--balancing", "bias", "--balancing-rate", "0.01"),
+    "checkpointed": ("--gradient-checkpointing",),
+}
+"""What both engines carry."""
+BY_DDP: dict[str, tuple[str, ...]] = {
+    "muon": ("--optimizer", "muon", "--ema-decay", "0.8", *SHARED),
+    "adapter": ("--adapter", "dora"),
+}
+MUTANTS = {
+    "ddp takes the mean": ("ddp", Edit(ENGINES, "add_up", "done.value()[0]", "done.value()[0] / 2")),
+    "ddp sends the first micro-step": ("ddp", Edit(ENGINES, "Overlapped.objective", "== 0\n", "== 1\n")),
+    "fsdp takes the mean": ("fsdp", Edit(ENGINES, "Dealt.__init__", "divide_factor(1.0)", "divide_factor(2.0)")),
+}
+
+
+@pytest.fixture(scope="module")
+def carried(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> Any:
+    """(folder, what came of the jobs, by rank): `flat KIND` and, by each engine, `ddp KIND`, `fsdp KIND`."""
+    folder = tmp_path_factory.mktemp("carried")
+    train("torch_gpt", *flags(stories_dir, "--max-steps", "2"), "--out", folder / "base")
+    begun = {name: flags(stories_dir, *LONG, *more) for name, more in (CARRIED | BY_DDP).items()}
+    begun["adapter"] = (*started("adapter", folder, stories_dir), *LONG, *BY_DDP["adapter"])
+    jobs = []
+    for engine in ("flat", "ddp", "fsdp"):
+        for kind in CARRIED if engine == "fsdp" else begun:
+            argv = (*begun[kind], "--parallel", engine, "--out", str(folder / f"{engine} {kind}"))
+            jobs.append(Job(f"{engine} {kind}", argv))
+    turns = (("ddp", 4), ("fsdp", 8), ("flat", 12), ("fsdp", 20))
+    for number, (engine, until) in enumerate(turns):
+        begin = ("--resume", str(folder / "turns")) if number else (*begun["plain"], "--out", str(folder / "turns"))
+        jobs.append(Job(f"turn {number}", (*begin, "--parallel", engine, "--stop-at", str(until))))
+    for name, (engine, edit) in MUTANTS.items():
+        argv = (*begun["plain"], "--parallel", engine, "--out", str(folder / name))
+        jobs.append(Job(name, argv, edits=(edit,)))
+    found = launch("torch_gpt", jobs, folder / "launch")
+    train("torch_gpt", "--resume", folder / "turns")
+    return folder, found
+
+
+@pytest.mark.parametrize(
+    ("engine", "kind"), [("ddp", kind) for kind in CARRIED | BY_DDP] + [("fsdp", kind) for kind in CARRIED]
+)
+def test_an_engine_makes_the_losses_of_the_flat_sum(engine: str, kind: str, carried: Any) -> None:
+    folder, found = carried
+    assert [rank[f"{engine} {kind}"] for rank in found] == ["done", "done"]
+    flat, other = folder / f"flat {kind}", folder / f"{engine} {kind}"
+    assert [row["step"] for row in rows(flat)] == [row["step"] for row in rows(other)]
+    assert apart(flat, other, "loss", "val_loss") <= 1e-6
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, two = tensors(flat, 30, file), tensors(other, 30, file)
+        assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in two.items()}
+
+
+def test_a_run_goes_from_engine_to_engine_and_to_one_rank(carried: Any) -> None:
+    folder, found = carried
+    assert [[rank[f"turn {number}"] for number in range(4)] for rank in found] == [["done"] * 4] * 2
+    assert apart(folder / "flat plain", folder / "turns", "loss") <= 1e-6
+
+
+def test_an_engine_that_makes_another_step_is_seen_before_the_first(carried: Any) -> None:
+    folder, found = carried
+    for name in MUTANTS:
+        assert all("GateFailed: health: ranks: the step of all ranks" in rank[name] for rank in found), found[0][name]
+        assert not list((folder / name).glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("twin", "argv", "said"),
+    [
+        ("mlx_gpt", ("--parallel", "ddp"), "--parallel ddp is PyTorch's: leave it out"),
+        ("torch_gpt", ("--parallel", "fsdp"), "--parallel fsdp is for several ranks, and this is one"),
+    ],
+)
+def test_where_there_is_no_such_engine(
+    twin: str, argv: tuple[str, ...], said: str, stories_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = fails(capsys, twin, *flags(stories_dir, *argv, "--out", str(tmp_path / "run")))
+    assert said in error
+    assert not (tmp_path / "run").exists()
