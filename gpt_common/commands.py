@@ -25,6 +25,7 @@ class TrainCommand:
         "rank_timeout",
         "parallel",
         "shard_optimizer",
+        "measure_efficiency",
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
@@ -58,6 +59,8 @@ class TrainCommand:
     """Of ranks: gradients in one flat sum; PyTorch's DDP or FSDP2, for CUDA (run over gloo, not measured on NCCL)."""
     shard_optimizer: bool = False
     """Of ranks: each keeps the optimiser's state of its share of the parameters alone, and updates those (ZeRO-1)."""
+    measure_efficiency: bool = False
+    """Of ranks: before training time some steps of rank 0 alone, and log how much of that each is worth."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

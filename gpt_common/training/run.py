@@ -41,11 +41,13 @@ from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
 from gpt_common.training.ranks.sharing import check_engine
+from gpt_common.training.ranks.times import RankTimes
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
+from gpt_common.words import milliseconds
 
 
 class Run:
@@ -71,6 +73,7 @@ class Run:
         self.twin = twin
         self.why_preset = why_preset
         self.let_sleep, self.asks_power = command.let_sleep, command.power
+        self.asks_efficiency = command.measure_efficiency
         self.power = PowerMeter()
         self.parallel = command.parallel
         ranks.shards_optimizer = command.shard_optimizer and ranks.world > 1
@@ -86,8 +89,7 @@ class Run:
         self.evaluated_step: int | None = None
         self.ended: str | None = None
         """Why the run ends before the end of its schedule, if it does so by itself."""
-        self.step = self.saved_step = self._recorded = self.first_step
-        self._ranks_seconds = 0.0
+        self.step = self.saved_step = self.first_step
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
         self._said_how_long = self._waits = self._apart = False
@@ -148,6 +150,8 @@ class Run:
         self.timer = StepTimer()
         self.pace = self._new_pace()
         self.log = self.ranks.together(self._open_log)
+        self.probe = probe
+        self.times = RankTimes(self.ranks, self.first_step, self.log.note, told=self.parallel == "flat")
         self.health = Health(
             self.config,
             self.dataset,
@@ -241,7 +245,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
         self.timer.restart()
-        self.ranks.seconds = 0.0
+        self.times.begin()
         self._start_up = time.monotonic() - self._began
         if self.pace:
             self.pace.begin()
@@ -289,10 +293,22 @@ class Run:
         # Model and step are asked at the whole length: what short windows at the beginning hold is part of it.
         longer = self.batches(first, whole=True) if first < self.config.train.short_context_steps else ()
         self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from, longer)
+        if self.asks_efficiency and self.ranks.world > 1:
+            self._measure_alone()
+
+    def _measure_alone(self) -> None:
+        """Time some steps of the first rank alone, which are undone, while the others wait."""
+        batches = self.batches(self.first_step)
+        if self.ranks.first:
+            self.times.alone = seconds = self.probe.seconds_alone(batches, self.first_step)
+            self.log.event("alone", self.first_step, seconds_per_step=round(seconds, 6))
+            self.log.note(f"one rank alone takes {milliseconds(seconds)} ms for a step")
+        self.ranks.meet()
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
         self.step = step
+        self.ranks.after_step()
         if self.pace and self.pace.over:
             self.ranks.wish(TIME_OVER)
         if self.pace and self.ranks.time_over:
@@ -409,12 +425,11 @@ class Run:
                 dt_data=self._data_seconds / max(1, self._data_steps),
                 sps=sequences,
                 tps=tokens,
-                tps_per_rank=tokens / self.ranks.world if self.ranks.world > 1 else None,
-                dt_ranks=self._waited_for_ranks(step) if self.ranks.world > 1 else None,
                 mfu=utilisation,
                 memory=memory,
                 expert_load=fair_shares(expert_loads),
                 **self.power.reading()._asdict(),
+                **self.times.of_step(step, tokens, dt),
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
@@ -453,13 +468,6 @@ class Run:
                 tokens = generate(ids, settings, draws(train.seed, number), self.dataset.tokenizer.vocab_size)
                 new = list(until_end(tokens, self.dataset.tokenizer))
                 self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
-
-    def _waited_for_ranks(self, step: int) -> float:
-        """Seconds a step since the last record."""
-        steps, self._recorded = step - self._recorded, step
-        waited, self.ranks.seconds = self.ranks.seconds, 0.0
-        self._ranks_seconds += waited if step > self.first_step + 1 else 0.0  # the first is not timed either
-        return waited / max(1, steps)
 
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
         """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
@@ -528,8 +536,7 @@ class Run:
             peak_memory=self.peak_memory,
             energy=energy,
             expert_shares=fair_shares(self.expert_loads) or (),
-            ranks=self.ranks.world,
-            ranks_seconds=self._ranks_seconds,
+            ranks=self.times.in_words if self.ranks.world > 1 else None,
         )
         broken = self._read_back(rows)
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)

@@ -7,8 +7,10 @@ is agreed on travel in a small sum of their own.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from typing import Any, Protocol
 
 import torch
@@ -68,10 +70,15 @@ class Overlapped:
         from torch.nn.parallel import DistributedDataParallel
 
         self.train_step = train_step
+        # Loads of experts are buffers, and every rank counts its own. Torch 2.13 has another name for this.
+        names = signature(DistributedDataParallel).parameters
+        own: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+        }
         self.wrapped = DistributedDataParallel(
-            Objective(train_step.model), process_group=train_step.ranks.group, broadcast_buffers=False, init_sync=False
+            Objective(train_step.model), process_group=train_step.ranks.group, init_sync=False, **own
         )
-        self.wrapped.register_comm_hook(train_step.ranks.group, add_up)
+        self.wrapped.register_comm_hook(train_step.ranks.group, lambda group, bucket: add_up(group, bucket))
         self.asked = 0
         train_step.objective = self.objective
 
@@ -120,12 +127,15 @@ class Dealt:
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import distribute_tensor
 
+        # Logits are a view, and nothing is done to them where they are: the gate on the dealt step asks for it.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         self.train_step, self.ranks = train_step, train_step.ranks
         model, optimizer = train_step.model, train_step.optimizer
         names = {parameter: name for name, parameter in model.named_parameters()}
         mesh = init_device_mesh(model.device.type, (self.ranks.world,))
         for module in (*model.blocks, model):
-            part: Any = fully_shard(module, mesh=mesh)
+            # The model's own too: whoever asks between two passes finds parts.
+            part: Any = fully_shard(module, mesh=mesh, reshard_after_forward=True)
             part.set_gradient_divide_factor(1.0)  # a sum, and no mean
             part.set_force_sum_reduction_for_comms(True)
         places: Any = dict(model.named_parameters())

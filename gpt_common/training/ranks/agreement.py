@@ -41,11 +41,15 @@ class Agreement:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        self.wished = [0.0] * WISHES
-        self.agreed = self.wished if world == 1 else [0.0] * WISHES
-        """What all ranks know that some rank wishes, from the last sum."""
+        self.wished = [0.0] * (WISHES + world)
+        """What this rank wishes; behind that, in its own place, the seconds it has waited in the sum before."""
+        self.agreed = self.wished if world == 1 else [0.0] * (WISHES + world)
+        """The sum of all ranks' wishes, the last one."""
         self.seconds = 0.0
-        """Waited for other ranks in sums, since it was set to 0."""
+        """Waited for other ranks in sums."""
+        self.waits = [0.0] * world
+        """What each rank has waited in sums, as far as it was told, since `slowest` was asked."""
+        self._told_until = 0.0
         self.pulse: Pulse | None = None
         self.shards_optimizer = False
         """Each rank holds the optimiser's state of a share of the parameters."""
@@ -110,6 +114,27 @@ class Agreement:
     def time_over(self) -> bool:
         """Whether all ranks end because the time is over."""
         return self.agreed[TIME_OVER] > 0
+
+    # ---- who is late ---------------------------------------------------------------------------------------------
+
+    def count_from_here(self) -> None:
+        """What was waited until now is told to nobody."""
+        self._told_until, self.waits = self.seconds, [0.0] * self.world
+
+    def after_step(self) -> None:
+        """Take in what each rank has waited in the sum before the last, and tell with the next what this one has in the
+        last: no further sum is made for it."""
+        if self.world > 1:
+            self.waits = [sum(pair) for pair in zip(self.waits, self.agreed[WISHES:], strict=False)]
+            self.wished[WISHES + self.rank] = self.seconds - self._told_until
+            self._told_until = self.seconds
+
+    def slowest(self) -> tuple[int, float] | tuple[None, None]:
+        """The rank that has waited least since this was last asked, and the seconds that some other waited longer."""
+        waits, self.waits = self.waits, [0.0] * self.world
+        return (waits.index(min(waits)), max(waits) - min(waits)) if any(waits) else (None, None)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
 
     def part(self) -> None:
         """The last sum is done: from here on each rank listens to itself alone."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gpt_common.training.log.runlog import read_metrics
 from tests.plants.plant import Edit
 from tests.twins import TWINS, fails, tensors, train
 from tests.twins.ranks.launching import Job, launch
@@ -35,6 +36,8 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     for kind in KINDS:
         train(twin, *argv[kind], "--out", folder / f"one {kind}")
     jobs = [Job(kind, (*argv[kind], *SHARED, "--out", str(folder / f"two {kind}"))) for kind in KINDS]
+    measured = (*flags(stories_dir, "--measure-efficiency"), *SHARED, "--out", str(folder / "measured"))
+    jobs.append(Job("measured", measured))
     half, resumed = str(folder / "half"), ("--resume", str(folder / "half"))
     jobs.append(Job("half", (*argv["muon"], *SHARED, "--stop-at", "2", "--out", half)))
     jobs.append(Job("whole again", (*resumed, "--stop-at", "4")))
@@ -60,6 +63,16 @@ def test_a_run_goes_on_with_a_share_and_without_by_two_and_by_one(shared: Any) -
     _, folder, found = shared
     assert [[rank[job] for job in ("half", "whole again", "shared again")] for rank in found] == [["done"] * 3] * 2
     assert same_bits(folder / "half", folder / "one muon", STEPS)
+
+
+def test_steps_of_one_alone_are_timed_and_leave_nothing(shared: Any) -> None:
+    _, folder, found = shared
+    assert [rank["measured"] for rank in found] == ["done", "done"]
+    log = read_metrics(folder / "measured")
+    alone = [row["seconds_per_step"] for row in log if row.get("event") == "alone"]
+    steps = [row for row in log if "loss" in row and row["dt"]]
+    assert all(row["efficiency"] == pytest.approx(alone[0] / row["dt"] / 2, rel=1e-3) for row in steps)
+    assert same_bits(folder / "measured", folder / "one plain", STEPS)
 
 
 def test_weights_that_are_not_handed_on_are_seen(shared: Any) -> None:
