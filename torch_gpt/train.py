@@ -97,7 +97,7 @@ class TrainStep:
         # clipped part by part, the step would point elsewhere.
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # not to zeros: memory for the next step's activations
+        self.model.zero_grad(set_to_none=True)  # not to zeros: memory for the next step's activations
         self.model.routers.balance()
         return norm
 

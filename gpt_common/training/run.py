@@ -107,8 +107,6 @@ class Run:
     def _open(self, command: TrainCommand) -> Opening:
         self.ranks.check_dealt(command.run.train.grad_accum_steps)
         check_engine(command, self.twin, self.ranks.world)
-        if command.run.data.follow and self.ranks.world > 1:
-            raise UserError("several ranks cannot follow a preparation yet: wait for its end, and leave --follow out")
         return open_run(command, twin=self.twin, owner=self.ranks.first, ranks=self.ranks.world)
 
     def _started_from(self, opening: Opening) -> dict[str, object]:
@@ -285,6 +283,8 @@ class Run:
         self._data_seconds += time.perf_counter() - began
         self._data_steps += 1
         self.health.on_batches(step, batches)
+        if self.ranks.world > 1:
+            self.ranks.lack(wanted=step + 1 < self.stop_at and self.following.lacks(step + 1))
         return batches
 
     def check_start(self) -> None:
@@ -317,7 +317,8 @@ class Run:
         due = Due(
             step, self.config.train, self.first_step, self.stop_at, lambda: self.ended is not None, self._must_save
         )
-        self._waits = step < self.stop_at and self.following.lacks(step)
+        lacks = self.ranks.lacking if self.ranks.world > 1 else self.following.lacks(step)
+        self._waits = step < self.stop_at and lacks
         self._say_news()
         if due.anything:
             self.device.synchronise()
@@ -340,7 +341,11 @@ class Run:
         began = time.monotonic()
         with self.timer.paused():
             there = self.following.wait(
-                step, self.log.note, lambda: self.interrupted is not None, show=self.log.waiting
+                step,
+                self.log.note,
+                lambda: self.interrupted is not None,
+                show=self.log.waiting,
+                agree=self.ranks.all_there if self.ranks.world > 1 else None,
             )
         if self.pace:
             self.pace.leave_out(time.monotonic() - began)

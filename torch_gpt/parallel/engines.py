@@ -161,7 +161,7 @@ class Dealt:
         if largest := train_step.config.optim.grad_clip:
             torch._foreach_mul_(parts, torch.clamp(largest / (norm + 1e-6), max=1.0))
         train_step.optimizer.step()
-        train_step.optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         model.routers.balance()
         return norm
 

@@ -22,7 +22,9 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """What stops a run."""
 TIME_OVER = len(SIGNALS)
 """The wish to end because the time that was asked for is over; before it, one wish for each signal."""
-WISHES = TIME_OVER + 1
+LACKING = TIME_OVER + 1
+"""The wish to wait for what the next step is to be made of."""
+WISHES = LACKING + 1
 
 TELLING = 2.0
 """Seconds that rank 0 has to say what is wrong: a launcher ends it when another rank ends."""
@@ -135,6 +137,29 @@ class Agreement:
         return (waits.index(min(waits)), max(waits) - min(waits)) if any(waits) else (None, None)
 
     # ---- the end -------------------------------------------------------------------------------------------------
+
+    def lack(self, *, wanted: bool) -> None:
+        """Let the others know, with the next sum, whether something is wanted for the step after it."""
+        self.wished[LACKING] = float(wanted)
+
+    @property
+    def lacking(self) -> bool:
+        """Whether some rank lacks it."""
+        return self.agreed[LACKING] > 0
+
+    def all_there(self, there: bool, error: UserError | None) -> tuple[bool, UserError | None]:
+        """Whether every rank has what it waits for, and what is wrong for the first for which something is.
+
+        What was wished meanwhile is agreed on too: a signal to a rank ends the waiting of all.
+        """
+        if self.world == 1:
+            return there, error
+        said = [json.loads(text) for text in self.gather(json.dumps([there, str(error or ""), self.wished[:WISHES]]))]
+        self.agreed[:WISHES] = [sum(wishes) for wishes in zip(*(wished for _, _, wished in said), strict=True)]
+        wrong = next(
+            (text if rank == 0 else f"rank {rank}: {text}" for rank, (_, text, _) in enumerate(said) if text), ""
+        )
+        return all(known for known, _, _ in said), UserError(wrong) if wrong else None
 
     def part(self) -> None:
         """The last sum is done: from here on each rank listens to itself alone."""

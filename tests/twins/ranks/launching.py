@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 from gpt_common.config import OptimConfig
 from gpt_common.data.batches import NumpyBatch
@@ -45,6 +46,8 @@ class Job:
     "held": one step, then what the optimiser holds."""
     edits: tuple[Edit, ...] = field(default=())
     """Faults that stand in the source meanwhile."""
+    constants: tuple[tuple[str, str, float], ...] = ()
+    """Numbers that are others meanwhile: module, name, value."""
     signals: tuple[int, int, int] | None = None
     """A rank, a step (from 0) before which it gets a signal, and which."""
 
@@ -118,6 +121,8 @@ def do(twin: str, job: Job) -> str:
         for edit in job.edits:
             import_module(edit.file.removesuffix(".py").replace("/", "."))
             faults.enter_context(planted(edit))
+        for module, name, value in job.constants:
+            faults.enter_context(patch.object(import_module(module), name, value))
         try:
             return asked_of_steps(twin, job.asked) if job.asked else trained(twin, job)
         except (UserError, WorkFailed, Stopped, ToldElsewhere) as error:
