@@ -37,7 +37,7 @@ def test_who_waits_least_is_the_slowest_and_all_know_it() -> None:
         assert rank == 1
         assert behind == pytest.approx(4 * 0.4)  # the last wait travels with the next sum
     add_up(ranks, (0.0, 0.0, 0.0))
-    assert ranks[2].slowest() == (1, pytest.approx(0.4))
+    assert ranks[2].slowest() == pytest.approx((1, 0.4))
     assert ranks[2].slowest() == (None, None)
 
 
@@ -62,7 +62,7 @@ def test_what_is_logged() -> None:
     found = times.of_step(10, 600.0, 1.0)
     assert found["tps_per_rank"] == 200.0
     assert found["dt_ranks"] == pytest.approx(0.5)
-    assert (found["slowest_rank"], found["dt_behind"]) == (1, pytest.approx(0.36))
+    assert (found["slowest_rank"], found["dt_behind"]) == pytest.approx((1, 0.36))
     assert found["efficiency"] == pytest.approx(0.3)
     assert said == ["rank 1 is the slowest: another waits 360.0 ms (36.0% of a step) longer in each sum"]
     for _ in range(10):
