@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from gpt_common.training.log.runlog import read_metrics
 from tests.plants.plant import Edit
-from tests.twins import TWINS, fails, tensors, train
-from tests.twins.ranks.launching import Job, launch
+from tests.twins import TWINS, fails, tensors, tiny, train
+from tests.twins.ranks.launching import Job, ended, launch, start
+from tests.twins.ranks.test_faults import BOUND, SAVING, command, wait_for
 from tests.twins.ranks.test_ranks import EXPERTS, STEPS, apart, fault, flags, rows, same_bits, started
 
 SHARED = ("--shard-optimizer",)
@@ -20,10 +23,16 @@ KINDS = {
     "adapter": ("--adapter", "lora"),
 }
 """What is trained with the whole state on each rank, and with a share of it."""
-FORGOTTEN = {
-    twin: fault(twin, "distributed.py", "Ranks.share_out", "if not self.owners:", "if True:") for twin in TWINS
+MUTANTS_OF_A_SHARE = {
+    "forgets": {twin: fault(twin, "distributed.py", "Ranks.share_out", "not self.owners", "True") for twin in TWINS},
+    "gradients stay": {
+        "torch_gpt": fault(
+            "torch_gpt", "train.py", "TrainStep.clip_and_update", "self.model.zero", "self.optimizer.zero"
+        )
+    },
 }
-"""Every rank keeps what it has updated to itself."""
+"""A rank keeps what it has updated to itself; it keeps the gradients of what others update."""
+SEEN = {"forgets": "did not move in the first step", "gradients stay": "health: update: "}
 
 
 @pytest.fixture(scope="module", params=TWINS)
@@ -42,8 +51,9 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     jobs.append(Job("half", (*argv["muon"], *SHARED, "--stop-at", "2", "--out", half)))
     jobs.append(Job("whole again", (*resumed, "--stop-at", "4")))
     jobs.append(Job("shared again", (*resumed, *SHARED, "--stop-at", "5")))
-    forgets = (*flags(stories_dir, "--health-gates", "quick"), *SHARED, "--out", str(folder / "forgets"))
-    jobs.append(Job("forgets", forgets, edits=(FORGOTTEN[twin],)))
+    for name, edits in MUTANTS_OF_A_SHARE.items():
+        if twin in edits:
+            jobs.append(Job(name, (*argv["plain"], *SHARED, "--out", str(folder / name)), edits=(edits[twin],)))
     found = launch(twin, jobs, folder / "launch")
     train(twin, *resumed)
     return twin, folder, found
@@ -75,10 +85,10 @@ def test_steps_of_one_alone_are_timed_and_leave_nothing(shared: Any) -> None:
     assert same_bits(folder / "measured", folder / "one plain", STEPS)
 
 
-def test_weights_that_are_not_handed_on_are_seen(shared: Any) -> None:
-    _, _, found = shared
-    for rank in found:
-        assert "did not move in the first step" in rank["forgets"], rank["forgets"]
+def test_what_is_not_handed_on_or_stays_is_seen(shared: Any) -> None:
+    twin, _, found = shared
+    for name in [name for name, edits in MUTANTS_OF_A_SHARE.items() if twin in edits]:
+        assert all(SEEN[name] in rank[name] for rank in found), found[0][name]
 
 
 def test_each_rank_remembers_its_share_alone(tmp_path: Path) -> None:
@@ -129,6 +139,8 @@ def carried(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> Any:
     for number, (engine, until) in enumerate(turns):
         begin = ("--resume", str(folder / "turns")) if number else (*begun["plain"], "--out", str(folder / "turns"))
         jobs.append(Job(f"turn {number}", (*begin, "--parallel", engine, "--stop-at", str(until))))
+    stopped = ("--parallel", "fsdp", "--out", str(folder / "stopped"))
+    jobs.append(Job("stopped", (*begun["plain"], *stopped), signals=(1, 3, signal.SIGHUP)))
     for name, (engine, edit) in MUTANTS.items():
         argv = (*begun["plain"], "--parallel", engine, "--out", str(folder / name))
         jobs.append(Job(name, argv, edits=(edit,)))
@@ -155,6 +167,32 @@ def test_a_run_goes_from_engine_to_engine_and_to_one_rank(carried: Any) -> None:
     folder, found = carried
     assert [[rank[f"turn {number}"] for number in range(4)] for rank in found] == [["done"] * 4] * 2
     assert apart(folder / "flat plain", folder / "turns", "loss") <= 1e-6
+
+
+def test_a_signal_to_one_rank_ends_all_after_the_same_step_whoever_holds_what(carried: Any) -> None:
+    folder, found = carried
+    assert [rank["stopped"] for rank in found] == [f"Stopped: stopped by signal {signal.SIGHUP:d}"] * 2
+    assert (folder / "stopped" / "checkpoints" / "step-000004").is_dir()
+    train("torch_gpt", "--resume", folder / "stopped", "--stop-at", "10")
+    before = {row["step"]: row["loss"] for row in rows(folder / "flat plain") if "loss" in row}
+    after = {row["step"]: row["loss"] for row in rows(folder / "stopped") if "loss" in row}
+    assert max(abs(loss - before[step]) for step, loss in after.items()) <= 1e-6
+    assert max(after) == 10
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_rank_that_is_killed_is_named_and_costs_nothing_saved(engine: str, tmp_path: Path, stories_dir: Path) -> None:
+    run = tmp_path / "run"
+    argv = (*tiny(stories_dir, *SAVING), "--max-steps", "1000000", "--out", str(run), "--parallel", engine)
+    processes = start("torch_gpt", command("torch_gpt", *argv), tmp_path / "launch")
+    wait_for(run / "checkpoints" / "latest")
+    os.kill(processes[1].pid, signal.SIGKILL)
+    said = ended(processes, BOUND)
+    assert all(words in said[0] for words in ("error: rank 1 (process", "has ended", f"--resume {run}")), said
+    assert "Traceback" not in said[0], said
+    assert processes[0].returncode == 1
+    saved = int((run / "checkpoints" / "latest").read_text().strip()[-6:])
+    train("torch_gpt", "--resume", run, "--stop-at", str(saved + 1))
 
 
 def test_an_engine_that_makes_another_step_is_seen_before_the_first(carried: Any) -> None:
