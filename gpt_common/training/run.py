@@ -24,8 +24,8 @@ from gpt_common.keyed import draws
 from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
-from gpt_common.machine.power_meter import PowerMeter, open_meter
-from gpt_common.machine.provenance import git_state, versions
+from gpt_common.machine.power_meter import PowerMeter
+from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import place_of, write_checkpoint
@@ -34,17 +34,13 @@ from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.health.gates import GateFailed, TrainedProbe
 from gpt_common.training.health.watch import Health
 from gpt_common.training.log.record import StepRecord, fair_shares
-from gpt_common.training.log.runlog import RunLog, read_metrics
-from gpt_common.training.log.silent import SilentLog
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
-from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
-from gpt_common.training.ranks.sharing import check_engine
+from gpt_common.training.ranks.opening import new_pace, of_first_alone, open_log, open_together, take_folder
 from gpt_common.training.ranks.times import RankTimes
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
-from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
 from gpt_common.words import milliseconds
@@ -76,9 +72,7 @@ class Run:
         self.asks_efficiency = command.measure_efficiency
         self.power = PowerMeter()
         self.parallel = command.parallel
-        ranks.shards_optimizer = command.shard_optimizer and ranks.world > 1
-        self.opening = opening = ranks.together(lambda: self._open(command))
-        ranks.check_alike(lambda: self._started_from(opening))
+        self.opening = opening = open_together(ranks, command, twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.grids = opening.grids
@@ -104,21 +98,6 @@ class Run:
         self.opening.hold.discard_unused()
         self.opening.hold.release()
 
-    def _open(self, command: TrainCommand) -> Opening:
-        self.ranks.check_dealt(command.run.train.grad_accum_steps)
-        check_engine(command, self.twin, self.ranks.world)
-        return open_run(command, twin=self.twin, owner=self.ranks.first, ranks=self.ranks.world)
-
-    def _started_from(self, opening: Opening) -> dict[str, object]:
-        """What must be the same for all ranks."""
-        settings = {
-            f"{part}.{name}": value
-            for part, fields in to_dict(opening.config).items()
-            for name, value in fields.items()
-        }
-        here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
-        return {"twin": self.twin, **here, **settings, **versions()}
-
     # ---- opening and closing -------------------------------------------------------------------------------------
 
     def start(
@@ -142,12 +121,11 @@ class Run:
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops * self.ranks.world
-        self.ranks.together(self._take_folder)
-        self.folder = Path(self.ranks.of_first(str(self.opening.folder)))
+        self.folder, self.power = take_folder(self.ranks, self.opening, device, twin=self.twin, meter=self.asks_power)
         self.ranks.tell_when_lost(self._how_to_go_on)
         self.timer = StepTimer()
-        self.pace = self._new_pace()
-        self.log = self.ranks.together(self._open_log)
+        self.pace = new_pace(self.ranks, self.opening, self.folder)
+        self.log = open_log(self.ranks, self.opening, self.folder)
         self.probe = probe
         self.times = RankTimes(self.ranks, self.first_step, self.log.note, told=self.parallel == "flat")
         self.health = Health(
@@ -173,33 +151,6 @@ class Run:
         self._say_news()
         self.power.start(self.log.note)
         return self._opened()
-
-    def _take_folder(self) -> None:
-        """Claim the folder and write down who is at work; the first rank does."""
-        if not self.ranks.first:
-            return
-        if self.asks_power:
-            self.power = open_meter(self.device.name)
-        write_run_files(
-            self.opening,
-            twin=self.twin,
-            device=self.device.description,
-            chip=self.opening.hardware.chip,
-            power=self.power.about,
-            ranks=self.ranks.world,
-        )
-
-    def _open_log(self) -> RunLog:
-        if not self.ranks.first:
-            return SilentLog()
-        return RunLog(
-            self.folder,
-            max_steps=self.stop_at,
-            first_step=self.first_step,
-            trackers=self.config.train.trackers,
-            config=to_dict(self.config),
-            run_name=self.folder.name,
-        )
 
     @property
     def interrupted(self) -> int | None:
@@ -299,11 +250,11 @@ class Run:
     def _measure_alone(self) -> None:
         """Time some steps of the first rank alone, which are undone, while the others wait."""
         batches = self.batches(self.first_step)
-        if self.ranks.first:
-            self.times.alone = seconds = self.probe.seconds_alone(batches, self.first_step)
+        seconds = of_first_alone(self.ranks, lambda: self.probe.seconds_alone(batches, self.first_step))
+        if seconds is not None:
+            self.times.alone = seconds
             self.log.event("alone", self.first_step, seconds_per_step=round(seconds, 6))
             self.log.note(f"one rank alone takes {milliseconds(seconds)} ms for a step")
-        self.ranks.meet()
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
@@ -361,13 +312,6 @@ class Run:
             self.ended = why
             self.log.event("end", self.step, why=why)
             self.log.note(f"step {self.step}: {why}: the run ends here")
-
-    def _new_pace(self) -> Pace | None:
-        """What sets the number of steps, if it is a time that was asked for and not set by an earlier session."""
-        minutes = self.config.train.max_minutes
-        events = read_metrics(self.folder) if minutes and self.resume_from and self.ranks.first else []
-        known = any(row.get("event") == "pace" for row in events)
-        return Pace(minutes) if minutes and not self.ranks.of_first("known" if known else "") else None
 
     def _set_pace(self, pace: Pace, step: int) -> None:
         """The schedule is for as many steps as the time has room for, once enough were timed by rank 0's clock."""
