@@ -20,6 +20,7 @@ class TrainCommand:
     seldom: ClassVar[tuple[str, ...]] = (
         *("stop_at", "force", "let_sleep", "power"),
         *("rank_timeout", "listen", "ranks", "join"),
+        *("parallel", "shard_optimizer", "measure_efficiency"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--preset shakespeare-char-cpu --max-steps 500",
@@ -55,6 +56,12 @@ class TrainCommand:
     """With --listen: how many processes train together, this one included; if not given, 2."""
     join: str | None = None
     """HOST:PORT: train with the process that was started there with --listen, and with the same flags."""
+    parallel: Literal["flat", "ddp", "fsdp"] = "flat"
+    """Of ranks: gradients in one flat sum; PyTorch's DDP or FSDP2, for CUDA (run over gloo, not measured on NCCL)."""
+    shard_optimizer: bool = False
+    """Of ranks: each keeps the optimiser's state of its share of the parameters alone, and updates those (ZeRO-1)."""
+    measure_efficiency: bool = False
+    """Of ranks: before training time some steps of rank 0 alone, and log how much of that each is worth."""
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     """The configuration; every field is a flag."""
 

@@ -7,6 +7,7 @@ to be agreed on. Batches and dropout are keyed by micro-step, whoever does it: a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,11 +21,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.errors import UserError
+from gpt_common.network.together import owners
 from gpt_common.training.ranks.agreement import Agreement
 from gpt_common.training.ranks.pulse import meeting
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
 from mlx_gpt.model import GPT
+from mlx_gpt.optim import Optimizer, keep_share, lend_state, optimizer_tensors
 
 
 class Ranks(Agreement):
@@ -37,6 +40,8 @@ class Ranks(Agreement):
     def __init__(self, group: mx.distributed.Group | None = None) -> None:
         super().__init__(*((0, 1) if group is None else (group.rank(), group.size())))
         self.group = group
+        self.owners: dict[str, int] = {}
+        """Which rank updates a parameter, where each has its share."""
 
     def gather(self, text: str) -> list[str]:
         """What every rank has to say, by rank; all must call it, and wait until all have."""
@@ -85,21 +90,93 @@ class Ranks(Agreement):
         A GPU must not wait for another machine: macOS ends what makes it wait for seconds. So this process waits, for
         its GPU before the sum, and then, with nothing queued there, for the others.
         """
-        mx.eval(flat)
-        began = perf_counter()
-        with self.waiting():
+        with self.timed(flat):
             total = mx.distributed.all_sum(flat, group=self.group)
             mx.eval(total)
-        self.seconds += perf_counter() - began
         return total
+
+    @contextmanager
+    def timed(self, sent: mx.array) -> Iterator[None]:
+        """Around a wait for the other ranks, of which the seconds are counted."""
+        mx.eval(sent)  # what is timed is the others, not the work before
+        began = perf_counter()
+        with self.waiting():
+            yield
+        self.seconds += perf_counter() - began
+
+    def deal_out(self, model: GPT, optimizer: Optimizer) -> None:
+        """Leave to each rank the update of its share of the parameters, if that is asked for.
+
+        Rajbhandari et al. 2020, "ZeRO", section 5.1; dealt by whole parameters.
+        """
+        if not self.shards_optimizer:
+            return
+        self.owners = owners({name: parameter.size for name, parameter in model.named_parameters()}, self.world)
+        keep_share(model, optimizer, self.owned(self.rank))
+
+    def owned(self, rank: int) -> list[str]:
+        """The parameters that a rank updates."""
+        return [name for name, owner in self.owners.items() if owner == rank]
+
+    def share_out(self, model: GPT) -> None:
+        """After an update: give the others the parameters that were updated here, and take theirs."""
+        if not self.owners:
+            return
+        places = dict(model.named_parameters())
+        sizes = [sum(places[name].size for name in self.owned(rank)) for rank in range(self.world)]
+        mine = [places[name].flatten() for name in self.owned(self.rank)]
+        flat = mx.concatenate([*mine, mx.zeros(max(sizes) - sizes[self.rank])])
+        with self.timed(flat):
+            rows = self.gathered(flat)
+        taken = []
+        for rank in range(self.world):
+            start = 0
+            for name in self.owned(rank) if rank != self.rank else []:
+                value = rows[rank, start : start + places[name].size]
+                taken.append((name, value.reshape(places[name].shape)))
+                start += value.size
+        model.update(tree_unflatten(taken))
+
+    @contextmanager
+    def collected(self, model: GPT, optimizer: Optimizer) -> Iterator[tuple[GPT, Optimizer]]:
+        """While the block lasts, model and optimiser as they are saved: rank 0 has what the others hold of them.
+
+        All ranks must call it.
+        """
+        if self.shards_optimizer:
+            lend_state(model, optimizer, self.lent(optimizer_tensors(model, optimizer)))
+        yield model, optimizer
+        if self.shards_optimizer:
+            keep_share(model, optimizer, self.owned(self.rank))
+
+    def lent(self, tensors: dict[str, mx.array]) -> dict[str, mx.array]:
+        """Rank 0 gets the tensors of the others; the others get nothing. All must call it.
+
+        One of each at a time, the largest first.
+        """
+        order = sorted(tensors, key=lambda name: (-tensors[name].size, name))
+        lists = [json.loads(text) for text in self.gather(json.dumps([(name, tensors[name].shape) for name in order]))]
+        found: dict[str, mx.array] = {}
+        for turn in range(max(map(len, lists))):
+            sent = [each[turn] if turn < len(each) else ("", [0]) for each in lists]
+            mine = tensors[order[turn]].flatten() if turn < len(order) else mx.zeros(0)
+            padded = mx.concatenate([mine, mx.zeros(max(math.prod(shape) for _, shape in sent) - mine.size)])
+            mx.eval(padded)
+            with self.waiting():
+                rows = self.gathered(padded)
+            for (name, shape), row in list(zip(sent, rows, strict=True))[1:] if self.first else []:
+                if name:
+                    found[name] = row[: math.prod(shape)].reshape(shape)
+        return found
 
 
 class Joined(Ranks):
     """Ranks that were started by hand, perhaps of both twins: what is added up travels as numpy."""
 
     def __init__(self, wire: Wire) -> None:
+        super().__init__()
         Agreement.__init__(self, wire.rank, wire.world)
-        self.group, self.wire = None, wire
+        self.wire = wire
 
     def gather(self, text: str) -> list[str]:
         """What every rank has to say, by rank; all must call it, and wait until all have."""

@@ -7,7 +7,7 @@ where Muon is at work, and the number of steps done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from gpt_common.config import OptimConfig
 from gpt_common.network.parameters import is_block_matrix
 from mlx_gpt.model import GPT
 
+ELSEWHERE = "elsewhere"
+"""In the place of a state that another rank has."""
 MOMENTS = {"exp_avg": "m", "exp_avg_sq": "v", "momentum": "momentum"}
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024, "Muon": steepest at zero, and no more than 1.2 beyond
 NEWTON_SCHULZ_STEPS = 5
@@ -44,6 +46,8 @@ class AdamW(optimizers.Adam):
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
         """One parameter after the update."""
+        if ELSEWHERE in state:
+            return parameter
         beta1, beta2 = self.betas
         # As torch.lerp: from the nearer end, so that a tiny gradient is not lost beside a large moment.
         change = gradient - state["m"]
@@ -76,11 +80,8 @@ class Muon(AdamW):
         super().init(parameters)
         shapes: Any = tree_flatten(parameters)
         for name, parameter in shapes:
-            *path, leaf = name.split(".")
-            place: Any = self.state  # changed where it is: flattened, it would lose the places of what is frozen
-            for word in path:
-                place = place[int(word) if word.isdigit() else word]
-            if is_block_matrix(name, parameter.ndim) and "momentum" not in place[leaf]:
+            place, leaf = place_of(self, name)
+            if is_block_matrix(name, parameter.ndim) and not {"momentum", ELSEWHERE} & place[leaf].keys():
                 place[leaf] = {"momentum": mx.zeros_like(parameter)}
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict[str, mx.array]) -> mx.array:
@@ -172,7 +173,7 @@ class Average:
 
 
 def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, mx.array]:
-    """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
+    """Both moments, or the momentum, of every parameter whose state is here, by name; zeros before the first update."""
     names = [name for name, _ in model.named_parameters()]
     state = dict(tree_flatten(optimizer.state))
     return {
@@ -192,3 +193,30 @@ def load_optimizer_tensors(model: GPT, optimizer: Optimizer, tensors: Mapping[st
                 state[f"{name}.{key}"] = tensors[f"{moment}.{name}"].astype(mx.float32)
     optimizer.state = tree_unflatten(list(state.items()))
     optimizer.set_step(step + 1, 0.0)
+
+
+def keep_share(model: GPT, optimizer: Optimizer, names: Container[str]) -> None:
+    """Leave all parameters but these to other ranks: here they are not updated, and nothing is remembered of them."""
+    for name, _ in model.named_parameters():
+        if name not in names:
+            place, leaf = place_of(optimizer, name)
+            place[leaf] = {ELSEWHERE: mx.array(0.0)}
+
+
+def lend_state(model: GPT, optimizer: Optimizer, tensors: Mapping[str, mx.array]) -> None:
+    """Put in what other ranks remember of their parameters, until `keep_share`: to be saved, not to be worked with."""
+    for name, _ in model.named_parameters():
+        state = {key: tensors[f"{moment}.{name}"] for moment, key in MOMENTS.items() if f"{moment}.{name}" in tensors}
+        if state:
+            place, leaf = place_of(optimizer, name)
+            place[leaf] = state
+
+
+def place_of(optimizer: Optimizer, name: str) -> tuple[Any, str]:
+    """Where the state of a parameter is kept, to be changed there: flattened, it would lose the places of what is
+    frozen."""
+    *path, leaf = name.split(".")
+    place: Any = optimizer.state
+    for word in path:
+        place = place[int(word) if word.isdigit() else word]
+    return place, leaf

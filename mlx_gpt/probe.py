@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import median
+from time import perf_counter
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -19,6 +22,9 @@ from mlx_gpt.device import tensor, to_device
 from mlx_gpt.distributed import Ranks
 from mlx_gpt.model import GPT, loss
 from mlx_gpt.optim import Optimizer, load_optimizer_tensors, optimizer_tensors
+
+ALONE = 4
+"""So many steps of one rank are timed."""
 
 
 class Step(Protocol):
@@ -128,20 +134,43 @@ class TrainingProbe:
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, clipped to the norm `clip`, remember what it did to the weights, and undo it, to the bit."""
         assert self.train_step is not None
-        optimizer, config = self.train_step.optimizer, self.train_step.config
-        state, moments = self.model.state_dict(), self.moments()
-        before = self.weights()
+        config, ranks, before = self.train_step.config, self.train_step.ranks, self.weights()
         self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
+        try:
+            with self.undone(step):
+                _, norm = self.train_step(batches, step, rate)
+                after, moments = self.weights(), self.moments()
+        finally:
+            self.train_step.config = config
+        if ranks.owners:  # others update the others
+            before, after = ({name: weights[name] for name in ranks.owned(ranks.rank)} for weights in (before, after))
+        return Tried(float(norm), before, after, moments)
+
+    def seconds_alone(self, batches: Sequence[NumpyBatch], step: int) -> float:
+        """Seconds of a step that this rank makes alone, the median of some; nothing stays of them."""
+        assert self.train_step is not None
+        seconds = []
+        with self.undone(step):
+            for _ in range(1 + ALONE):  # the first compiles
+                began = perf_counter()
+                mx.eval(self.train_step(batches, step, 0.0), self.model.state)
+                seconds.append(perf_counter() - began)
+        return median(seconds[1:])
+
+    @contextmanager
+    def undone(self, step: int) -> Iterator[None]:
+        """Steps within the block are this rank's alone, and are undone, to the bit."""
+        assert self.train_step is not None
+        state, moments = self.model.state_dict(), self.moments()
         ranks, self.train_step.ranks = self.train_step.ranks, Ranks()
         try:
-            _, norm = self.train_step(batches, step, rate)
+            yield
         finally:
-            self.train_step.config, self.train_step.ranks = config, ranks
-        tried = Tried(float(norm), before, self.weights(), self.moments())
+            self.train_step.ranks = ranks
         self.model.update(tree_unflatten(list(state.items())))
-        load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
+        values = {name: mx.array(value) for name, value in moments.items()}
+        load_optimizer_tensors(self.model, self.train_step.optimizer, values, step)
         self.model.routers.take_loads()
-        return tried
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
         """A copy of every parameter."""

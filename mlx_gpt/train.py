@@ -97,6 +97,7 @@ class TrainStep:
         set_step(self.optimizer, step + 1, rate)
         norm = self.update(self.gradients)
         self.gradients = None  # what Python still names, MLX cannot overwrite
+        self.ranks.share_out(self.model)  # nothing, unless each rank has updated its share
         mx.async_eval(mean_loss, norm, self.model.state, self.optimizer.state)
         # Python prepares the next step while this one runs; waiting for the one before bounds memory.
         if self.previous is not None:
@@ -146,7 +147,8 @@ def train(run: Run, ranks: Ranks | None = None) -> None:
     limit_cache(config, device)
     dtype = compute_dtype(config.train, device)
     model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter, run.grids)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer, ranks = build_optimizer(model, config.optim), ranks or Ranks()
+    ranks.deal_out(model, optimizer)
     average = Average(model, config.optim)
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
@@ -187,7 +189,8 @@ def train(run: Run, ranks: Ranks | None = None) -> None:
             if due.evaluation:
                 run.evaluate(due.step)
             if due.save:
-                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer, average))
+                with ranks.collected(model, optimizer) as whole:
+                    run.save(due.step, lambda folder: save_tensors(folder, *whole, average))
             if due.sample:
                 # After saving: nothing that is not needed stands between the last step and its checkpoint.
                 run.sample(due.step, sampler)

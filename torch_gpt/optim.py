@@ -7,7 +7,7 @@ where Muon is at work, and the number of steps done.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -135,25 +135,50 @@ class Average:
 
 
 def optimizer_tensors(model: GPT, optimizer: Optimizer) -> dict[str, torch.Tensor]:
-    """Both moments, or the momentum, of every parameter by name; zeros before the first update."""
-    tensors = {}
+    """Both moments, or the momentum, of every parameter whose state is here, by name; zeros before the first update."""
+    tensors, here = {}, updated(optimizer)
     for moment in ("exp_avg", "exp_avg_sq", "momentum"):
         for name, parameter in model.named_parameters():
             owner, moments = owner_of(optimizer, name, parameter)
-            if moment in moments:
-                state = owner.state.get(parameter)
+            state = owner.state.get(parameter)
+            if moment in moments and (state or parameter in here):
                 tensors[f"{moment}.{name}"] = state[moment] if state else torch.zeros_like(parameter)
     return tensors
 
 
 def load_optimizer_tensors(model: GPT, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor], step: int) -> None:
     """Put back what `optimizer_tensors` gave after `step` updates."""
+    here = updated(optimizer)
     for name, parameter in model.named_parameters():
         owner, moments = owner_of(optimizer, name, parameter)
-        owner.state[parameter] = {
-            "step": torch.tensor(float(step), device=parameter.device),
-            **{m: tensors[f"{m}.{name}"].to(parameter.device, torch.float32, copy=True) for m in moments},
-        }
+        if parameter in here:
+            owner.state[parameter] = {
+                "step": torch.tensor(float(step), device=parameter.device),
+                **{m: tensors[f"{m}.{name}"].to(parameter.device, torch.float32, copy=True) for m in moments},
+            }
+
+
+def keep_share(model: GPT, optimizer: Optimizer, names: Container[str]) -> None:
+    """Leave all parameters but these to other ranks: here they are not updated, and nothing is remembered of them."""
+    kept = {parameter for name, parameter in model.named_parameters() if name in names}
+    for group in optimizer.param_groups:
+        group["params"] = [parameter for parameter in group["params"] if parameter in kept]
+    for name, parameter in model.named_parameters():
+        if name not in names:
+            owner_of(optimizer, name, parameter)[0].state.pop(parameter, None)
+
+
+def lend_state(model: GPT, optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put in what other ranks remember of their parameters, until `keep_share`: to be saved, not to be worked with."""
+    for name, parameter in model.named_parameters():
+        owner, moments = owner_of(optimizer, name, parameter)
+        if f"{moments[0]}.{name}" in tensors:
+            owner.state[parameter] = {moment: tensors[f"{moment}.{name}"] for moment in moments}
+
+
+def updated(optimizer: Optimizer) -> set[torch.Tensor]:
+    """The parameters that are updated here; where ranks share the optimiser's state, not all."""
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def owner_of(optimizer: Optimizer, name: str, parameter: torch.Tensor) -> tuple[Optimizer, tuple[str, ...]]:

@@ -37,6 +37,7 @@ from torch_gpt.distributed import Ranks, open_ranks
 from torch_gpt.layers import as_key
 from torch_gpt.model import GPT, objective
 from torch_gpt.optim import Average, Optimizer, build_optimizer, clip_gradients, set_step
+from torch_gpt.parallel.engines import carry
 from torch_gpt.probe import TrainingProbe
 from torch_gpt.sample import generate
 
@@ -82,6 +83,7 @@ class TrainStep:
         mean_loss = self.ranks.add_up(self.model, mean_loss)  # alone, nothing is to be added
         set_step(self.optimizer, step + 1, rate)
         norm = self.update()
+        self.ranks.share_out(self.model)  # nothing, unless each rank has updated its share
         return mean_loss, norm
 
     def accumulate(self, batch: Batch[torch.Tensor], key: torch.Tensor | None, parts: float) -> torch.Tensor:
@@ -96,7 +98,7 @@ class TrainStep:
         # clipped part by part, the step would point elsewhere.
         norm = clip_gradients(self.model, self.config.optim.grad_clip)
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)  # not to zeros: memory for the next step's activations
+        self.model.zero_grad(set_to_none=True)  # not to zeros: memory for the next step's activations
         self.model.routers.balance()
         return norm
 
@@ -115,7 +117,8 @@ def train(run: Run, ranks: Ranks | None = None) -> None:
     check_sums(config, device.type, torch.__version__)
     dtype = compute_dtype(config.train, device)
     model = GPT(config.model, dtype, config.train.gradient_checkpointing, config.adapter, run.grids).to(device)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer, ranks = build_optimizer(model, config.optim), ranks or Ranks()
+    ranks.deal_out(model, optimizer)
     average = Average(model, config.optim)
     if run.resume_from:
         load_checkpoint(run.resume_from, model, optimizer, average)
@@ -137,6 +140,7 @@ def train(run: Run, ranks: Ranks | None = None) -> None:
     ):
         # Before the first step: can this model learn at all, and what does it know without having learnt anything?
         run.check_start()
+        carry(run, train_step)  # by another engine than the flat sum, where one is asked for
         if run.first_step == 0:
             run.evaluate(0)
             run.sample(0, sampler)
@@ -156,7 +160,8 @@ def train(run: Run, ranks: Ranks | None = None) -> None:
             if due.evaluation:
                 run.evaluate(due.step)
             if due.save:
-                run.save(due.step, lambda folder: save_tensors(folder, model, optimizer, average))
+                with ranks.collected(model, optimizer) as whole:
+                    run.save(due.step, lambda folder: save_tensors(folder, *whole, average))
             if due.sample:
                 # After saving: nothing that is not needed stands between the last step and its checkpoint.
                 run.sample(due.step, sampler)

@@ -15,7 +15,7 @@ Letters: N tokens in a micro-batch, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 from gpt_common.adapting.placement import placed
@@ -25,6 +25,7 @@ from gpt_common.network.activations import loss_numbers, mlx_saved, torch_saved
 from gpt_common.network.flops import multiplied_parameters
 from gpt_common.network.frozen import kept_otherwise, lowest_trained
 from gpt_common.network.parameters import Shapes, optimizer_shapes, parameter_shapes, trained_shapes
+from gpt_common.network.together import ALONE, Together, owners
 
 Twin = Literal["mlx", "torch"]
 
@@ -34,7 +35,7 @@ class MemoryPlan:
     """Bytes in use at the moment of the step that uses most."""
 
     moment: str
-    """When that is: forward, loss, backward, or update."""
+    """When that is: forward, loss, backward, or update; of several ranks also when they add up or share out."""
     weights: int
     """float32 master weights; beside an adapter, the frozen ones in their own dtype."""
     moments: int
@@ -47,6 +48,8 @@ class MemoryPlan:
     """Logits, their log-softmax and their gradient, float32."""
     temporary: int
     """Intermediate results of the operation at work."""
+    ranks: int = 0
+    """What is sent to other ranks and comes from them, float32."""
 
     @property
     def total(self) -> int:
@@ -202,14 +205,15 @@ with one (measured)."""
 
 def _made(config: RunConfig, grids: Grids, twin: Twin) -> tuple[float, float]:
     """Bytes of the largest matrix of a block that is made from words where it is used, and of the head's."""
-    shapes = parameter_shapes(config.model)
     head = "token_embedding" if config.model.tied_head else "head"
-    sizes = {layer: math.prod(shapes[f"{layer}.weight"]) for layer in grids}
+    sizes = {layer: math.prod(parameter_shapes(config.model)[f"{layer}.weight"]) for layer in grids}
     within = max((size for layer, size in sizes.items() if layer.startswith("blocks.")), default=0)
     return MADE[twin] * within, MADE["torch"] * sizes.get(head, 0)
 
 
-def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED) -> MemoryPlan:
+def memory_plan(
+    config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED, together: Together = ALONE
+) -> MemoryPlan:
     """Peak of one optimiser step as the trainers do it, with native dropout.
 
     Args:
@@ -218,6 +222,7 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Gr
         twin: whose step.
         device: where it computes.
         grids: matrices of the base that are quantised.
+        together: the ranks that do the step; the plan is of one of them.
     """
     model, train = config.model, config.train
     half = train.dtype == "bfloat16"
@@ -261,7 +266,40 @@ def memory_plan(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Gr
         computed_again = again * block.saved
         plans.append(moment("backward", gradients, sum(kept[: layer + 1]) + computed_again, 0, block.backward + made))
         behind += block.trained
-    return max(plans, key=lambda one: one.total)
+    return max(_of_a_rank(plans, config, together), key=lambda one: one.total)
+
+
+def _of_a_rank(plans: list[MemoryPlan], config: RunConfig, together: Together) -> list[MemoryPlan]:
+    """The same of one of several ranks: what sums take on top, less what is dealt to them. Counted, not measured."""
+    shapes, W = trained_shapes(config.model, config.adapter), together.ranks
+    trained = _bytes(shapes)
+    if W == 1:
+        return plans
+    if together.engine == "fsdp":
+        rest = _bytes({name: shape for name, shape in shapes.items() if not name.startswith("blocks.")})
+        # Whole are the block at work, the next, and what is outside of blocks; gradients, before they are dealt, twice.
+        whole = 4 * (trained - rest) // config.model.n_layer + 3 * rest
+        return [
+            replace(p, weights=p.weights // W, moments=p.moments // W, gradients=p.gradients // W, ranks=whole)
+            for p in plans
+        ]
+    weights, moments = plans[0].weights, plans[0].moments
+    if together.engine == "ddp":
+        plans = [replace(plan, ranks=trained) for plan in plans]  # its buckets stay
+    else:
+        plans = [
+            *plans,
+            MemoryPlan("sum", weights, moments, trained, 0, 0, 0, 2 * trained),
+        ]  # what is sent, and the sum
+    if together.shards_optimizer:
+        owner, held, sent = owners({name: math.prod(shape) for name, shape in shapes.items()}, W), [0] * W, [0] * W
+        for name, shape in optimizer_shapes(config.model, replace(config.optim, ema_decay=0.0), config.adapter).items():
+            held[owner[name.partition(".")[2]]] += _bytes({name: shape})
+        for name, rank in owner.items():
+            sent[rank] += _bytes({name: shapes[name]})
+        plans = [*plans, MemoryPlan("share", weights, moments, 0, 0, 0, 0, (1 + W) * max(sent))]
+        plans = [replace(plan, moments=moments - sum(held) + max(held)) for plan in plans]
+    return plans
 
 
 def _torch_after(config: RunConfig) -> int:

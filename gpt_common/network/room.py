@@ -10,19 +10,27 @@ from gpt_common.adapting.quantisation import NOT_QUANTISED, Grids
 from gpt_common.config import Device, RunConfig
 from gpt_common.errors import UserError
 from gpt_common.network.memory import Twin, memory_plan
+from gpt_common.network.together import ALONE, Together
 from gpt_common.words import in_memory
 
 LAYERS_COUNTED = 64
 """Beyond so many layers the plan is worked out for these and scaled: a mistyped depth gets its answer at once."""
 
 
-def planned_bytes(config: RunConfig, twin: Twin, device: Device = "cpu", grids: Grids = NOT_QUANTISED) -> int:
+def planned_bytes(
+    config: RunConfig,
+    twin: Twin,
+    device: Device = "cpu",
+    grids: Grids = NOT_QUANTISED,
+    together: Together = ALONE,
+) -> int:
     """Peak memory of a training step by the plan; for very deep models scaled from fewer layers."""
     layers = config.model.n_layer
     if layers <= LAYERS_COUNTED:
-        return memory_plan(config, twin, device, grids).total
+        return memory_plan(config, twin, device, grids, together).total
     shorter = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=LAYERS_COUNTED))
-    return memory_plan(shorter, twin, device, within(grids, LAYERS_COUNTED)).total * layers // LAYERS_COUNTED
+    plan = memory_plan(shorter, twin, device, within(grids, LAYERS_COUNTED), together)
+    return plan.total * layers // LAYERS_COUNTED
 
 
 def within(grids: Grids, layers: int) -> Grids:
@@ -31,7 +39,12 @@ def within(grids: Grids, layers: int) -> Grids:
 
 
 def check_room(
-    config: RunConfig, twin: Twin, memory_bytes: int | None, device: Device = "cpu", grids: Grids = NOT_QUANTISED
+    config: RunConfig,
+    twin: Twin,
+    memory_bytes: int | None,
+    device: Device = "cpu",
+    grids: Grids = NOT_QUANTISED,
+    together: Together = ALONE,
 ) -> None:
     """Refuse a run that needs more memory than the machine has.
 
@@ -40,17 +53,18 @@ def check_room(
         memory_bytes: the machine's memory; None where it is not known, and nothing is refused.
         device: where the twin computes.
         grids: matrices of the base that are quantised.
+        together: the ranks of the run; each is taken to have this memory to itself.
 
     Raises:
         UserError: says what the run needs, what there is, and what would fit.
     """
-    if memory_bytes is None or (needed := planned_bytes(config, twin, device, grids)) <= memory_bytes:
+    if memory_bytes is None or (needed := planned_bytes(config, twin, device, grids, together)) <= memory_bytes:
         return
     train = config.train
     too_much = f"the run needs about {in_memory(needed)}, this machine has {in_memory(memory_bytes)}"
 
     def fits(other: RunConfig) -> bool:
-        return planned_bytes(other, twin, device, within(grids, other.model.n_layer)) <= memory_bytes
+        return planned_bytes(other, twin, device, within(grids, other.model.n_layer), together) <= memory_bytes
 
     batch = _largest_batch(config, fits)
     if batch:

@@ -61,6 +61,7 @@ class Following:
         enough: Callable[[], bool] = lambda: False,
         *,
         show: Callable[[str], None] = lambda _: None,
+        agree: Callable[[bool, UserError | None], tuple[bool, UserError | None]] | None = None,
         steps: int = 1,
     ) -> bool:
         """Wait for the tokens of `steps` steps from `step` (from 0) on; False if they do not come.
@@ -69,25 +70,30 @@ class Following:
             say: takes a line.
             enough: asked all the time whether to wait no longer.
             show: takes what is there by now, all the time, and nothing at the end.
+            agree: of several ranks, each with a disk of its own: told whether they are there and what is wrong, tells
+                whether all have them and what is wrong with any.
         """
-        if not self.lacks(step, steps):
+        if not self.lacks(step, steps) and agree is None:
             return True
         assert self.windows is not None
         stream, began = self.windows.stream, monotonic()
         needed = self.windows.needed(self._numbers(step, steps))
         if self.error is None:
             say(f"step {step + 1} waits for tokens of '{self.name}': {len(stream):,} are there, of {needed:,}")
-        while self.error is None and not enough():
+        while not enough():
             grows = stream.grows  # asked first: what it finished before it stopped is found now
-            if not self.lacks(step, steps):
+            lacks = self.lacks(step, steps)
+            if lacks and self.error is None and not grows:
+                self.error = UserError(f"nobody prepares '{self.name}' any more: go on with `{stream.remedy}`")
+            there, self.error = (not lacks, self.error) if agree is None else agree(not lacks, self.error)
+            if self.error is not None:
+                break
+            if there:
                 show("")
                 say(f"step {step + 1} goes on after {duration(monotonic() - began)}")
                 return True
-            if self.error is None and not grows:
-                self.error = UserError(f"nobody prepares '{self.name}' any more: go on with `{stream.remedy}`")
-            elif self.error is None:
-                show(f"waiting {duration(monotonic() - began)}  {len(stream):,} of {needed:,} tokens")
-                sleep(POLL_SECONDS)
+            show(f"waiting {duration(monotonic() - began)}  {len(stream):,} of {needed:,} tokens")
+            sleep(POLL_SECONDS)
         show("")
         return False
 

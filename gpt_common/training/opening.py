@@ -21,6 +21,7 @@ from gpt_common.machine.hardware import Hardware, detect, memory_for
 from gpt_common.network.memory import Twin, planned_device
 from gpt_common.network.parameters import parameter_shapes, trained_shapes
 from gpt_common.network.room import check_room
+from gpt_common.network.together import Together
 from gpt_common.sampling import encode_prompt
 from gpt_common.training.checkpoint import check_moments, described, find_checkpoint, read_manifest
 from gpt_common.training.due import gave_up
@@ -56,7 +57,8 @@ class Opening:
     hardware: Hardware
     """This machine; asked once, since macOS answers by four commands."""
     planned_for: Twin
-    """For the memory plan."""
+    together: Together
+    """For the memory plan, like the twin."""
     hold: RunFolder
     """The run's folder: no other run writes into it, once it is claimed."""
     resume_from: Path | None
@@ -86,12 +88,13 @@ class Opening:
         return self.hold.path
 
 
-def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = True) -> Opening:
+def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = True, ranks: int = 1) -> Opening:
     """Check a parsed command line against data, checkpoints and this machine's memory; hold a run that is resumed.
 
     Args:
         twin: "mlx_gpt" or "torch_gpt", for the memory plan.
         owner: whether this process writes into the folder; otherwise another one does, and this one says nothing.
+        ranks: how many processes train together.
 
     Raises:
         UserError: anything about data, folder, checkpoint or configuration that the person must change.
@@ -123,11 +126,12 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = Tr
     prompts = _encoded_prompts(config, dataset)
     hardware = detect()
     planned_for: Twin = "mlx" if twin == "mlx_gpt" else "torch"
+    together = Together(ranks=ranks, engine=command.parallel, shards_optimizer=command.shard_optimizer)
     if not command.force:
         # Whether the framework that was installed can use the GPU is not known yet: it must fit either way.
         device, _ = planned_device(planned_for, config.train, hardware.kind)
         for place in dict.fromkeys((device, "cpu")):
-            check_room(config, planned_for, memory_for(hardware, place), place, grids)
+            check_room(config, planned_for, memory_for(hardware, place), place, grids, together)
 
     first_step, best_step, best_val_loss, messages = 0, None, None, [growth.said] if growth else []
     if init_from and manifest:
@@ -164,6 +168,7 @@ def open_run(command: TrainCommand, *, twin: str = "torch_gpt", owner: bool = Tr
         hold=hold,
         hardware=hardware,
         planned_for=planned_for,
+        together=together,
         resume_from=resume_from,
         init_from=init_from,
         base=base,

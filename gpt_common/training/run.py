@@ -24,8 +24,8 @@ from gpt_common.keyed import draws
 from gpt_common.machine.awake import awake
 from gpt_common.machine.device import ComputeDevice
 from gpt_common.machine.hardware import published_peak
-from gpt_common.machine.power_meter import PowerMeter, open_meter
-from gpt_common.machine.provenance import git_state, versions
+from gpt_common.machine.power_meter import PowerMeter
+from gpt_common.machine.provenance import versions
 from gpt_common.network.flops import flops_per_token_palm, mfu
 from gpt_common.sampling import until_end
 from gpt_common.training.checkpoint import place_of, write_checkpoint
@@ -34,18 +34,16 @@ from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.health.gates import GateFailed, TrainedProbe
 from gpt_common.training.health.watch import Health
 from gpt_common.training.log.record import StepRecord, fair_shares
-from gpt_common.training.log.runlog import RunLog, read_metrics
-from gpt_common.training.log.silent import SilentLog
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
-from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
+from gpt_common.training.ranks.opening import new_pace, of_first_alone, open_log, open_together, take_folder
+from gpt_common.training.ranks.times import RankTimes
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
-from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 from gpt_common.training.whole_text import WholeText
-from gpt_common.words import say
+from gpt_common.words import milliseconds, say
 
 
 class Run:
@@ -71,9 +69,10 @@ class Run:
         self.twin = twin
         self.why_preset = why_preset
         self.let_sleep, self.asks_power = command.let_sleep, command.power
+        self.asks_efficiency = command.measure_efficiency
         self.power = PowerMeter()
-        self.opening = opening = ranks.together(lambda: self._open(command))
-        ranks.check_alike(lambda: self._started_from(opening))
+        self.parallel = command.parallel
+        self.opening = opening = open_together(ranks, command, twin)
         self.config, self.dataset, self.folder = opening.config, opening.dataset, opening.folder
         self.resume_from, self.init_from, self.growth = opening.resume_from, opening.init_from, opening.growth
         self.grids = opening.grids
@@ -84,10 +83,7 @@ class Run:
         self.evaluated_step: int | None = None
         self.ended: str | None = None
         """Why the run ends before the end of its schedule, if it does so by itself."""
-        self.step = self.saved_step = self._recorded = self.first_step
-        self._ranks_seconds = 0.0
-        self.engines: Sequence[str] = ()
-        """What each rank computes with, where they were started by hand."""
+        self.step = self.saved_step = self.first_step
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
         self._said_how_long = self._waits = self._apart = False
@@ -101,41 +97,6 @@ class Run:
         self.power.close()
         self.opening.hold.discard_unused()
         self.opening.hold.release()
-
-    def _open(self, command: TrainCommand) -> Opening:
-        self.ranks.check_dealt(command.run.train.grad_accum_steps)
-        if command.run.data.follow and self.ranks.world > 1:
-            raise UserError("several ranks cannot follow a preparation yet: wait for its end, and leave --follow out")
-        return open_run(command, twin=self.twin, owner=self.ranks.first)
-
-    def _started_from(self, opening: Opening) -> dict[str, object]:
-        """What must be the same for all ranks."""
-        settings = {
-            f"{part}.{name}": value
-            for part, fields in to_dict(opening.config).items()
-            for name, value in fields.items()
-        }
-        here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
-        if self.ranks.wire is None:
-            return {"twin": self.twin, **here, **settings, **versions()}
-        # Started by hand, each has its own twin, device and folder of data; numpy draws weights and batches.
-        own = {"train.device", "data.data_dir"}
-        settings = {name: value for name, value in settings.items() if name not in own}
-        return {**here, **settings, "numpy": versions()["numpy"]}
-
-    def _meet_by_hand(self) -> None:
-        """Find out whether ranks that were started by hand compute to the same bits; what needs that is refused."""
-        config, device = self.config, self.device
-        self.ranks.check_alike(lambda: {"dtype": device.dtype})
-        mine = f"{self.twin} ({device.description})"
-        self.engines = self.ranks.gather(f"{mine} on {self.opening.hardware.chip}")
-        if len(set(self.engines)) == 1:
-            return
-        self.ranks.exact = False
-        if config.drops and config.model.dropout_rng == "native":
-            raise self.ranks.told("each twin and device drops other values: add --dropout-rng shared, or no dropout")
-        if device.dtype != "float32":
-            raise self.ranks.told("each twin and device rounds otherwise in bfloat16: add --dtype float32")
 
     # ---- opening and closing -------------------------------------------------------------------------------------
 
@@ -160,14 +121,13 @@ class Run:
         hardware = self.opening.hardware
         peak = published_peak(hardware, device.name, device.dtype)
         self.peak = None if peak is None else peak.flops * self.ranks.world
-        if self.ranks.wire is not None:
-            self._meet_by_hand()
-        self.ranks.together(self._take_folder)
-        self.folder = Path(self.ranks.of_first(str(self.opening.folder)))
+        self.folder, self.power = take_folder(self.ranks, self.opening, device, twin=self.twin, meter=self.asks_power)
         self.ranks.tell_when_lost(self._how_to_go_on)
         self.timer = StepTimer()
-        self.pace = self._new_pace()
-        self.log = self.ranks.together(self._open_log)
+        self.pace = new_pace(self.ranks, self.opening, self.folder)
+        self.log = open_log(self.ranks, self.opening, self.folder)
+        self.probe = probe
+        self.times = RankTimes(self.ranks, self.first_step, self.log.note, told=self.parallel == "flat")
         self.health = Health(
             self.config,
             self.dataset,
@@ -191,34 +151,6 @@ class Run:
         self._say_news()
         self.power.start(self.log.note)
         return self._opened()
-
-    def _take_folder(self) -> None:
-        """Claim the folder and write down who is at work; the first rank does."""
-        if not self.ranks.first:
-            return
-        if self.asks_power:
-            self.power = open_meter(self.device.name)
-        write_run_files(
-            self.opening,
-            twin=self.twin,
-            device=self.device.description,
-            chip=self.opening.hardware.chip,
-            power=self.power.about,
-            ranks=self.ranks.world,
-            engines=self.engines,
-        )
-
-    def _open_log(self) -> RunLog:
-        if not self.ranks.first:
-            return SilentLog()
-        return RunLog(
-            self.folder,
-            max_steps=self.stop_at,
-            first_step=self.first_step,
-            trackers=self.config.train.trackers,
-            config=to_dict(self.config),
-            run_name=self.folder.name,
-        )
 
     @property
     def interrupted(self) -> int | None:
@@ -265,7 +197,7 @@ class Run:
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
         self.timer.restart()
-        self.ranks.seconds = 0.0
+        self.times.begin()
         self._start_up = time.monotonic() - self._began
         if self.pace:
             self.pace.begin()
@@ -305,6 +237,8 @@ class Run:
         self._data_seconds += time.perf_counter() - began
         self._data_steps += 1
         self.health.on_batches(step, batches)
+        if self.ranks.world > 1:
+            self.ranks.lack(wanted=step + 1 < self.stop_at and self.following.lacks(step + 1))
         return batches
 
     def check_start(self) -> None:
@@ -313,10 +247,22 @@ class Run:
         # Model and step are asked at the whole length: what short windows at the beginning hold is part of it.
         longer = self.batches(first, whole=True) if first < self.config.train.short_context_steps else ()
         self.health.check_start(self.batches(first), self.batches(first + 1), self.resume_from, longer)
+        if self.asks_efficiency and self.ranks.world > 1:
+            self._measure_alone()
+
+    def _measure_alone(self) -> None:
+        """Time some steps of the first rank alone, which are undone, while the others wait."""
+        batches = self.batches(self.first_step)
+        seconds = of_first_alone(self.ranks, lambda: self.probe.seconds_alone(batches, self.first_step))
+        if seconds is not None:
+            self.times.alone = seconds
+            self.log.event("alone", self.first_step, seconds_per_step=round(seconds, 6))
+            self.log.note(f"one rank alone takes {milliseconds(seconds)} ms for a step")
 
     def after_step(self, step: int) -> Due:
         """What is due after so many steps. Waits for the device if so, stops the clock, moves the progress bar."""
         self.step = step
+        self.ranks.after_step()
         if self.pace and self.pace.over:
             self.ranks.wish(TIME_OVER)
         if self.pace and self.ranks.time_over:
@@ -325,7 +271,8 @@ class Run:
         due = Due(
             step, self.config.train, self.first_step, self.stop_at, lambda: self.ended is not None, self._must_save
         )
-        self._waits = step < self.stop_at and self.following.lacks(step)
+        lacks = self.ranks.lacking if self.ranks.world > 1 else self.following.lacks(step)
+        self._waits = step < self.stop_at and lacks
         self._say_news()
         if due.anything:
             self.device.synchronise()
@@ -348,7 +295,11 @@ class Run:
         began = time.monotonic()
         with self.timer.paused():
             there = self.following.wait(
-                step, self.log.note, lambda: self.interrupted is not None, show=self.log.waiting
+                step,
+                self.log.note,
+                lambda: self.interrupted is not None,
+                show=self.log.waiting,
+                agree=self.ranks.all_there if self.ranks.world > 1 else None,
             )
         if self.pace:
             self.pace.leave_out(time.monotonic() - began)
@@ -364,13 +315,6 @@ class Run:
             self.ended = why
             self.log.event("end", self.step, why=why)
             self.log.note(f"step {self.step}: {why}: the run ends here")
-
-    def _new_pace(self) -> Pace | None:
-        """What sets the number of steps, if it is a time that was asked for and not set by an earlier session."""
-        minutes = self.config.train.max_minutes
-        events = read_metrics(self.folder) if minutes and self.resume_from and self.ranks.first else []
-        known = any(row.get("event") == "pace" for row in events)
-        return Pace(minutes) if minutes and not self.ranks.of_first("known" if known else "") else None
 
     def _set_pace(self, pace: Pace, step: int) -> None:
         """The schedule is for as many steps as the time has room for, once enough were timed by rank 0's clock."""
@@ -433,12 +377,11 @@ class Run:
                 dt_data=self._data_seconds / max(1, self._data_steps),
                 sps=sequences,
                 tps=tokens,
-                tps_per_rank=tokens / self.ranks.world if self.ranks.world > 1 else None,
-                dt_ranks=self._waited_for_ranks(step) if self.ranks.world > 1 else None,
                 mfu=utilisation,
                 memory=memory,
                 expert_load=fair_shares(expert_loads),
                 **self.power.reading()._asdict(),
+                **self.times.of_step(step, tokens, dt),
             )
         )
         self._data_seconds, self._data_steps = 0.0, 0
@@ -478,13 +421,6 @@ class Run:
                 new = list(until_end(tokens, self.dataset.tokenizer))
                 self.log.sample(step, prompt, self.dataset.tokenizer.decode(new))
 
-    def _waited_for_ranks(self, step: int) -> float:
-        """Seconds a step since the last record."""
-        steps, self._recorded = step - self._recorded, step
-        waited, self.ranks.seconds = self.ranks.seconds, 0.0
-        self._ranks_seconds += waited if step > self.first_step + 1 else 0.0  # the first is not timed either
-        return waited / max(1, steps)
-
     def save(self, step: int, save_tensors: Callable[[Path], None]) -> None:
         """Commit a checkpoint; raises UserError if there is no room for it, Diverged if the weights are spoilt."""
         with self.timer.paused():
@@ -521,6 +457,8 @@ class Run:
         """The loss on the whole validation split, when training is at its end; or why it was not evaluated."""
         if self.interrupted is not None or not (self.ended or self.step == self.max_steps):
             return None
+        if self.ranks.deals_weights:
+            return f"not evaluated, no rank has all weights: python -m {self.twin}.evaluate {self.folder}"
         enough = lambda: self.interrupted is not None  # noqa: E731
         found = whole_split(
             self.step, self.config, self.dataset, self.opening.val, self.evaluated.losses, self.log.note, enough
@@ -550,8 +488,7 @@ class Run:
             peak_memory=self.peak_memory,
             energy=energy,
             expert_shares=fair_shares(self.expert_loads) or (),
-            ranks=self.ranks.world,
-            ranks_seconds=self._ranks_seconds,
+            ranks=self.times.in_words if self.ranks.world > 1 else None,
         )
         broken = self._read_back(rows)
         found, problem = report_at_end(self.folder, self.log.encoding) if self.config.train.report else ([], None)

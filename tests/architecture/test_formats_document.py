@@ -67,7 +67,8 @@ def test_the_files_of_a_run(runs: dict[str, Path]) -> None:
 
 def test_the_fields_of_metrics(runs: dict[str, Path], tmp_path: Path) -> None:
     steps = [row for name in runs for row in rows(runs[name]) if "loss" in row]
-    of_one = described("field of a step") - {"tps_per_rank", "dt_ranks"}  # tests/twins/ranks has them
+    of_ranks = {"tps_per_rank", "dt_ranks", "slowest_rank", "dt_behind", "efficiency"}  # tests/twins/ranks has them
+    of_one = described("field of a step") - of_ranks
     assert [set(row) for row in steps[:2]] == [of_one - {"expert_load"}] * 2
     assert [set(row) for row in steps[2:]] == [of_one] * 2
     evaluations = [row for row in rows(runs["gpt2"]) if "val_loss" in row]

@@ -66,13 +66,18 @@ ONE_SIDED = {
         "product",
     },
     "device.py": {"limit_cache"},  # PyTorch gives back what it keeps before it fails
+    "distributed.py": {"whole"},  # MLX has no tensors in parts
     "train.py": {"TrainStep.add_gradients"},  # PyTorch adds them up in the parameters
     "optim.py": {
         "AdamW",  # MLX's own rounds its bias corrections; PyTorch's is the reference
         "Muon",  # MLX keeps one state per parameter whatever updates it; PyTorch one optimiser per kind of update
         "owner_of",  # for the same reason
+        "updated",  # this too
+        "place_of",  # MLX keeps states in a tree
     },
 }
+# Folders that only one twin has, and why: the flat sum and the loop stay the twins' text.
+ONE_SIDED_FOLDERS = {"torch_gpt/parallel"}  # DDP and FSDP2 are PyTorch's
 # Arguments that only one twin needs, and why.
 ONE_SIDED_ARGUMENTS = {
     "causal_attention": {"rate"},  # PyTorch's fused attention drops weights itself
@@ -80,6 +85,7 @@ ONE_SIDED_ARGUMENTS = {
     "clip_gradients": {"model", "gradients"},  # PyTorch keeps gradients in the parameters
     "TrainStep.clip_and_update": {"gradients"},  # for the same reason
     "Ranks.add_up": {"gradients"},  # for the same reason
+    "Ranks.timed": {"device", "sent"},  # PyTorch waits for a device, MLX for what it is to compute
 }
 
 
@@ -129,6 +135,8 @@ def shared_lines(*files: str) -> float:
 def test_same_files() -> None:
     assert sorted(path.name for path in MLX.glob("*.py") if path.name != "__init__.py") == FILES
     assert {"model.py", "optim.py", "train.py", "checkpoint.py", "sample.py", "device.py"} <= set(FILES)
+    folders = {path.parent.relative_to(ROOT).as_posix() for twin in (MLX, TORCH) for path in twin.glob("*/*.py")}
+    assert folders == ONE_SIDED_FOLDERS
 
 
 @pytest.mark.parametrize("file", FILES)

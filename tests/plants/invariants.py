@@ -128,9 +128,7 @@ PLANTS = (
         "gradients stay for the next step",
         3,
         (
-            Edit(
-                "torch_gpt/train.py", "TrainStep.clip_and_update", "self.optimizer.zero_grad(set_to_none=True)", "pass"
-            ),
+            Edit("torch_gpt/train.py", "TrainStep.clip_and_update", "self.model.zero_grad(set_to_none=True)", "pass"),
             Edit("mlx_gpt/train.py", "TrainStep.__call__", "self.gradients = None  #", "pass  #"),
         ),
         says="leaves behind|micro-step",

@@ -27,6 +27,7 @@ class Tried:
     norm: float
     """Of the gradient, as the step reports it."""
     before: Arrays
+    """What this process updates, before it."""
     after: Arrays
     moments: Arrays
     """The optimiser's state after it, by name, as in a checkpoint."""
@@ -47,6 +48,9 @@ class StepProbe(TrainedProbe, Protocol):
 
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, remember what it did to the weights, and undo it."""
+
+    def seconds_alone(self, batches: Sequence[NumpyBatch], step: int) -> float:
+        """Seconds of a step that this rank makes alone; nothing stays of it."""
 
     def weights(self) -> Arrays:
         """A copy of every parameter."""

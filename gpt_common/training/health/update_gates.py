@@ -64,7 +64,9 @@ def _check_rule(asked: Asked, parts: Sequence[NumpyBatch], gradients: Arrays, no
         )
     scale = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
     names = [
-        name for name in gradients if optim.optimizer == "adamw" or not is_block_matrix(name, gradients[name].ndim)
+        name
+        for name in gradients
+        if name in tried.before and (optim.optimizer == "adamw" or not is_block_matrix(name, gradients[name].ndim))
     ]
     for name in {*names[:2], *names[len(names) // 2 :][:2], *names[-2:]}:
         first, second = (moments.get(f"{kind}.{name}", np.zeros(1)) for kind in ("exp_avg", "exp_avg_sq"))

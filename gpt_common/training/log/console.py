@@ -308,6 +308,8 @@ class LiveConsole(RunConsole):
             figures.append(f"GPU {usage(record.gpu_usage)}")
         if share(record.mfu) != "-":
             figures.append(f"MFU {share(record.mfu)}")
+        if record.slowest_rank is not None and record.dt_behind is not None:
+            figures.append(f"rank {record.slowest_rank} last by {milliseconds(record.dt_behind)} ms")
         return "  ".join([*figures, lr] if power else figures)
 
 

@@ -38,6 +38,12 @@ class StepRecord:
     """Tokens per second of each of several ranks; None of one."""
     dt_ranks: float | None = None
     """Seconds of dt in which rank 0 waited for the sum over ranks; None of one."""
+    slowest_rank: int | None = None
+    """The rank that waited least in sums since the last record; None of one, or where it is not known."""
+    dt_behind: float | None = None
+    """Seconds of a step that some rank waited longer than that one."""
+    efficiency: float | None = None
+    """Steps per second and rank, as a share of those of one rank alone; None where those were not measured."""
     expert_load: list[list[float]] | None = None
     """Mixture of experts: tokens of each expert since the last record, per router, as multiples of its fair share."""
 

@@ -38,6 +38,8 @@ LONGEST_LINE, LARGEST_LOG = 1 << 20, 1 << 28
 """Bytes: a row has 250, and some thousands with the loads of many experts."""
 LARGEST_STEP = 1 << 53
 MEASUREMENTS = ("dt", "dt_data", "sps", "tps", "mfu", "tps_per_rank", "dt_ranks")
+SELDOM = ("expert_load", "tps_per_rank", "dt_ranks", "slowest_rank", "dt_behind", "efficiency")
+"""Left out of a row where there is no such thing."""
 
 
 class RunLog:
@@ -142,7 +144,7 @@ class RunLog:
         self._step = record.step
         row = dataclasses.asdict(record)
         row |= {key: None for key in MEASUREMENTS if row[key] is not None and math.isnan(row[key])}
-        for name in ("expert_load", "tps_per_rank", "dt_ranks"):  # often there is no such thing
+        for name in SELDOM:
             if row[name] is None:
                 del row[name]
         self._write(row)

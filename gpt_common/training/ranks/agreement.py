@@ -27,7 +27,9 @@ SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 """What stops a run."""
 TIME_OVER = len(SIGNALS)
 """The wish to end because the time that was asked for is over; before it, one wish for each signal."""
-WISHES = TIME_OVER + 1
+LACKING = TIME_OVER + 1
+"""The wish to wait for what the next step is to be made of."""
+WISHES = LACKING + 1
 
 TELLING = 2.0
 """Seconds that rank 0 has to say what is wrong: a launcher ends it when another rank ends."""
@@ -53,17 +55,25 @@ class Agreement:
 
     def __init__(self, rank: int = 0, world: int = 1) -> None:
         self.rank, self.world = rank, world
-        self.wished = [0.0] * WISHES
-        self.agreed = self.wished if world == 1 else [0.0] * WISHES
-        """What all ranks know that some rank wishes, from the last sum."""
+        self.wished = [0.0] * (WISHES + world)
+        """What this rank wishes; behind that, in its own place, the seconds it has waited in the sum before."""
+        self.agreed = self.wished if world == 1 else [0.0] * (WISHES + world)
+        """The sum of all ranks' wishes, the last one."""
         self.seconds = 0.0
-        """Waited for other ranks in sums, since it was set to 0."""
+        """Waited for other ranks in sums."""
+        self.waits = [0.0] * world
+        """What each rank has waited in sums, as far as it was told, since `slowest` was asked."""
+        self._told_until = 0.0
         self.pulse: Pulse | None = None
         self.wire: Wire | None = None
         """To ranks that were started by hand, perhaps of another twin; None: a launcher has started them."""
         self.exact = True
         """Whether all compute to the same bits: they do, unless twins or devices differ."""
         self._laid_out = False
+        self.shards_optimizer = False
+        """Each rank holds the optimiser's state of a share of the parameters."""
+        self.deals_weights = False
+        """Each rank holds a part of every parameter: all ask the model the same number of times, or none does."""
 
     @property
     def first(self) -> bool:
@@ -99,11 +109,14 @@ class Agreement:
 
     def losses(self, batches: Sequence[Item], losses: Callable[[Sequence[Item]], list[float]]) -> list[float]:
         """The loss of each batch, asked of the rank that it is dealt to; the same numbers, on all of them."""
-        mine = losses([batch for _, batch in self.dealt(batches)])
+        mine = [batch for _, batch in self.dealt(batches)]
+        if self.deals_weights:
+            mine += batches[: -(-len(batches) // self.world) - len(mine)]
+        found = losses(mine)
         if self.world == 1:
-            return mine
-        theirs = [json.loads(text) for text in self.gather(json.dumps(mine))]
-        return [theirs[number % self.world][number // self.world] for number in range(sum(map(len, theirs)))]
+            return found
+        theirs = [json.loads(text) for text in self.gather(json.dumps(found))]
+        return [theirs[number % self.world][number // self.world] for number in range(len(batches))]
 
     # ---- when to stop --------------------------------------------------------------------------------------------
 
@@ -120,6 +133,50 @@ class Agreement:
     def time_over(self) -> bool:
         """Whether all ranks end because the time is over."""
         return self.agreed[TIME_OVER] > 0
+
+    # ---- who is late ---------------------------------------------------------------------------------------------
+
+    def count_from_here(self) -> None:
+        """What was waited until now is told to nobody."""
+        self._told_until, self.waits = self.seconds, [0.0] * self.world
+
+    def after_step(self) -> None:
+        """Take in what each rank has waited in the sum before the last, and tell with the next what this one has in the
+        last: no further sum is made for it."""
+        if self.world > 1:
+            self.waits = [sum(pair) for pair in zip(self.waits, self.agreed[WISHES:], strict=False)]
+            self.wished[WISHES + self.rank] = self.seconds - self._told_until
+            self._told_until = self.seconds
+
+    def slowest(self) -> tuple[int, float] | tuple[None, None]:
+        """The rank that has waited least since this was last asked, and the seconds that some other waited longer."""
+        waits, self.waits = self.waits, [0.0] * self.world
+        return (waits.index(min(waits)), max(waits) - min(waits)) if any(waits) else (None, None)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    def lack(self, *, wanted: bool) -> None:
+        """Let the others know, with the next sum, whether something is wanted for the step after it."""
+        self.wished[LACKING] = float(wanted)
+
+    @property
+    def lacking(self) -> bool:
+        """Whether some rank lacks it."""
+        return self.agreed[LACKING] > 0
+
+    def all_there(self, there: bool, error: UserError | None) -> tuple[bool, UserError | None]:
+        """Whether every rank has what it waits for, and what is wrong for the first for which something is.
+
+        What was wished meanwhile is agreed on too: a signal to a rank ends the waiting of all.
+        """
+        if self.world == 1:
+            return there, error
+        said = [json.loads(text) for text in self.gather(json.dumps([there, str(error or ""), self.wished[:WISHES]]))]
+        self.agreed[:WISHES] = [sum(wishes) for wishes in zip(*(wished for _, _, wished in said), strict=True)]
+        wrong = next(
+            (text if rank == 0 else f"rank {rank}: {text}" for rank, (_, text, _) in enumerate(said) if text), ""
+        )
+        return all(known for known, _, _ in said), UserError(wrong) if wrong else None
 
     def part(self) -> None:
         """The last sum is done: from here on each rank listens to itself alone."""

@@ -30,7 +30,7 @@ def opening_lines(opening: Opening, device: ComputeDevice, *, timed: bool) -> li
     train = config.train
     floor = f", floor {data.floor:.4f} nats/token" if data.floor is not None else ""
     settled = dataclasses.replace(config, train=dataclasses.replace(train, dtype=device.dtype))
-    planned = in_memory(planned_bytes(settled, opening.planned_for, device.name, opening.grids))
+    planned = in_memory(planned_bytes(settled, opening.planned_for, device.name, opening.grids, opening.together))
     machine = opening.hardware
     # MLX alone calls its device so.
     wheel = advice(machine.chip, built_for(), machine.os) if device.name == "gpu" else None

@@ -31,8 +31,7 @@ def closing_rows(
     peak_memory: int,
     energy: Energy | None,
     expert_shares: Sequence[Sequence[float]],
-    ranks: int = 1,
-    ranks_seconds: float = 0.0,
+    ranks: Callable[[float, float], str] | None = None,
 ) -> list[tuple[str, str]]:
     """What the summary says of a run, a name and a value each.
 
@@ -47,8 +46,7 @@ def closing_rows(
         peak_memory: bytes; 0 where it is not known.
         energy: what this session used; None without a source.
         expert_shares: by router and expert, as multiples of the fair share.
-        ranks: processes that trained together.
-        ranks_seconds: of all timed steps, waited for the sum over them.
+        ranks: of processes that trained together: says what they did, given tokens per second and seconds of a step.
     """
     rows = [("steps", f"{step} of {config.train.max_steps}" + (f": {ended}" if ended else ""))]
     best_step, best_loss = best
@@ -70,11 +68,8 @@ def closing_rows(
         tokens = config.train.batch_size * config.train.grad_accum_steps * config.model.block_size
         per_step = timer.total_seconds / timer.total_steps
         rows.append(("speed", f"{tokens / per_step:,.0f} tokens/s, {1000 * per_step:.1f} ms/step"))
-        if ranks > 1:
-            waited = share(min(1.0, ranks_seconds / timer.total_seconds))
-            rows.append(
-                ("ranks", f"{ranks}, {tokens / per_step / ranks:,.0f} tokens/s each, {waited} of a step in sums")
-            )
+        if ranks is not None:
+            rows.append(("ranks", ranks(tokens / per_step, per_step)))
     if peak_memory:
         rows.append(("peak memory", in_memory(peak_memory)))
     if energy:

@@ -65,17 +65,6 @@ def test_a_rate_may_fall_with_a_power_of_the_width(tmp_path: Path) -> None:
     assert rates == [2e-2, 1e-2]
     with pytest.raises(UserError, match="rate_power is a number above 0"):
         grid(tmp_path, 'rate_power = "root"\n' + TEXT)
-    assert one.optim.warmup_steps <= one.train.max_steps / 10 + 1, "the schedule is as long as the run"
-    assert found.asked("192,4,8M").model.n_embd == 192
-    assert tokens_of(found.asked("192,4,8M")) == pytest.approx(8e6, abs=per_step)
-
-
-def test_a_rate_may_fall_with_a_power_of_the_width(tmp_path: Path) -> None:
-    rule = "rate = 2e-2\nrate_width = 32\nrate_power = 0.5\n"
-    rates = [grid(tmp_path, rule + TEXT).cell(width, 2, 1_000_000, 1).config.optim.learning_rate for width in (32, 128)]
-    assert rates == [2e-2, 1e-2]
-    with pytest.raises(UserError, match="rate_power is a number above 0"):
-        grid(tmp_path, 'rate_power = "root"\n' + TEXT)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import patch
 
 from convert.parity.mutants.planted import Edit, planted
 from gpt_common.config import OptimConfig
@@ -43,9 +44,12 @@ class Job:
     argv: tuple[str, ...] = ()
     """Of a training; none: steps of a made-up model (`asked`)."""
     asked: str = ""
-    """"dealt": the gate on a step whose micro-batches do not count alike; "experts": three steps, then the weights."""
+    """"dealt": the gate on a step whose micro-batches do not count alike; "experts": three steps, then the weights;
+    "held": one step, then what the optimiser holds."""
     edits: tuple[Edit, ...] = field(default=())
     """Faults that stand in the source meanwhile."""
+    constants: tuple[tuple[str, str, float], ...] = ()
+    """Numbers that are others meanwhile: module, name, value."""
     signals: tuple[int, int, int] | None = None
     """A rank, a step (from 0) before which it gets a signal, and which."""
     joining: tuple[str, ...] = ()
@@ -161,6 +165,8 @@ def do(twin: str, job: Job, number: int) -> str:
         for edit in job.edits:
             import_module(edit.file.removesuffix(".py").replace("/", "."))
             faults.enter_context(planted(edit))
+        for module, name, value in job.constants:
+            faults.enter_context(patch.object(import_module(module), name, value))
         try:
             place = by_hand(number)
             return asked_of_steps(twin, job.asked, place) if job.asked else trained(twin, job, place)
@@ -206,6 +212,11 @@ def asked_of_steps(twin: str, what: str, place: Sequence[str]) -> str:
             return check_dealt(small.probe, [batch(n, weighted=True) for n in range(4)], 3)
         small = Trained(twin, DEEPSEEK, optim=optim)
         small.step.ranks = ranks
+        if what == "held":
+            ranks.shards_optimizer = True
+            ranks.deal_out(small.model, small.optimizer)
+            small.take([batch(n) for n in range(2)], 0)
+            return ",".join(f"{name} {value.size}" for name, value in small.probe.moments().items())
         for step in range(3):
             small.take([batch(10 * step + n) for n in range(4)], step)
         ranks.check_weights(lambda: {**small.probe.checksums(), **small.probe.frozen_checksums()}, 3)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.plants.plant import Edit
+from convert.parity.mutants.planted import Edit
 from tests.twins import tensors, tiny, train
 from tests.twins.ranks.launching import Job, ended, free_ports, launch_by_hand, start_by_hand
 from tests.twins.ranks.test_faults import BOUND, SAVING, SILENCE, wait_for

@@ -150,6 +150,8 @@ def test_what_only_ranks_write_down(done: Any) -> None:
     _, folder, _ = done
     steps = [row for row in read_metrics(folder / "two plain") if "loss" in row]
     assert all(row["dt_ranks"] > 0 for row in steps[1:])
+    assert all(row["slowest_rank"] in (0, 1) and row["dt_behind"] >= 0 for row in steps[2:])
+    assert not any("efficiency" in row for row in steps)
     assert all(row["tps"] == pytest.approx(2 * row["tps_per_rank"]) for row in steps[1:])
     assert not any("dt_ranks" in row for row in read_metrics(folder / "one plain"))
     sessions = [json.loads((folder / run / "run.json").read_text())["sessions"] for run in ("one plain", "two plain")]

@@ -101,6 +101,32 @@ def test_after_the_last_sum_a_rank_listens_to_itself() -> None:
     assert other.stopped_by == signal.SIGINT
 
 
+def test_all_go_on_when_all_have_what_they_wait_for() -> None:
+    """Each looks at a disk of its own; a signal to one of them ends the waiting of all."""
+    assert Agreement().all_there(True, None) == (True, None)
+
+    def waits(ranks: Agreement) -> tuple[bool, str, int | None]:
+        if ranks.rank == 1:
+            ranks.wish(signal.SIGTERM)
+        error = UserError("the disk is gone") if ranks.rank == 2 else None
+        there, wrong = ranks.all_there(ranks.rank != 1, error)
+        return there, str(wrong), ranks.stopped_by
+
+    assert on_all(waits) == [(False, "rank 2: the disk is gone", signal.SIGTERM)] * WORLD
+    assert on_all(lambda ranks: ranks.all_there(ranks.rank != 1, None)) == [(False, None)] * WORLD
+    assert on_all(lambda ranks: ranks.all_there(True, None)) == [(True, None)] * WORLD
+
+
+def test_what_one_lacks_is_known_after_the_sum_alone() -> None:
+    ranks = Agreement(1, 2)
+    ranks.lack(wanted=True)
+    assert not ranks.lacking
+    ranks.agreed = [sum(wishes) for wishes in zip(ranks.wished, Agreement(0, 2).wished, strict=True)]
+    assert ranks.lacking
+    ranks.lack(wanted=False)
+    assert ranks.wished == Agreement(1, 2).wished
+
+
 @pytest.mark.parametrize("wrong", [0, 2])
 def test_what_fails_for_one_fails_for_all_and_the_first_says_it(wrong: int) -> None:
     began: list[int] = []

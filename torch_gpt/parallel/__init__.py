@@ -1,0 +1,1 @@
+"""Other engines than the flat sum of distributed.py, which PyTorch has and MLX has not."""
