@@ -1,9 +1,10 @@
-"""`python benchmarks/scale.py run | fit | plan GRID.toml`: what a bigger model will reach, from smaller ones."""
+"""`python benchmarks/scale.py run | fit | plan | page GRID.toml`: what a bigger model will reach, from smaller ones."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,78 +31,115 @@ class Run(sweeping.Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FitCommand(Which):
-    """Fit the laws to the runs that are done, and foretell one."""
+class Fitted(Which):
+    """A fit, and runs beyond it."""
+
+    predict: tuple[str, ...] = ()
+    """Runs to foretell: width,depth,tokens each."""
+    trained: tuple[Path, ...] = ()
+    """Folders of runs that were trained since, to see what came of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitCommand(Fitted):
+    """Fit the laws to the runs that are done, and foretell others."""
 
     examples: ClassVar[tuple[str, ...]] = ("stories.toml --predict 192,4,8M",)
-    predict: str | None = None
-    """A run to foretell: width,depth,tokens."""
     json: Path | None = None
-    """Write points, laws and prediction to this file as well."""
+    """Write points, laws and predictions to this file as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Which):
-    """The best model for a budget of hours on this machine."""
+    """The best model for a budget of hours or joules on this machine."""
 
-    hours: float = 1.0
-    """The budget."""
+    examples: ClassVar[tuple[str, ...]] = ("stories.toml --hours 2", "stories.toml --joules 1e6 --watts 45")
+    hours: float | None = None
+    """The budget; 1, if there is no other."""
+    joules: float | None = None
+    """The budget, in place of hours; 3.6e6 are a kWh."""
+    watts: float | None = None
+    """Power to assume, in place of what meters told of the runs."""
+
+    def __post_init__(self) -> None:
+        for name in ("hours", "joules", "watts"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name} is {value:g}: it must be above 0")
+        if self.hours is not None and self.joules is not None:
+            raise UserError("--hours and --joules are two budgets: leave one out")
+
+    @property
+    def seconds(self) -> float | None:
+        """The budget, where it is one of time."""
+        return None if self.joules is not None else 3600 * (1.0 if self.hours is None else self.hours)
 
 
-COMMANDS: dict[str, Any] = {"run": Run, "fit": FitCommand, "plan": Plan}
+@dataclass(frozen=True, kw_only=True)
+class Page(Fitted):
+    """Write a page of the grid beside its runs: pictures, tables, laws."""
+
+    examples: ClassVar[tuple[str, ...]] = ("stories.toml --picture scaling.png",)
+    picture: Path | None = None
+    """Write the main pictures as one, too: a .png or an .svg."""
+
+
+COMMANDS: dict[str, Any] = {"run": Run, "fit": FitCommand, "plan": Plan, "page": Page}
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    command: Run | FitCommand | Plan | None = parse_subcommand(COMMANDS, argv, prog=PROG, takes="GRID")
+    command: Run | FitCommand | Plan | Page | None = parse_subcommand(COMMANDS, argv, prog=PROG, takes="GRID")
     if command is None:
         return
     # Not for --help: what reads runs takes its time to import.
-    from benchmarks.scaling.grid import finished_runs, floor_of, points_of, read_grid, seconds_of, vocabulary_of
+    from benchmarks.scaling.grid import finished_runs, floor_of, points_of, read_grid, training_tokens, vocabulary_of
 
     grid = read_grid(command.file, twin=command.twin)
     sweep = grid.sweep(command.out)
     if isinstance(command, Run):
         sweeping.train(sweep, command, again=" ".join([PROG, *argv]))
         return
-    from benchmarks.scaling.findings import (
-        find,
-        foretell,
-        foretell_by_size,
-        plan,
-        plan_lines,
-        published_lines,
-        write_findings,
-    )
+    from benchmarks.scaling.findings import find
 
     runs = finished_runs(sweep)
-    floor = floor_of(runs)
+    floor, length = floor_of(runs), training_tokens(grid.base.data)
     try:
-        findings = find(points_of(runs), floor)
+        findings = find(points_of(runs), floor, embedded=points_of(runs, embeddings=True), length=length)
     except ValueError as error:
         raise UserError(f"{sweep.folder}: {error}; {PROG} run trains more") from None
-    for line in findings.lines():
+    _say(findings.lines())
+    if isinstance(command, Plan):
+        from benchmarks.scaling.grid import paces_of
+        from benchmarks.scaling.planning import Budget, plan, plan_lines
+
+        budget = Budget(command.seconds, command.joules, command.watts)
+        _say(plan_lines(plan(grid, findings, paces_of(runs), budget, vocabulary_of(runs)), floor))
+        return
+    from benchmarks.scaling.foretelling import foretold_by
+
+    vocabulary = vocabulary_of(runs)
+    foretold = foretold_by(grid, findings, vocabulary, command.predict, command.trained)
+    _say(line for each in foretold for line in each.lines(floor))
+    if isinstance(command, FitCommand):
+        from benchmarks.scaling.findings import published_lines, write_findings
+
+        _say(published_lines(findings.best))
+        if command.json is not None:
+            write_findings(command.json, findings, [each.record() for each in foretold])
+        return
+    from benchmarks.scaling.page import told, write_scaling
+    from benchmarks.scaling.pictures import view_of, write_overview
+
+    view = view_of(grid, findings, foretold, vocabulary)
+    if command.picture is not None:
+        write_overview(view, command.picture)
+    say(str(write_scaling(view, grid.name, told(runs, " ".join([PROG, *argv])), sweep.folder)))
+
+
+def _say(lines: Iterable[str]) -> None:
+    for line in lines:
         say(line)
-    match command:
-        case FitCommand():
-            foretold = by_size = None
-            if command.predict is not None:
-                config = grid.asked(command.predict).with_vocabulary(vocabulary_of(runs))
-                foretold = foretell(config, findings.best)
-                say(f"  foretold for {command.predict}: {foretold.said(floor)}")
-                by_size = foretell_by_size(config, findings.size)
-                if by_size is not None:
-                    say(f"    by size alone: {by_size.said(floor)}")
-            for line in published_lines(findings.best):
-                say(line)
-            if command.json is not None:
-                write_findings(command.json, findings, foretold, by_size)
-        case Plan():
-            planned = plan(grid, findings.best, seconds_of(runs), 3600 * command.hours, vocabulary_of(runs))
-            if planned is None:
-                raise UserError(f"no run of {sweep.folder} says how fast this machine is")
-            for line in plan_lines(planned, floor):
-                say(line)
 
 
 if __name__ == "__main__":

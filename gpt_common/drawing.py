@@ -116,9 +116,23 @@ def svg(
 
 def write_png(draw: Draw, path: Path, size: Size) -> None:
     """A figure for a document, on light paper."""
+    _write(_draw(draw, size, "png", dpi=144, facecolor=PAPER), path)
+
+
+def write_picture(draw: Draw, path: Path, size: Size) -> None:
+    """As `write_png`, or as SVG, by the end of the file's name; raises UserError where it is neither."""
+    if path.suffix.lower() == ".svg":
+        _write(_draw(draw, size, "svg", facecolor=PAPER), path)
+    elif path.suffix.lower() == ".png":
+        write_png(draw, path, size)
+    else:
+        raise UserError(f"{path}: a picture is a .png or an .svg")
+
+
+def _write(picture: bytes, path: Path) -> None:
     temporary = temporary_beside(path)
     with discard_on_error(temporary):
-        temporary.write_bytes(_draw(draw, size, "png", dpi=144, facecolor=PAPER))
+        temporary.write_bytes(picture)
         temporary.replace(path)
 
 

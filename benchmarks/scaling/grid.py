@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.scaling.laws import Point
-from gpt_common.config import ModelConfig, RunConfig, load_preset
+from gpt_common.config import DataConfig, ModelConfig, RunConfig, load_preset
+from gpt_common.data.dataset import read_meta
 from gpt_common.errors import UserError
 from gpt_common.network.flops import flops_per_token_palm, parameter_table
 from gpt_common.network.width import heads_for
@@ -169,11 +170,29 @@ def tokens_of(config: RunConfig) -> int:
     return train.max_steps * train.batch_size * train.grad_accum_steps * config.model.block_size
 
 
+def training_tokens(data: DataConfig) -> int | None:
+    """Of the training split, where the corpus lies on this machine; a run on more tokens reads some of them again."""
+    try:
+        return None if data.follow else int(read_meta(Path(data.data_dir) / data.dataset)["splits"]["train"]["tokens"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+
+
+def repeated(tokens: int, length: int | None) -> str | None:
+    """What is to be said of a run on so many tokens of a split of this length, if it reads some of them again."""
+    if length is None or tokens <= length:
+        return None
+    return f"{tokens / length:.1f} epochs: what is repeated counts less than the law says"
+
+
 def flops_of(config: RunConfig, model: ModelConfig | None = None) -> float:
     """Of a run, by PaLM's formula; the vocabulary counts as 1 where it is not settled yet."""
-    model = model or config.model
-    settled = model if model.vocab_size else dataclasses.replace(model, vocab_size=1)
-    return flops_per_token_palm(settled) * tokens_of(config)
+    return flops_per_token(model or config.model) * tokens_of(config)
+
+
+def flops_per_token(model: ModelConfig) -> float:
+    """As `flops_of`."""
+    return flops_per_token_palm(model if model.vocab_size else dataclasses.replace(model, vocab_size=1))
 
 
 def sizes_of(model: ModelConfig) -> tuple[int, int]:
@@ -188,11 +207,20 @@ def sizes_of(model: ModelConfig) -> tuple[int, int]:
 def finished_runs(sweep: Sweep) -> list[tuple[Cell, PastRun]]:
     """The runs of a sweep that have come to their end, each read once."""
     read = ((cell, run_of(sweep, cell)) for cell in sweep.cells)
-    return [(cell, run) for cell, run in read if run is not None and run.finished]
+    # What still goes may have made its last step, and not been evaluated.
+    return [(cell, run) for cell, run in read if run is not None and run.finished and not run.going]
+
+
+def loss_of(run: PastRun) -> float:
+    """At its end: on the whole validation split, or the best evaluation; NaN where it was not evaluated there."""
+    whole, best, evaluated = run.course.whole, run.course.best, run.course.evaluations.step
+    if whole is not None:
+        return whole[1]
+    return best[1] if best is not None and evaluated[-1] == run.course.last_step else math.nan
 
 
 def points_of(runs: Sequence[tuple[Cell, PastRun]], *, embeddings: bool = False) -> list[Point]:
-    """Of every run a point: its loss on the whole validation split, or the best that there is.
+    """Of every run that has a loss a point.
 
     Args:
         runs: as `finished_runs` gives them.
@@ -200,15 +228,14 @@ def points_of(runs: Sequence[tuple[Cell, PastRun]], *, embeddings: bool = False)
     """
     found = []
     for cell, run in runs:
-        whole, best = run.course.whole, run.course.best
-        loss = whole[1] if whole is not None else best[1] if best is not None else math.nan
-        if not math.isfinite(loss):
+        if not math.isfinite(loss := loss_of(run)):
             continue
         without, with_them = sizes_of(run.config.model)
         tokens = tokens_of(cell.config)
         name = cell.name.rpartition("-s")[0]
         flops = flops_of(cell.config, run.config.model)
-        found.append(Point(with_them if embeddings else without, tokens, flops, loss, name))
+        shape = run.config.model.n_embd, run.config.model.n_layer
+        found.append(Point(with_them if embeddings else without, tokens, flops, loss, name, shape))
     return found
 
 
@@ -222,10 +249,28 @@ def vocabulary_of(runs: Sequence[tuple[Cell, PastRun]]) -> int:
     return next((run.config.model.vocab_size for _, run in runs), 1)
 
 
-def seconds_of(runs: Sequence[tuple[Cell, PastRun]]) -> Sequence[tuple[float, float]]:
-    """FLOPs and seconds of every run: how fast this machine computes such models."""
-    return [
-        (flops_of(cell.config, run.config.model), tokens_of(cell.config) / run.course.tokens_per_second)
-        for cell, run in runs
-        if run.course.tokens_per_second > 0
-    ]
+@dataclass(frozen=True)
+class Pace:
+    """How fast a run was, and what it took."""
+
+    flops_per_token: float
+    """Of its model: a larger one is computed faster."""
+    flops_per_second: float
+    """In its steps; evaluations and start-up are left out."""
+    watts: float | None
+    """On average, of all that the meter counts; None where nothing told."""
+    meter: str
+    """Who told; else nothing."""
+
+
+def paces_of(runs: Sequence[tuple[Cell, PastRun]]) -> list[Pace]:
+    """Of every run: how fast this machine computes such models."""
+    found = []
+    for _, run in runs:
+        each, used = flops_per_token(run.config.model), run.course.used
+        meters = [power.get("source") for one in run.sessions if isinstance(power := one.get("power"), dict)]
+        if run.course.tokens_per_second > 0:
+            power = used.joules / used.seconds if used is not None else None
+            meter = str(meters[-1]) if meters and power is not None else ""
+            found.append(Pace(each, each * run.course.tokens_per_second, power, meter))
+    return found

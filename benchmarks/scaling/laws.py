@@ -10,20 +10,24 @@ resamples are fitted at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-EXPONENTS = (0.02, 1.5)
-"""Where both are looked for; language models have 0.2 to 0.5, small worlds more."""
+EXPONENTS = (0.02, 4.0)
+"""Where both are looked for; language models have 0.2 to 0.5, small worlds up to 2."""
 COARSE, FINE, ZOOMS = 48, 7, 12
 """Values of an exponent on the first grid, on each finer one, and how often it becomes finer."""
 RESAMPLES = 400
 MIDDLE = 0.9
 """Of an interval."""
+Z = NormalDist().inv_cdf((1 + MIDDLE) / 2)
+"""Standard deviations to each side that hold that much of a bell curve."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Point:
     """Nats per token on held-out text."""
     cell: str = ""
     """Runs that differ in their seed alone have one."""
+    shape: tuple[int, int] = (0, 0)
+    """Width and depth, for people: laws see sizes alone."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,38 @@ class Fit:
 
     def interval(self, values: Array) -> tuple[float, float]:
         """The middle 90 % of what the resamples say, wider by what a fit of several parameters takes off residuals."""
-        return widened(values, self.points, 4 if self.floor_known else 5)
+        return widened(values, self.points, self.fitted)
+
+    @property
+    def fitted(self) -> int:
+        """How many parameters the law has that the runs decide."""
+        return 4 if self.floor_known else 5
+
+    @property
+    def at_an_edge(self) -> bool:
+        """Whether an exponent is the least or the greatest that was looked for: the runs do not tell it."""
+        low, high = EXPONENTS
+        return any(not 1.05 * low < float(each) < high / 1.05 for each in (self.law.alpha, self.law.beta))
 
     def predict(self, parameters: float, tokens: float) -> tuple[float, float, float]:
-        """The loss of a run, and the interval of it."""
-        return (
-            float(self.law.loss(parameters, tokens)),
-            *self.interval(self.resampled.loss(parameters, tokens)),
-        )
+        """The loss of a run, and the interval in which a single run lies: the law is not known better than its own
+        interval, and a run is off the law by a residual, as those were that it was fitted to."""
+        loss = float(self.law.loss(parameters, tokens))
+        low, high = self.interval(self.resampled.loss(parameters, tokens))
+        noise = Z * spare(self.points, self.fitted) * self.residual * loss
+        return loss, loss - math.hypot(noise, max(0, loss - low)), loss + math.hypot(noise, max(0, high - loss))
 
 
 def widened(values: Array, points: int, parameters: int) -> tuple[float, float]:
     """The middle 90 % of what resamples say, wider by what a fit of so many parameters takes off residuals."""
     low, middle, high = np.quantile(values, [(1 - MIDDLE) / 2, 0.5, (1 + MIDDLE) / 2])
-    wider = np.sqrt(points / max(1, points - parameters))
+    wider = spare(points, parameters)
     return float(middle + wider * (low - middle)), float(middle + wider * (high - middle))
+
+
+def spare(points: int, parameters: int) -> float:
+    """By how much residuals of runs that were not fitted are larger than of those that were."""
+    return math.sqrt(points / max(1, points - parameters))
 
 
 def fit_law(points: Sequence[Point], floor: float | None = None, *, seed: int = 0, resamples: int = RESAMPLES) -> Fit:
@@ -224,14 +247,19 @@ def envelope_exponent(points: Sequence[Point]) -> float:
     return float(np.polyfit(np.log([p.flops for p in best]), np.log([p.parameters for p in best]), 1)[0])
 
 
-def parabola_exponent(points: Sequence[Point], *, within: float = 0.1) -> float:
-    """Approach 2: the lowest point of a parabola in log N through the runs of each budget, and their exponent in it.
+def parabola_exponent(points: Sequence[Point]) -> float:
+    """Approach 2: the exponent in FLOPs of the sizes at the lowest points of parabolas; raises as `parabola_minima`."""
+    return float(np.polyfit(*parabola_minima(points), 1)[0])
+
+
+def parabola_minima(points: Sequence[Point], *, within: float = 0.1) -> tuple[Array, Array]:
+    """Log FLOPs of each budget, and the log of the size at the lowest point of a parabola in log N through its runs.
 
     Args:
         within: runs whose FLOPs differ by less than this share have one budget.
 
     Raises:
-        ValueError: fewer than two budgets of three sizes whose parabolas have a lowest point.
+        ValueError: fewer than two budgets of three sizes whose parabolas have a lowest point; says what there are.
     """
     budgets: list[list[Point]] = []
     for point in sorted(points, key=lambda point: point.flops):
@@ -239,17 +267,20 @@ def parabola_exponent(points: Sequence[Point], *, within: float = 0.1) -> float:
             budgets[-1].append(point)
         else:
             budgets.append([point])
+    wide = [budget for budget in budgets if len({point.parameters for point in budget}) >= 3]
     flops, sizes = [], []
-    for budget in budgets:
-        if len({point.parameters for point in budget}) >= 3:
-            logs = np.log([point.parameters for point in budget])
-            curve, slope, _ = np.polyfit(logs - logs.mean(), [point.loss for point in budget], 2)
-            if curve > 0:
-                flops.append(np.log([point.flops for point in budget]).mean())
-                sizes.append(logs.mean() - slope / (2 * curve))
+    for budget in wide:
+        logs = np.log([point.parameters for point in budget])
+        curve, slope, _ = np.polyfit(logs - logs.mean(), [point.loss for point in budget], 2)
+        if curve > 0:
+            flops.append(np.log([point.flops for point in budget]).mean())
+            sizes.append(logs.mean() - slope / (2 * curve))
     if len(flops) < 2:
-        raise ValueError("approach 2 needs two budgets with three sizes each, and a best one among them")
-    return float(np.polyfit(flops, sizes, 1)[0])
+        raise ValueError(
+            f"they take two budgets of FLOPs, within {within:.0%}, with three sizes each; here {len(wide)} have three, "
+            f"and {len(flops)} a lowest point"
+        )
+    return np.array(flops), np.array(sizes)
 
 
 def parabola_bias(points: Sequence[Point], law: Law) -> float:

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scaling.laws import EXPONENTS, RESAMPLES, Array, Point, columns, resampled_weights, widened
+from benchmarks.scaling.laws import RESAMPLES, Array, Point, columns, resampled_weights, widened
 
-STEPS = 240
+EXPONENTS, STEPS = (0.02, 1.5), 240
 """Exponents that are tried."""
 
 
@@ -33,7 +33,11 @@ class SizeFit:
     def predict(self, parameters: float) -> tuple[float, float, float]:
         """The loss of a run of this length, and the interval of 90 % around it."""
         losses = self.floor + self.a * parameters**-self.alpha
-        return float(losses[0]), *widened(losses[1:], self.points, 3)
+        return float(losses[0]), *self.interval(losses)
+
+    def interval(self, values: Array) -> tuple[float, float]:
+        """Of 90 %; the first of the values is that of the runs themselves."""
+        return widened(values[1:], self.points, 3)
 
 
 def fit_size(points: Sequence[Point], *, seed: int = 0, resamples: int = RESAMPLES) -> SizeFit:

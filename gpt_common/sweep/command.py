@@ -14,6 +14,8 @@ from gpt_common.words import one_line, say
 if TYPE_CHECKING:
     from gpt_common.sweep.definition import Sweep
 
+# The packages' names are understood as well.
+Twin = Annotated[Literal["torch", "mlx", "torch_gpt", "mlx_gpt"] | None, tyro.conf.arg(metavar="torch|mlx")]
 File = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
 
 
@@ -23,7 +25,7 @@ class Which:
 
     file: File
     """What to train (TOML)."""
-    twin: Literal["torch_gpt", "mlx_gpt"] | None = None
+    twin: Twin = None
     """Which twin trains, if the file does not say it."""
     out: Path | None = None
     """Folder of the runs, if not runs/NAME."""

@@ -1,7 +1,7 @@
 """A sweep as a TOML file says it: what all its runs have, what differs, and where they lie.
 
 preset = "stories-cpu"          # or config = "base.toml"
-twin = "torch_gpt"              # or mlx_gpt, or nothing: the one that is asked for on the command line
+twin = "torch"                  # or mlx, or nothing: the one that is asked for on the command line
 
 [fixed]
 max_steps = 400
@@ -31,7 +31,8 @@ from gpt_common.errors import UserError, nearest
 from gpt_common.files import require_file
 from gpt_common.training.folder import RUNS
 
-TWINS = ("torch_gpt", "mlx_gpt")
+TWINS = {"torch": "torch_gpt", "mlx": "mlx_gpt"}
+"""Packages by the names that people give them; the packages' own are understood as well."""
 KEYS = ("name", "preset", "config", "twin", "fixed", "grid", "run")
 MOST = 10_000
 """Runs of a sweep."""
@@ -65,6 +66,7 @@ class Sweep:
 
     folder: Path
     twin: str
+    """Its package."""
     cells: tuple[Cell, ...]
 
     def folder_of(self, cell: Cell) -> Path:
@@ -115,11 +117,13 @@ def read_tables(path: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def twin_of(path: Path, tables: Mapping[str, Any], asked: str | None) -> str:
-    """Which twin trains: the one that is asked for, else the file's, else PyTorch's; raises UserError if it is none."""
-    chosen = asked or str(tables.get("twin", TWINS[0]))
-    if chosen not in TWINS:
-        raise UserError(f"{path}: twin is {chosen!r}: {nearest(chosen, TWINS)}")
-    return chosen
+    """The package of the twin that trains: the one that is asked for, else the file's, else PyTorch's; raises UserError
+    if it is none."""
+    chosen = asked or str(tables.get("twin", "torch"))
+    package = TWINS.get(chosen, chosen)
+    if package not in TWINS.values():
+        raise UserError(f"{path}: twin is {chosen!r}: {nearest(chosen, tuple(TWINS))}")
+    return package
 
 
 def _base(path: Path, tables: Mapping[str, Any]) -> RunConfig:

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
-from gpt_common.config import differences, load_toml, to_toml
+from gpt_common.config import RunConfig, differences, load_toml, to_toml
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.sweep.definition import Cell, Sweep
@@ -31,6 +31,16 @@ ASKED_FOR = "queue-"
 """Begins the names of files that say which processes work at a sweep."""
 
 
+def unlike(wanted: RunConfig, held: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields in which a run is not the one that was wanted, `{"optim.beta2": (wanted, held)}`; what the wanted one
+    leaves open may be anything."""
+    return {
+        name: values
+        for name, values in differences(wanted, held).items()
+        if name not in SETTLED or values[0] != SETTLED[name]
+    }
+
+
 def run_of(sweep: Sweep, cell: Cell) -> PastRun | None:
     """What is known of a run; None where there is none yet.
 
@@ -40,13 +50,7 @@ def run_of(sweep: Sweep, cell: Cell) -> PastRun | None:
     folder = sweep.folder_of(cell)
     if not (folder / "config.toml").exists():
         return None
-    held = load_toml(folder / "config.toml")
-    changed = {
-        name: values
-        for name, values in differences(cell.config, held).items()
-        if name not in SETTLED or values[0] != SETTLED[name]
-    }
-    if changed:
+    if changed := unlike(cell.config, load_toml(folder / "config.toml")):
         name, (wanted, found) = next(iter(changed.items()))
         raise UserError(
             f"{folder} holds another run: its {name} is {found!r}, the sweep's {wanted!r}; move it, or take another "

@@ -62,6 +62,7 @@ COMMANDS = {
     "benchmarks/scale.py run": scale.Run,
     "benchmarks/scale.py fit": scale.FitCommand,
     "benchmarks/scale.py plan": scale.Plan,
+    "benchmarks/scale.py page": scale.Page,
 }
 
 

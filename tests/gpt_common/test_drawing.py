@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gpt_common.drawing import COLOURS, colour, css, logarithmic, svg, write_png
+from gpt_common.drawing import COLOURS, colour, css, logarithmic, svg, write_picture, write_png
 from gpt_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,6 +37,19 @@ def test_equal_drawings_are_equal_bytes(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert struct.unpack(">II", (tmp_path / "a.png").read_bytes()[16:24]) == (600, 400)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png"]
+
+
+def test_a_picture_is_what_the_end_of_its_name_says(tmp_path: Path) -> None:
+    for name in ("a.svg", "b.svg", "a.png"):
+        write_picture(draw, tmp_path / name, (300, 200))
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+    drawn = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert drawn.startswith("<?xml")
+    assert COLOURS["paper"][0] in drawn, "it stands on paper of its own, light or dark"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(UserError, match=r"b\.pdf: a picture is a \.png or an \.svg"):
+        write_picture(draw, tmp_path / "b.pdf", (300, 200))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "a.svg", "b.svg"]
 
 
 def test_a_page_is_left_alone() -> None:

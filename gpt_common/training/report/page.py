@@ -32,7 +32,7 @@ def write_report(run: PastRun, path: Path | None = None) -> Path:
     Raises:
         UserError: it cannot be written, or a package is missing.
     """
-    return _write(render_report(run), path or run.folder / REPORT)
+    return write_page(render_report(run), path or run.folder / REPORT)
 
 
 def write_comparison(runs: Mapping[str, PastRun], path: Path) -> Path:
@@ -41,10 +41,11 @@ def write_comparison(runs: Mapping[str, PastRun], path: Path) -> Path:
     Raises:
         UserError: it cannot be written, or a package is missing.
     """
-    return _write(render_comparison(runs), path)
+    return write_page(render_comparison(runs), path)
 
 
-def _write(page: str, path: Path) -> Path:
+def write_page(page: str, path: Path) -> Path:
+    """Write a page; raises UserError where it cannot be written."""
     try:
         # Lone surrogates of a damaged text have no UTF-8.
         write_atomically(path, page.encode("utf-8", "replace").decode())
@@ -61,7 +62,7 @@ def render_report(run: PastRun) -> str:
     panels = figures.panels_of_progress(course)
     loads = figures.expert_loads(course)
     probed = read_probes(run.folder)
-    return _render(
+    return render(
         "report.html.jinja",
         run=run,
         over=", ".join(filter(None, (run.twin, run.origin, run.dataset and f"data: {run.dataset}"))),
@@ -107,7 +108,7 @@ def svg_of_probes(probed: Probed) -> str:
 def render_comparison(runs: Mapping[str, PastRun]) -> str:
     """The page of several runs."""
     heads, rows = comparison(runs)
-    return _render(
+    return render(
         "compare.html.jinja",
         names=list(runs),
         heads=heads,
@@ -119,13 +120,14 @@ def render_comparison(runs: Mapping[str, PastRun]) -> str:
     )
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, *, folder: Path = Path(__file__).parent, **values: Any) -> str:
+    """A page from a template that extends base.html.jinja, and lies in `folder`."""
     try:
         import jinja2
     except ImportError:
         raise UserError("a report needs jinja2: pip install jinja2") from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         # Figures are safe already (Markup); whatever else comes from files has no control characters on a page.

@@ -14,6 +14,7 @@ from benchmarks.scaling.laws import (
     fit_law,
     parabola_bias,
     parabola_exponent,
+    parabola_minima,
 )
 from benchmarks.scaling.size import fit_size
 
@@ -122,6 +123,36 @@ def test_parabolas_are_biased_even_without_noise_and_say_by_how_much() -> None:
     assert parabola_bias(iso_flop(sizes_follow=False), TRUTH) == pytest.approx(fixed - truth, abs=1e-9)
     with pytest.raises(ValueError, match="two budgets"):
         parabola_exponent(iso_flop(sizes_follow=True)[:9])
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(0.34, 0.42), (0.34, 0.28), (0.38, 0.38)])
+def test_where_parabolas_are_off_is_what_algebra_says(alpha: float, beta: float) -> None:
+    """Three sizes around the best one: a parabola meets all three, and its lowest point is known in closed form. It is
+    off where the exponents differ, the more the wider the grid (Czech et al.), and never where they are one."""
+    law = Law(*map(np.array, (0.0769, 48.0, alpha, 160.0, beta)))
+    shifts = []
+    for reach in (2.0, 8.0):
+        points = []
+        for product in (1e11, 1e12, 1e13):
+            best = float(law.best_parameters(product))
+            for n in (best / reach, best, best * reach):
+                points.append(Point(n, product / n, 6 * product, float(law.loss(n, product / n))))
+        h = np.log(reach)
+        # Around the best size both terms fall and rise alike: alpha A / N^alpha = beta B / D^beta.
+        low, middle, high = (np.exp(-alpha * x) / alpha + np.exp(beta * x) / beta for x in (-h, 0.0, h))
+        expected = h / 2 * (low - high) / (low - 2 * middle + high)
+        flops, sizes = parabola_minima(points)
+        assert flops == pytest.approx(np.log([6e11, 6e12, 6e13]), abs=1e-9)
+        assert sizes - np.log([float(law.best_parameters(np.exp(f) / 6)) for f in flops]) == pytest.approx(
+            np.full(3, expected), abs=1e-6
+        )
+        assert parabola_exponent(points) == pytest.approx(float(law.exponent), abs=1e-6)
+        shifts.append(expected)
+    if alpha == beta:
+        assert shifts == pytest.approx([0, 0], abs=1e-12)
+    else:
+        assert abs(shifts[1]) > 4 * abs(shifts[0]) > 0.01
+        assert (shifts[0] < 0) == (beta > alpha), "towards where the curve is flatter"
 
 
 def test_the_envelope_has_the_runs_that_none_beats() -> None:
