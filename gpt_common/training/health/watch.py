@@ -30,7 +30,8 @@ from gpt_common.training.health.gates import GateFailed, TrainedProbe, check_fir
 from gpt_common.training.health.leak_alarm import leak_alarm
 from gpt_common.training.health.saved_gates import check_moments, check_pointer, check_same_weights, check_taken_up
 from gpt_common.training.health.step_gates import asked_of, check_again, check_dealt, check_step
-from gpt_common.training.ranks.agreement import NEAR, Agreement
+from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.nearness import NEAR
 from gpt_common.training.schedule import learning_rate
 
 MOVES = 1e-5
@@ -137,7 +138,6 @@ class Health:
         if leak := leak_alarm(self.dataset):
             self.warn(leak)
         self._checksums = self.probe.checksums()
-        # Without a mean the weights themselves are evaluated.
         self._still = self.evaluated.checksums() if self.config.optim.ema_decay else self._checksums
         # While B is 0, no gradient reaches A.
         waits = [name for name in self._checksums if name.endswith(".lora_a") and self.first_step == 0]
@@ -238,8 +238,7 @@ class Health:
         """
         asked, self._asked = self._asked, []
         if self.on:
-            near = NEAR[self.config.optim.optimizer]
-            self.ranks.check_weights(self._all_checksums, step, self.probe.weights, near)
+            self.ranks.check_weights(self._all_checksums, step, self.probe.weights, NEAR[self.config.optim.optimizer])
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
         text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]

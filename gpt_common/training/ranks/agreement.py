@@ -15,11 +15,11 @@ from itertools import zip_longest
 from time import sleep
 from typing import Any, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
 from gpt_common.training.health.gates import GateFailed
+from gpt_common.training.ranks.nearness import check_near
 from gpt_common.training.ranks.pulse import Pulse
 from gpt_common.training.ranks.wire import Wire
 
@@ -33,12 +33,6 @@ WISHES = LACKING + 1
 
 TELLING = 2.0
 """Seconds that rank 0 has to say what is wrong: a launcher ends it when another rank ends."""
-
-NEAR = {"adamw": 1e-5, "muon": 1e-4}
-"""How far a tensor of another twin may be from rank 0's, relative L2, for the same sums and another rounding, by
-optimiser: 2.6e-7 and 5.4e-6 were seen on a CPU in 2000 and 1000 steps; roots and quotients of a GPU are less exact."""
-TINY = 1e-12
-"""A norm below which a tensor counts as zero."""
 
 Array = npt.NDArray[Any]
 Item = TypeVar("Item")
@@ -251,7 +245,7 @@ class Agreement:
             return
         if not self.exact and weights is not None:
             mine, all_checksums = weights(), checksums
-            self._check_near(mine, step, near)
+            check_near(self, mine, step, near)
             checksums = lambda: {name: crc for name, crc in all_checksums().items() if name not in mine}  # noqa: E731
         first, *others = (json.loads(text) for text in self.gather(json.dumps(dict(checksums()))))
         for rank, other in enumerate(others, start=1):
@@ -263,23 +257,6 @@ class Agreement:
                     f"tensors, first {apart[0]})",
                     "Its sum, its update or its memory is wrong: what was saved before is right",
                 )
-
-    def _check_near(self, weights: Mapping[str, Array], step: int, near: float) -> None:
-        assert self.wire is not None
-        apart = {}
-        for name, mine in weights.items():
-            with self.waiting():
-                first = self.wire.of_first(mine)
-            apart[name] = float(np.linalg.norm(mine - first) / max(float(np.linalg.norm(first)), TINY))
-        for rank, text in enumerate(self.gather(json.dumps(apart))):
-            for name, distance in json.loads(text).items():
-                if not distance <= near:
-                    raise GateFailed(
-                        "ranks",
-                        f"after {step} steps {name} of rank {rank} is {distance:.1e} from that of rank 0, relative, "
-                        f"and {near:.0e} is what rounding may make of it",
-                        "Its sum, its update or its memory is wrong: what was saved before is right",
-                    )
 
     def told(self, text: str) -> Exception:
         """What to raise where all ranks know what is wrong, and one of them is to say it."""
