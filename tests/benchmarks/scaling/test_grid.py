@@ -244,7 +244,7 @@ def test_parabolas_are_told_with_their_bias_or_why_there_are_none() -> None:
 
 
 def test_runs_that_the_law_misses_by_more_than_their_noise_are_said_not_to_fit() -> None:
-    """Two seeds of each run tell their noise; small models that are off by a step have a shape that no power law has."""
+    """Two seeds of each run tell their noise; small models that are off by a step have a shape that no law has."""
     rng = np.random.default_rng(0)
 
     def bent(step: float, seeds: int = 2) -> str | None:

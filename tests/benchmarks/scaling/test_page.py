@@ -46,7 +46,8 @@ def test_the_page_stands_alone_and_has_all_of_it(page: str, made: tuple[Path, Pa
     assert links.found == []
     assert "url(" not in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        "Loss against compute", "Foretold", "Lines of equal loss", "Loss against size alone", "Width and depth", "What the law leaves over",
+        "Loss against compute", "Foretold", "Lines of equal loss",
+        "Loss against size alone", "Width and depth", "What the law leaves over",
         "The law", "The largest runs, from the others", "Published, not ours", "Where and how",
     ]  # fmt: skip
     assert len(re.findall(r'<figure class="drawing"', page)) == 4
