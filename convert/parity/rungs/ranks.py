@@ -187,8 +187,9 @@ def against_one(climb: Climb, folder: Path, twin: str, world: int) -> Iterator[M
     losses = apart(one, several, "loss")
     climb.curves[f"{twin}, {world} ranks"] = losses
     state = f"{MANY} micro-steps"
-    yield from worst_of(losses, "loss", climb.gate("R order"), sides, state)
-    yield from worst_of(apart(one, several, "val_loss"), "validation", climb.gate("R order"), sides, state)
+    yield from worst_of(losses, "loss, step", climb.gate("R order"), sides, state)
+    evaluated = apart(one, several, "val_loss")
+    yield from worst_of(evaluated, "validation loss, evaluation", climb.gate("R order"), sides, state)
 
 
 def same_bits(one: Path, several: Path, sides: str) -> Iterator[Measurement]:
@@ -206,10 +207,11 @@ def same_bits(one: Path, several: Path, sides: str) -> Iterator[Measurement]:
 def resumed(climb: Climb, folder: Path, first: str, legs: Sequence[tuple[str, int]]) -> Iterator[Measurement]:
     """The losses of the run that went from hand to hand, beside those of one that nobody disturbed."""
     whole = folder / name_of(first, 1, MANY)
-    losses = apart(folder / "relay", whole, "loss")
+    losses = apart(folder / "relay", whole, "loss", missing=1)
     climb.curves["from hand to hand between ranks"] = losses
     hands = " > ".join(f"{twin} {world}" for twin, world in legs)
-    yield from worst_of(losses, "loss", climb.gate("R resume"), f"{hands} ~ {first}, 1 rank", f"{MANY} micro-steps")
+    sides = f"{hands} ~ {first}, 1 rank"
+    yield from worst_of(losses, "loss, step", climb.gate("R resume"), sides, f"{MANY} micro-steps")
 
 
 def worst_of(differences: Sequence[float], what: str, gate: float, sides: str, state: str) -> Iterator[Measurement]:
@@ -218,13 +220,18 @@ def worst_of(differences: Sequence[float], what: str, gate: float, sides: str, s
     yield Measurement(tensor=f"{what} {worst + 1}", error=differences[worst], gate=gate, between=sides, state=state)
 
 
-def apart(one: Path, other: Path, column: str) -> list[float]:
-    """How far two logs are apart in a column, row by row as far as both go: of lists, the largest; infinite for NaN."""
+def apart(one: Path, other: Path, column: str, missing: int = 0) -> list[float]:
+    """How far two logs are apart in a column, row by row: of lists, the largest; infinite where a number is none.
 
-    def rows(run: Path) -> list[Any]:
-        return [np.ravel(row[column]) for row in read_metrics(run) if row.get(column) is not None]
-
-    found = [float(np.max(np.abs(a - b))) for a, b in zip(rows(one), rows(other), strict=False)]
+    Args:
+        missing: so many rows of the other the first may lack, at its end; otherwise they are infinitely apart.
+    """
+    mine, theirs = (
+        [np.ravel(row[column]) for row in read_metrics(run) if row.get(column) is not None] for run in (one, other)
+    )
+    if len(mine) != len(theirs) - missing:
+        return [math.inf]
+    found = [float(np.max(np.abs(a - b))) for a, b in zip(mine, theirs, strict=False)]
     return [math.inf if math.isnan(value) else value for value in found]
 
 
