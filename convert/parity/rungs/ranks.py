@@ -50,6 +50,9 @@ def rung_ranks(climb: Climb) -> Iterator[Measurement]:
     The resumed run changes ranks and framework each time, and is ended by a signal to the last rank.
     """
     twins = [name for name in TWINS if any(backend.framework == name for backend in climb.backends)]
+    if lacks := lacking(twins):
+        climb.notes["R"] = f"left out: {lacks}"
+        return
     config = ranks_config(climb)
     climb.notes["R"] = f"{STEPS} steps by 1, {', '.join(map(str, climb.worlds))} processes"
     with tempfile.TemporaryDirectory(prefix="ranks-") as temporary:
@@ -72,6 +75,21 @@ def rung_ranks(climb: Climb) -> Iterator[Measurement]:
             if not all(one.passed for one in measured):
                 return
         yield from resumed(climb, folder, twins[0], legs)
+
+
+def lacking(twins: Sequence[str]) -> str:
+    """What the installed frameworks lack to start ranks on a CPU; empty if nothing."""
+    if "torch" in twins:
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_gloo_available()):
+            return "this PyTorch comes without gloo"
+    if "mlx" in twins:
+        import mlx.core as mx
+
+        if not mx.distributed.is_available("ring"):
+            return "this MLX comes without its ring"
+    return ""
 
 
 def ranks_config(climb: Climb) -> RunConfig:
