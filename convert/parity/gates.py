@@ -51,6 +51,7 @@ BF16 = {
     "R resume": 2e-2,
 }
 TF32 = {name: gate if name.startswith(("L0", "L6a")) else gate / 8 for name, gate in BF16.items()}
+TF32 |= {name: STRICT[name] for name in ("R order", "R resume")}  # ranks train on CPUs, which have no TF32
 GATES: dict[Precision, dict[str, float]] = {"strict": STRICT, "tf32": TF32, "bf16": BF16}
 
 ORACLE_RATIO = 8.0

@@ -185,7 +185,7 @@ def ranks(report: dict[str, Any]) -> str | None:
     found = {name: _largest_so_far(v) for name, v in report.get("curves", {}).items() if RANKS in name and v}
     if not found:
         return None
-    gate = [_gate(report, "R", "loss ")] * max(map(len, found.values()))
+    gate = [_gate(report, "R", "loss, step")] * max(map(len, found.values()))
     shades = itertools.cycle((MARK, GOOD, SERIES[3], NOISE))
     styles = {"gate": {"color": BAD}, **{name: {"color": next(shades)} for name in found}}
     return curves("R-curves", "Difference of losses of several processes from one", {"gate": gate, **found}, styles)

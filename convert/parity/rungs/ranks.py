@@ -11,7 +11,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -50,6 +50,9 @@ def rung_ranks(climb: Climb) -> Iterator[Measurement]:
     The resumed run changes ranks and framework each time, and is ended by a signal to the last rank.
     """
     twins = [name for name in TWINS if any(backend.framework == name for backend in climb.backends)]
+    if lacks := lacking(twins):
+        climb.notes["R"] = f"left out: {lacks}"
+        return
     config = ranks_config(climb)
     climb.notes["R"] = f"{STEPS} steps by 1, {', '.join(map(str, climb.worlds))} processes"
     with tempfile.TemporaryDirectory(prefix="ranks-") as temporary:
@@ -72,6 +75,21 @@ def rung_ranks(climb: Climb) -> Iterator[Measurement]:
             if not all(one.passed for one in measured):
                 return
         yield from resumed(climb, folder, twins[0], legs)
+
+
+def lacking(twins: Sequence[str]) -> str:
+    """What the installed frameworks lack to start ranks on a CPU; empty if nothing."""
+    if "torch" in twins:
+        from torch import distributed
+
+        if not (distributed.is_available() and distributed.is_gloo_available()):
+            return "this PyTorch comes without gloo"
+    if "mlx" in twins:
+        import mlx.core as mx
+
+        if not mx.distributed.is_available("ring"):
+            return "this MLX comes without its ring"
+    return ""
 
 
 def ranks_config(climb: Climb) -> RunConfig:
@@ -187,8 +205,9 @@ def against_one(climb: Climb, folder: Path, twin: str, world: int) -> Iterator[M
     losses = apart(one, several, "loss")
     climb.curves[f"{twin}, {world} ranks"] = losses
     state = f"{MANY} micro-steps"
-    yield from worst_of(losses, "loss", climb.gate("R order"), sides, state)
-    yield from worst_of(apart(one, several, "val_loss"), "validation", climb.gate("R order"), sides, state)
+    yield from worst_of(losses, "loss, step", climb.gate("R order"), sides, state)
+    evaluated = apart(one, several, "val_loss")
+    yield from worst_of(evaluated, "validation loss, evaluation", climb.gate("R order"), sides, state)
 
 
 def same_bits(one: Path, several: Path, sides: str) -> Iterator[Measurement]:
@@ -206,10 +225,11 @@ def same_bits(one: Path, several: Path, sides: str) -> Iterator[Measurement]:
 def resumed(climb: Climb, folder: Path, first: str, legs: Sequence[tuple[str, int]]) -> Iterator[Measurement]:
     """The losses of the run that went from hand to hand, beside those of one that nobody disturbed."""
     whole = folder / name_of(first, 1, MANY)
-    losses = apart(folder / "relay", whole, "loss")
+    losses = apart(folder / "relay", whole, "loss", missing=1)
     climb.curves["from hand to hand between ranks"] = losses
     hands = " > ".join(f"{twin} {world}" for twin, world in legs)
-    yield from worst_of(losses, "loss", climb.gate("R resume"), f"{hands} ~ {first}, 1 rank", f"{MANY} micro-steps")
+    sides = f"{hands} ~ {first}, 1 rank"
+    yield from worst_of(losses, "loss, step", climb.gate("R resume"), sides, f"{MANY} micro-steps")
 
 
 def worst_of(differences: Sequence[float], what: str, gate: float, sides: str, state: str) -> Iterator[Measurement]:
@@ -218,13 +238,18 @@ def worst_of(differences: Sequence[float], what: str, gate: float, sides: str, s
     yield Measurement(tensor=f"{what} {worst + 1}", error=differences[worst], gate=gate, between=sides, state=state)
 
 
-def apart(one: Path, other: Path, column: str) -> list[float]:
-    """How far two logs are apart in a column, row by row as far as both go: of lists, the largest; infinite for NaN."""
+def apart(one: Path, other: Path, column: str, missing: int = 0) -> list[float]:
+    """How far two logs are apart in a column, row by row: of lists, the largest; infinite where a number is none.
 
-    def rows(run: Path) -> list[Any]:
-        return [np.ravel(row[column]) for row in read_metrics(run) if row.get(column) is not None]
-
-    found = [float(np.max(np.abs(a - b))) for a, b in zip(rows(one), rows(other), strict=False)]
+    Args:
+        missing: so many rows of the other the first may lack, at its end; otherwise they are infinitely apart.
+    """
+    mine, theirs = (
+        [np.ravel(row[column]) for row in read_metrics(run) if row.get(column) is not None] for run in (one, other)
+    )
+    if len(mine) != len(theirs) - missing:
+        return [math.inf]
+    found = [float(np.max(np.abs(a - b))) for a, b in zip(mine, theirs, strict=False)]
     return [math.inf if math.isnan(value) else value for value in found]
 
 

@@ -14,7 +14,9 @@ from convert.parity.compare import Measurement
 from convert.parity.ladder import climb_ladder
 from convert.parity.mutants.climb import mutant_climb
 from convert.parity.mutants.rank_faults import rank_faults
-from convert.parity.report.console import line
+from convert.parity.report.console import as_dict, line
+from convert.parity.report.page import _gate as page_gate
+from convert.parity.report.page import ranks as page_ranks
 from convert.parity.rungs import ranks
 from convert.parity.rungs.ranks import FEW, name_of, outcomes, ranks_config, same_bits, started, write_examples
 from convert.parity.twins.ranks import DONE, Job, launch
@@ -148,7 +150,10 @@ def test_the_whole_rung_climbs_with_a_change_of_ranks_and_framework() -> None:
     hands = [one for one in result.measurements if " > " in one.between]
     assert [one.between for one in hands] == ["torch 1 > mlx 1 > torch 2 > mlx 2 ~ torch, 1 rank"]
     assert set(climb.curves) == {"torch, 2 ranks", "mlx, 2 ranks", "from hand to hand between ranks"}
-    assert all(len(losses) >= ranks.STEPS - 1 for losses in climb.curves.values())
+    assert [len(losses) for losses in climb.curves.values()] == [ranks.STEPS, ranks.STEPS, ranks.STEPS - 1]
+    page = as_dict(report, command="", missing={}, failure=None, mutants={})
+    assert page_gate(page, "R", "loss, step") == 1e-6
+    assert "R-curves" in str(page_ranks(page))
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_a_rank_that_fails_ends_the_others() -> None:
 
 
 def test_ports_that_are_taken_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launchers.os, "getpid", lambda: 0)
+    monkeypatch.setattr("os.getpid", lambda: 0)
     first = launchers._free_ports(2)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", first + 1))
