@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 Numbers = npt.NDArray[np.float64]
 
-LOGGED = ("loss", "lr", "grad_norm", "dt", "tps", "mfu", "memory", "power_watts", "gpu_usage")
+OF_RANKS = ("dt_ranks", "slowest_rank", "dt_behind", "efficiency")
+LOGGED = ("loss", "lr", "grad_norm", "dt", "tps", "mfu", "memory", "power_watts", "gpu_usage", *OF_RANKS)
 LARGEST_VALUE = 1e100
 BUCKETS = 400
 """Most columns of a curve that are drawn; each shows the least and the greatest value in it."""

@@ -15,9 +15,10 @@ from gpt_common.drawing import colour, css, page_colour, svg
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write, write_atomically
 from gpt_common.training.report import figures
+from gpt_common.training.report.curves import Curve
 from gpt_common.training.report.past import PastRun, Sample, made_as
 from gpt_common.training.report.probes import Probed, drawing, read_probes
-from gpt_common.words import duration, in_joules, in_memory, printable, rate, share, usage, watts
+from gpt_common.words import duration, in_joules, in_memory, milliseconds, printable, rate, share, usage, watts
 
 REPORT = "report.html"
 """Its name in the folder of a run."""
@@ -201,6 +202,23 @@ def facts(run: PastRun) -> list[tuple[str, str]]:
     usages = course.steps.finite("gpu_usage")
     if len(usages):
         found.append(("GPU busy", usage(float(np.median(usages)))))
+    return found + _of_ranks(course.steps)
+
+
+def _of_ranks(steps: Curve) -> list[tuple[str, str]]:
+    """How long rank 0 waited for others, who was last most often, and what each is worth; nothing of a single one."""
+    found, slowest = [], steps.finite("slowest_rank")
+    with np.errstate(all="ignore"):  # a log may say anything
+        parts = steps.values["dt_ranks"] / steps.values["dt"]
+    if np.isfinite(parts).any():
+        found.append(("in sums over ranks", share(float(np.nanmedian(parts)))))
+    if len(slowest):
+        ranks, counts = np.unique(slowest, return_counts=True)
+        behind = steps.finite("dt_behind")
+        by = f", by {milliseconds(float(np.median(behind)))} ms" if len(behind) else ""
+        found.append(("slowest rank", f"{ranks[counts.argmax()]:g}{by}"))
+    if len(worth := steps.finite("efficiency")):
+        found.append(("efficiency of a rank", share(float(np.median(worth)))))
     return found
 
 

@@ -18,7 +18,7 @@ import pytest
 from gpt_common.config import from_dict
 from gpt_common.errors import UserError
 from gpt_common.training.report.ending import report_at_end
-from gpt_common.training.report.page import render_report, sample_table, write_report
+from gpt_common.training.report.page import facts, render_report, sample_table, write_report
 from gpt_common.training.report.past import Sample, read_run
 from tests.gpt_common.training.made_up import CONFIG, SESSION, evaluation, make_run, step
 from tests.twins import TWINS, train
@@ -132,6 +132,26 @@ def test_the_page_of_a_run_that_has_hardly_begun(rows: list[dict[str, Any]], tmp
 
 
 HOSTILE = "</td><script>alert(1)</script><img src=x> {{ 7*7 }} $\\frac$ \x1b[31m _\u202e\ud800 中文"
+
+
+def test_what_ranks_did_is_on_the_page(tmp_path: Path) -> None:
+    """Who was last most often, and medians; a log that says nonsense makes a page all the same."""
+    of_ranks: tuple[dict[str, Any], ...] = (
+        {},
+        {"slowest_rank": 1, "dt_behind": 0.004},
+        {"slowest_rank": 1, "dt_behind": 0.002},
+    )
+    rows = [step(n, dt_ranks=0.02, efficiency=0.8, **more) for n, more in enumerate(of_ranks, start=1)]
+    rows.append(step(4, dt_ranks=0.02, efficiency=0.6, slowest_rank=0, dt_behind=0.003))
+    found = dict(facts(read_run(make_run(tmp_path / "run", rows))))
+    assert found["in sums over ranks"] == "20.0%"
+    assert found["slowest rank"] == "1, by 3.00 ms"
+    assert found["efficiency of a rank"] == "80.0%"
+    assert (
+        not {"slowest rank", "in sums over ranks"} & dict(facts(read_run(make_run(tmp_path / "one", [step(1)])))).keys()
+    )
+    nonsense = step(1, dt=0.0, dt_ranks=0.0, slowest_rank=-1e300, dt_behind="x")
+    render_report(read_run(make_run(tmp_path / "nonsense", [nonsense, step(2)])))
 
 
 def test_names_and_samples_are_harmless(tmp_path: Path) -> None:
