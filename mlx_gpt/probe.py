@@ -128,7 +128,7 @@ class TrainingProbe:
     def try_step(self, batches: Sequence[NumpyBatch], step: int, rate: float, clip: float) -> Tried:
         """Take the step, clipped to the norm `clip`, remember what it did to the weights, and undo it, to the bit."""
         assert self.train_step is not None
-        optimizer, config = self.train_step.optimizer, self.train_step.config
+        config = self.train_step.config
         state, moments = self.model.state_dict(), self.moments()
         before = self.weights()
         self.train_step.config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, grad_clip=clip))
@@ -139,7 +139,7 @@ class TrainingProbe:
             self.train_step.config, self.train_step.ranks = config, ranks
         tried = Tried(float(norm), before, self.weights(), self.moments())
         self.model.update(tree_unflatten(list(state.items())))
-        load_optimizer_tensors(self.model, optimizer, {name: mx.array(value) for name, value in moments.items()}, step)
+        self.set_moments(moments, step)
         self.model.routers.take_loads()
         return tried
 
@@ -156,6 +156,12 @@ class TrainingProbe:
         assert self.train_step is not None
         tensors = optimizer_tensors(self.model, self.train_step.optimizer)
         return {name: np.array(value) for name, value in tensors.items()}
+
+    def set_moments(self, moments: Mapping[str, np.ndarray[Any, Any]], step: int) -> None:
+        """Put the optimiser's state back, after `step` updates."""
+        assert self.train_step is not None
+        tensors = {name: mx.array(value) for name, value in moments.items()}
+        load_optimizer_tensors(self.model, self.train_step.optimizer, tensors, step)
 
     def _held_back(
         self, batches: Sequence[NumpyBatch], step: int, dropout: bool, dealt: bool = False

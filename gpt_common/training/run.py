@@ -40,6 +40,7 @@ from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
+from gpt_common.training.ranks.averaging import Averaging, check_averaging
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
 from gpt_common.training.run_files import write_run_files
@@ -103,7 +104,14 @@ class Run:
         self.opening.hold.release()
 
     def _open(self, command: TrainCommand) -> Opening:
-        self.ranks.check_dealt(command.run.train.grad_accum_steps)
+        train, model = command.run.train, command.run.model
+        self.ranks.check_dealt(train.grad_accum_steps)
+        check_averaging(
+            train,
+            world=self.ranks.world,
+            balances=model.feed_forward == "moe" and model.balancing == "bias",
+            ema_decay=command.run.optim.ema_decay,
+        )
         if command.run.data.follow and self.ranks.world > 1:
             raise UserError("several ranks cannot follow a preparation yet: wait for its end, and leave --follow out")
         return open_run(command, twin=self.twin, owner=self.ranks.first)
@@ -165,6 +173,8 @@ class Run:
         self.ranks.together(self._take_folder)
         self.folder = Path(self.ranks.of_first(str(self.opening.folder)))
         self.ranks.tell_when_lost(self._how_to_go_on)
+        self.ranks.apart = self.config.train.average_every > 0
+        self.averaging = Averaging(self.config.train, self.ranks, probe, self.resume_from) if self.ranks.apart else None
         self.timer = StepTimer()
         self.pace = self._new_pace()
         self.log = self.ranks.together(self._open_log)
@@ -235,7 +245,8 @@ class Run:
     def _opened(self) -> Iterator[Run]:
         def remember(number: int) -> None:
             self.ranks.wish(number)
-            self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
+            until = "going on to the next average" if self.averaging is not None else "finishing this step"
+            self.log.note(f"{signal.Signals(number).name}: {until} and saving ...")
 
         with watching_signals(remember), self.log, awake(self.log.note, wanted=not self.let_sleep):
             try:
@@ -319,6 +330,8 @@ class Run:
         self.step = step
         if self.pace and self.pace.over:
             self.ranks.wish(TIME_OVER)
+        if self.averaging is not None and self.averaging.due(step, self.stop_at):
+            self.averaging.average(step)
         if self.pace and self.ranks.time_over:
             self._end(f"the {self.config.train.max_minutes:g} minutes are over")
             self.log.warn(f"steps became slower than they were timed: the learning rate stays at that of step {step}")
@@ -510,6 +523,8 @@ class Run:
 
             def write_files(folder: Path) -> None:
                 save_tensors(folder)
+                if self.averaging is not None:
+                    self.averaging.save(folder)
                 tokenizer.save(folder / TOKENIZER_FILE)
 
             best, keep = self.best_step == step, self.config.train.keep_checkpoints
