@@ -16,8 +16,10 @@ from tests.twins.ranks.launching import Job, launch, launch_by_hand
 from tests.twins.ranks.test_ranks import apart, same_bits
 from tests.twins.steps import GPT2, Trained, batch
 
-FLAGS = ("--max-steps", "8", "--log-interval", "1", "--eval-interval", "4", "--checkpoint-interval", "4")
-FLAGS += ("--grad-accum-steps", "2", "--average-every", "2", "--health-gates", "quick")
+FLAGS = (
+    *("--max-steps", "8", "--log-interval", "1", "--eval-interval", "4", "--checkpoint-interval", "4"),
+    *("--grad-accum-steps", "2", "--average-every", "2", "--health-gates", "quick"),
+)
 OUTER = ("--outer-rate", "0.7", "--outer-momentum", "0.9")
 NOT_TAKEN = Edit(
     "gpt_common/training/ranks/averaging.py", "Averaging.average", "self.probe.set_weights(self.anchor)", ""

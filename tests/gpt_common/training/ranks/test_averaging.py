@@ -77,11 +77,10 @@ def test_outer_steps_are_nesterovs_as_torch_makes_them() -> None:
 
 
 def test_the_outer_momentum_is_saved_and_taken_up(tmp_path: Path) -> None:
-    fields = {"outer_rate": 0.7, "outer_momentum": 0.9}
-    first = averaging(0.5, **fields)
+    first = averaging(0.5, outer_rate=0.7, outer_momentum=0.9)
     first.it.average(2)
     first.it.save(tmp_path)
-    second = averaging(0.5, tmp_path, **fields)
+    second = averaging(0.5, tmp_path, outer_rate=0.7, outer_momentum=0.9)
     second.held.set_weights(first.held.weights())
     second.it.anchor = first.held.weights()
     for each in (first, second):
