@@ -344,6 +344,12 @@ class TrainConfig:
     """Tokens per sampled continuation."""
     sample_temperature: float = 0.8
     """Temperature of the sampled continuations."""
+    average_every: int = 0
+    """Experimental, of several ranks: each takes steps of its own, and every N steps all are averaged; 0: one step."""
+    outer_rate: float = 1.0
+    """How much of what an average has moved is taken over; 1 with outer_momentum 0: the average itself."""
+    outer_momentum: float = 0.0
+    """Nesterov momentum of what averages move (DiLoCo: 0.9, with outer_rate 0.7)."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Optional trackers to log to, besides metrics.jsonl."""
     report: bool = True
@@ -364,12 +370,19 @@ class TrainConfig:
             raise UserError("patience counts evaluations, and eval_interval 0 has one, at the end: set eval_interval")
         if not self.sample_temperature >= 0:
             raise UserError(f"sample_temperature is {self.sample_temperature}: it must not be negative")
+        if not 0 < self.outer_rate < math.inf or not 0 <= self.outer_momentum < 1:
+            raise UserError(
+                f"outer_rate is {self.outer_rate}, outer_momentum {self.outer_momentum}: above 0, and from 0 to below 1"
+            )
+        if not self.average_every and (self.outer_rate != 1 or self.outer_momentum):
+            raise UserError("outer_rate and outer_momentum are of averages: add --average-every")
         if self.short_context_steps and not self.short_context:
             raise UserError("short_context_steps needs their length: add --short-context")
 
 
 _COUNTS = (
     "seed", "patience", "eval_interval", "checkpoint_interval", "sample_interval", "sample_tokens", "short_context",
+    "average_every",
     "short_context_steps",
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from gpt_common.errors import UserError
 from gpt_common.network.together import owners
-from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.agreement import Agreement, Array
 from gpt_common.training.ranks.pulse import meeting
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
@@ -69,7 +69,7 @@ class Ranks(Agreement):
         Returns:
             The loss of the whole step and its gradients; its loads are in the model.
         """
-        if self.world == 1:
+        if self.world == 1 or self.apart:
             return mean_loss, gradients
         by_name: Any = dict(tree_flatten(gradients))
         self.check_layout(by_name)
@@ -83,6 +83,10 @@ class Ranks(Agreement):
         model.routers.take_step_loads(rest[1:-1])
         self.agreed = rest[-1].tolist()
         return rest[0].reshape(()), tree_unflatten(added)
+
+    def added(self, mine: Array) -> Array:
+        """(N,) float32 of this rank -> their sum over all."""
+        return np.array(self.summed(mx.array(mine)))
 
     def summed(self, flat: mx.array) -> mx.array:
         """The sum of an array over all ranks. Waited for, and timed.

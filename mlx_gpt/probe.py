@@ -168,8 +168,7 @@ class TrainingProbe:
         finally:
             self.train_step.ranks = ranks
         self.model.update(tree_unflatten(list(state.items())))
-        values = {name: mx.array(value) for name, value in moments.items()}
-        load_optimizer_tensors(self.model, self.train_step.optimizer, values, step)
+        self.set_moments(moments, step)
         self.model.routers.take_loads()
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -185,6 +184,12 @@ class TrainingProbe:
         assert self.train_step is not None
         tensors = optimizer_tensors(self.model, self.train_step.optimizer)
         return {name: np.array(value) for name, value in tensors.items()}
+
+    def set_moments(self, moments: Mapping[str, np.ndarray[Any, Any]], step: int) -> None:
+        """Put the optimiser's state back, after `step` updates."""
+        assert self.train_step is not None
+        tensors = {name: mx.array(value) for name, value in moments.items()}
+        load_optimizer_tensors(self.model, self.train_step.optimizer, tensors, step)
 
     def _held_back(
         self, batches: Sequence[NumpyBatch], step: int, dropout: bool, dealt: bool = False

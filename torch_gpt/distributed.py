@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gpt_common.errors import UserError
 from gpt_common.network.together import owners
-from gpt_common.training.ranks.agreement import Agreement
+from gpt_common.training.ranks.agreement import Agreement, Array
 from gpt_common.training.ranks.pulse import meeting
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
@@ -80,7 +80,7 @@ class Ranks(Agreement):
         Returns:
             The loss of the whole step; its gradients and loads are in the model.
         """
-        if self.world == 1:
+        if self.world == 1 or self.apart:
             return mean_loss
         named = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
         self.check_layout(named)
@@ -96,6 +96,10 @@ class Ranks(Agreement):
         model.routers.take_step_loads(rest[1:-1])
         self.agreed = rest[-1].tolist()
         return rest[0].reshape(())
+
+    def added(self, mine: Array) -> Array:
+        """(N,) float32 of this rank -> their sum over all."""
+        return self.summed(torch.from_numpy(mine)).numpy()
 
     def summed(self, flat: Tensor) -> Tensor:
         """The sum of a tensor over all ranks. Waited for, and timed."""

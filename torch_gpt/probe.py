@@ -154,8 +154,7 @@ class TrainingProbe:
         finally:
             self.train_step.ranks = ranks
         self.model.load_state_dict(state)
-        values = {name: torch.from_numpy(value) for name, value in moments.items()}
-        load_optimizer_tensors(self.model, self.train_step.optimizer, values, step)
+        self.set_moments(moments, step)
         self.model.routers.take_loads()
 
     def weights(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -174,6 +173,12 @@ class TrainingProbe:
         assert self.train_step is not None
         tensors = optimizer_tensors(self.model, self.train_step.optimizer)
         return {name: value.cpu().numpy().copy() for name, value in tensors.items()}
+
+    def set_moments(self, moments: Mapping[str, np.ndarray[Any, Any]], step: int) -> None:
+        """Put the optimiser's state back, after `step` updates."""
+        assert self.train_step is not None
+        tensors = {name: torch.from_numpy(value) for name, value in moments.items()}
+        load_optimizer_tensors(self.model, self.train_step.optimizer, tensors, step)
 
     def _held_back(
         self, batches: Sequence[NumpyBatch], step: int, dropout: bool, dealt: bool = False

@@ -74,7 +74,7 @@ class TrainStep:
             Mean loss in nats per token, and the gradient norm before clipping; on the device, not waited for.
         """
         mean_loss: Any = 0.0
-        counted = sum(positions(batch) for batch in batches)
+        counted = sum(positions(batch) for batch in self.ranks.counted(batches))
         for micro_step, batch in self.ranks.dealt(batches):
             # Their mean is what one large batch would give: each by their number, unless positions have weights.
             parts = counted / positions(batch)

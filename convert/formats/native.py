@@ -20,7 +20,7 @@ from gpt_common.data.tokenizers import identity, load_tokenizer
 from gpt_common.errors import UserError
 from gpt_common.network.parameters import tensor_shapes
 from gpt_common.training.checkpoint import find_checkpoint, read_manifest, write_checkpoint
-from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, STATE_FILE, TOKENIZER_FILE, Manifest
+from gpt_common.training.manifest import MODEL_FILE, OPTIMIZER_FILE, OUTER_FILE, STATE_FILE, TOKENIZER_FILE, Manifest
 
 
 def recognise(path: Path) -> bool:
@@ -44,7 +44,7 @@ def read(path: Path, options: ReadOptions) -> Contents:
     config = from_dict(manifest.config, where=str(folder / STATE_FILE))
     recorded = manifest.tensors
     for file in sorted(recorded.keys() ^ {MODEL_FILE, OPTIMIZER_FILE}):
-        if file != OPTIMIZER_FILE:
+        if file not in (OPTIMIZER_FILE, OUTER_FILE):
             raise _damaged(folder, f"{STATE_FILE} {'lists' if file in recorded else 'does not list'} {file[:80]!r}")
     tensors = _checked(folder / MODEL_FILE, recorded[MODEL_FILE])
     words: dict[str, Tensor] = {}

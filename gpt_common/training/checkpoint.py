@@ -42,6 +42,7 @@ from gpt_common.training.manifest import (
     CHECKPOINT_NAME,
     MODEL_FILE,
     OPTIMIZER_FILE,
+    OUTER_FILE,
     STATE_FILE,
     Hashes,
     Header,
@@ -93,7 +94,7 @@ def write_checkpoint(
                 known = write_files(temporary) or {}
                 tensors = {
                     name: known.get(name) or tensor_hashes(temporary / name)
-                    for name in (MODEL_FILE, OPTIMIZER_FILE)
+                    for name in (MODEL_FILE, OPTIMIZER_FILE, OUTER_FILE)
                     if (temporary / name).exists()
                 }
             dataclasses.replace(manifest, tensors=tensors).write(temporary / STATE_FILE)

@@ -24,6 +24,8 @@ from gpt_common.words import one_line
 FORMAT_VERSION = 1
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+OUTER_FILE = "outer.safetensors"
+"""The outer momentum of ranks that are averaged, where they have one."""
 TOKENIZER_FILE = "tokenizer.json"
 STATE_FILE = "state.json"
 KEPT_FILE = "kept"
@@ -115,7 +117,7 @@ class Manifest:
             if not isinstance(entry, dict) or not all(isinstance(value, dict) for value in entry.values()):
                 raise ValueError(f"{name} must be an object of objects")
         # Names, not paths; and without a list of its tensors a file is believed whatever it holds.
-        if MODEL_FILE not in self.tensors or self.tensors.keys() - {MODEL_FILE, OPTIMIZER_FILE}:
+        if MODEL_FILE not in self.tensors or self.tensors.keys() - {MODEL_FILE, OPTIMIZER_FILE, OUTER_FILE}:
             found = ", ".join(f"{file[:80]!r}" for file in sorted(self.tensors)[:4])
             raise ValueError(
                 f"tensors must list {MODEL_FILE}, and {OPTIMIZER_FILE} if there is one; it has {found or '{}'}"

@@ -37,6 +37,7 @@ from gpt_common.training.log.record import StepRecord, fair_shares
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
+from gpt_common.training.ranks.averaging import Averaging
 from gpt_common.training.ranks.opening import new_pace, of_first_alone, open_log, open_together, take_folder
 from gpt_common.training.ranks.times import RankTimes
 from gpt_common.training.report.beginning import long_way, opening_lines
@@ -123,11 +124,15 @@ class Run:
         self.peak = None if peak is None else peak.flops * self.ranks.world
         self.folder, self.power = take_folder(self.ranks, self.opening, device, twin=self.twin, meter=self.asks_power)
         self.ranks.tell_when_lost(self._how_to_go_on)
+        self.ranks.apart = self.config.train.average_every > 0
+        self.averaging = Averaging(self.config.train, self.ranks, probe, self.resume_from) if self.ranks.apart else None
         self.timer = StepTimer()
         self.pace = new_pace(self.ranks, self.opening, self.folder)
         self.log = open_log(self.ranks, self.opening, self.folder)
         self.probe = probe
-        self.times = RankTimes(self.ranks, self.first_step, self.log.note, told=self.parallel == "flat")
+        self.times = RankTimes(
+            self.ranks, self.first_step, self.log.note, told=self.parallel == "flat" and not self.ranks.apart
+        )
         self.health = Health(
             self.config,
             self.dataset,
@@ -167,7 +172,8 @@ class Run:
     def _opened(self) -> Iterator[Run]:
         def remember(number: int) -> None:
             self.ranks.wish(number)
-            self.log.note(f"{signal.Signals(number).name}: finishing this step and saving ...")
+            until = "going on to the next average" if self.averaging is not None else "finishing this step"
+            self.log.note(f"{signal.Signals(number).name}: {until} and saving ...")
 
         with watching_signals(remember), self.log, awake(self.log.note, wanted=not self.let_sleep):
             try:
@@ -265,6 +271,8 @@ class Run:
         self.ranks.after_step()
         if self.pace and self.pace.over:
             self.ranks.wish(TIME_OVER)
+        if self.averaging is not None and self.averaging.due(step, self.stop_at):
+            self.averaging.average(step)
         if self.pace and self.ranks.time_over:
             self._end(f"the {self.config.train.max_minutes:g} minutes are over")
             self.log.warn(f"steps became slower than they were timed: the learning rate stays at that of step {step}")
@@ -446,6 +454,8 @@ class Run:
 
             def write_files(folder: Path) -> None:
                 save_tensors(folder)
+                if self.averaging is not None:
+                    self.averaging.save(folder)
                 tokenizer.save(folder / TOKENIZER_FILE)
 
             best, keep = self.best_step == step, self.config.train.keep_checkpoints

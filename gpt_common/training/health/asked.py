@@ -61,6 +61,9 @@ class StepProbe(TrainedProbe, Protocol):
     def moments(self) -> Arrays:
         """The optimiser's state by name, as in a checkpoint."""
 
+    def set_moments(self, moments: Arrays, step: int) -> None:
+        """Put it back, after `step` updates."""
+
 
 @dataclass
 class Asked:

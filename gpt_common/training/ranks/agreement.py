@@ -68,6 +68,8 @@ class Agreement:
         """Each rank holds the optimiser's state of a share of the parameters."""
         self.deals_weights = False
         """Each rank holds a part of every parameter: all ask the model the same number of times, or none does."""
+        self.apart = False
+        """Whether each takes steps of its own between two averages."""
 
     @property
     def first(self) -> bool:
@@ -92,6 +94,14 @@ class Agreement:
     def dealt(self, items: Sequence[Item]) -> list[tuple[int, Item]]:
         """Those that this rank does, with their numbers: r, r + W, r + 2 W ..."""
         return list(enumerate(items))[self.rank :: self.world]
+
+    def counted(self, batches: Sequence[Item]) -> Sequence[Item]:
+        """Those whose mean makes the step of this rank: all, unless it takes steps of its own."""
+        return [batch for _, batch in self.dealt(batches)] if self.apart else batches
+
+    def added(self, mine: Array) -> Array:
+        """(N,) float32 of this rank -> their sum over all."""
+        return mine
 
     def check_dealt(self, micro_steps: int) -> None:
         """Raise UserError if the micro-steps of a step cannot be dealt evenly."""

@@ -171,9 +171,11 @@ def test_places() -> None:
 
 
 def test_flags_that_do_not_go_together() -> None:
-    for wrong in ({"join": "a:1"}, {"ranks": 1}):
-        with pytest.raises(UserError, match="--listen"):
-            TrainCommand(listen="a:1", **wrong)  # type: ignore[arg-type]
-    for wrong in ({}, {"join": "a:1"}):
-        with pytest.raises(UserError, match="with --listen"):
-            TrainCommand(ranks=2, **wrong)
+    with pytest.raises(UserError, match="this one has both"):
+        TrainCommand(listen="a:1", join="a:1")
+    with pytest.raises(UserError, match="2 or more, with --listen"):
+        TrainCommand(listen="a:1", ranks=1)
+    with pytest.raises(UserError, match="2 or more, with --listen"):
+        TrainCommand(ranks=2)
+    with pytest.raises(UserError, match="2 or more, with --listen"):
+        TrainCommand(join="a:1", ranks=2)
