@@ -23,8 +23,8 @@ def check_engine(command: TrainCommand, twin: str, world: int, *, by_hand: bool 
         for flag in [f"--parallel {engine}"] * (engine != "flat") + ["--shard-optimizer"] * command.shard_optimizer:
             raise UserError(f"{flag} needs a launcher, torchrun or mlx.launch: leave it out with --listen and --join")
     if config.train.average_every:
-        asked = [f"--parallel {engine}"] * (engine != "flat") + ["--shard-optimizer"] * command.shard_optimizer
-        for flag in asked + ["--follow"] * config.data.follow:
+        flags = [f"--parallel {engine}"] * (engine != "flat") + ["--shard-optimizer"] * command.shard_optimizer
+        for flag in flags + ["--follow"] * config.data.follow:
             raise UserError(f"{flag} asks the other ranks at every step, and averages do not: leave one of them out")
     if engine == "flat":
         return
