@@ -164,8 +164,8 @@ def _foretold(axes: Axes, x: float, said: Prediction, came: float | None) -> lis
 
 
 def _star(axes: Axes, x: float, y: float) -> list[Line2D]:
-    style = {"markersize": 13, "markerfacecolor": "none", "color": INK, "zorder": 4, "label": "foretold"}
-    return list(axes.plot([x], [y], "*", **style))
+    stars = axes.plot([x], [y], "*", markersize=13, markerfacecolor="none", color=INK, zorder=4, label="foretold")
+    return list(stars)
 
 
 def levels(low: float, high: float) -> list[float]:
