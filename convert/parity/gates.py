@@ -47,7 +47,7 @@ BF16 = {
     "L7 mean of last 50": 1e-3,
     "L8": 2e-2,
     "L8 mean of last 50": 1e-3,
-    "R order": 2e-2,
+    "R order": 5e-3,
     "R resume": 2e-2,
 }
 TF32 = {name: gate if name.startswith(("L0", "L6a")) else gate / 8 for name, gate in BF16.items()}

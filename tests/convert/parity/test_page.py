@@ -20,7 +20,7 @@ from convert.parity.report.console import as_dict
 from convert.parity.report.page import render, short
 from gpt_common.machine.backends import BACKENDS
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]  # processes of rung R, on a busy machine
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 

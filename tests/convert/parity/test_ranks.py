@@ -22,7 +22,7 @@ from convert.parity.rungs.ranks import FEW, name_of, outcomes, ranks_config, sam
 from convert.parity.twins.ranks import DONE, Job, launch
 from gpt_common.config import RunConfig, load_preset
 
-pytestmark = pytest.mark.parity
+pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]  # processes of rung R, on a busy machine
 
 STEPS, SIGNAL = 8, 5
 SEEN_IN = {
@@ -157,7 +157,7 @@ def test_the_whole_rung_climbs_with_a_change_of_ranks_and_framework() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["stories-cpu", "llama-tiny", "deepseek-tiny", "custom-llm-tiny"])
 @pytest.mark.parametrize("precision", ["strict", "bf16"])
 def test_families_climb_it_with_four_ranks_too(name: str, precision: Any) -> None:
