@@ -147,8 +147,7 @@ class Health:
         """Of several ranks: they begin with the same weights, and make the step that one of them would make."""
         if self.ranks.world > 1:
             self.ranks.check_weights(self._all_checksums, self.first_step)
-            every = f"average them every {self.config.train.average_every} steps"
-            exact = every if self.ranks.apart else check_dealt(self.probe, batches, self.first_step)
+            exact = "meet at averages only" if self.ranks.apart else check_dealt(self.probe, batches, self.first_step)
             self.note(f"health: {self.ranks.world} ranks have the same weights, and {exact}")
 
     def _all_checksums(self) -> dict[str, int]:
@@ -239,8 +238,7 @@ class Health:
         """
         asked, self._asked = self._asked, []
         if self.on:
-            near = NEAR[self.config.optim.optimizer]
-            self.ranks.check_weights(self._all_checksums, step, self.probe.weights, near)
+            self.ranks.check_weights(self._all_checksums, step, self.probe.weights, NEAR[self.config.optim.optimizer])
         if self.on and not self._evaluations:
             self._check_evaluation(asked, val_loss)
         text = [zlib.crc32(batch.tokens.tobytes()) for batch, _ in asked]
