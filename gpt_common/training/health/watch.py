@@ -147,7 +147,7 @@ class Health:
         """Of several ranks: they begin with the same weights, and make the step that one of them would make."""
         if self.ranks.world > 1:
             self.ranks.check_weights(self._all_checksums, self.first_step)
-            exact = "average them" if self.ranks.apart else check_dealt(self.probe, batches, self.first_step)
+            exact = "meet at averages only" if self.ranks.apart else check_dealt(self.probe, batches, self.first_step)
             self.note(f"health: {self.ranks.world} ranks have the same weights, and {exact}")
 
     def _all_checksums(self) -> dict[str, int]:
