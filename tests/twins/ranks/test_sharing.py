@@ -185,6 +185,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step_whoever_holds_what(ca
     assert max(after) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_a_rank_that_is_killed_is_named_and_costs_nothing_saved(engine: str, tmp_path: Path, stories_dir: Path) -> None:
     run = tmp_path / "run"
