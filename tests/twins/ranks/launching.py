@@ -151,7 +151,8 @@ def launch_by_hand(twins: Sequence[str], jobs: Sequence[Job], folder: Path) -> l
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "jobs.json").write_text(json.dumps([asdict(job) for job in jobs]))
     module = ["tests.twins.ranks.launching", "TWIN", str(folder)]
-    said = ended(start_by_hand(twins, module, ports=free_ports(len(jobs)), flags=False))
+    processes = start_by_hand(twins, module, ports=free_ports(len(jobs)), flags=False)
+    said = ended(processes, 2 * SECONDS)
     assert all((folder / f"rank-{rank}.json").exists() for rank in range(len(twins))), "\n".join(said)[-4000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(len(twins))]
 
