@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 NEAR = {"adamw": 1e-5, "muon": 1e-4}
 """How far a tensor of another twin may be from rank 0's, relative L2, for the same sums and another rounding, by
-optimiser: 2.6e-7 and 5.4e-6 were seen on a CPU in 2000 and 1000 steps; roots and quotients of a GPU are less exact."""
+optimiser: 2.6e-7 and 5.4e-6 were seen on a CPU in 200 and 1000 steps; roots and quotients of a GPU are less exact."""
 TINY = 1e-12
 """A norm below which a tensor counts as zero."""
 
