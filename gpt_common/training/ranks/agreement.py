@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
 from gpt_common.training.health.gates import GateFailed
-from gpt_common.training.ranks.nearness import check_near
+from gpt_common.training.ranks.nearness import check_near, distances
 from gpt_common.training.ranks.pulse import Pulse
 from gpt_common.training.ranks.wire import Wire
 
@@ -255,7 +255,10 @@ class Agreement:
             return
         if not self.exact and weights is not None:
             mine, all_checksums = weights(), checksums
-            check_near(self, mine, step, near)
+            assert self.wire is not None
+            with self.waiting():
+                mine_from_first = distances(mine, self.wire.of_first)
+            check_near(self.gather(json.dumps(mine_from_first)), step, near)
             checksums = lambda: {name: crc for name, crc in all_checksums().items() if name not in mine}  # noqa: E731
         first, *others = (json.loads(text) for text in self.gather(json.dumps(dict(checksums()))))
         for rank, other in enumerate(others, start=1):

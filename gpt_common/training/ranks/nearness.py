@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt_common.training.health.gates import GateFailed
-
-if TYPE_CHECKING:
-    from gpt_common.training.ranks.agreement import Agreement
 
 NEAR = {"adamw": 1e-5, "muon": 1e-4}
 """How far a tensor of another twin may be from rank 0's, relative L2, for the same sums and another rounding, by
@@ -23,15 +20,26 @@ TINY = 1e-12
 Array = npt.NDArray[Any]
 
 
-def check_near(ranks: Agreement, weights: Mapping[str, Array], step: int, near: float) -> None:
-    """Raise GateFailed if a tensor of a rank is further than `near` from that of rank 0 after `step` steps."""
-    assert ranks.wire is not None
+def distances(weights: Mapping[str, Array], of_first: Callable[[Array], Array]) -> dict[str, float]:
+    """How far each tensor is from that of rank 0, relative L2.
+
+    Args:
+        of_first: gives rank 0's tensor in place of one's own; all ranks must ask.
+    """
     apart = {}
     for name, mine in weights.items():
-        with ranks.waiting():
-            first = ranks.wire.of_first(mine)
+        first = of_first(mine)
         apart[name] = float(np.linalg.norm(mine - first) / max(float(np.linalg.norm(first)), TINY))
-    for rank, text in enumerate(ranks.gather(json.dumps(apart))):
+    return apart
+
+
+def check_near(said: Sequence[str], step: int, near: float) -> None:
+    """Raise GateFailed if a tensor of a rank is further than `near` from that of rank 0 after `step` steps.
+
+    Args:
+        said: the distances of every rank, as JSON.
+    """
+    for rank, text in enumerate(said):
         for name, distance in json.loads(text).items():
             if not distance <= near:
                 raise GateFailed(

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from convert.parity.mutants.planted import Edit
 from gpt_common.training.manifest import OUTER_FILE
-from tests.plants.plant import Edit
 from tests.twins import TWINS, tensors, tiny
 from tests.twins.ranks.launching import Job, launch, launch_by_hand
 from tests.twins.ranks.test_ranks import apart, same_bits
