@@ -57,7 +57,7 @@ def rank_faults(twin: str) -> list[RankFault]:
             Edit(
                 f"{twin}/train.py",
                 STEP,
-                "counted = sum(positions(batch) for batch in batches)",
+                "counted = sum(positions(batch) for batch in self.ranks.counted(batches))",
                 "counted = sum(positions(batch) for _, batch in self.ranks.dealt(batches)) * self.ranks.world",
             ),
         ),

@@ -26,7 +26,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "adapter": ("--adapter", "lora", *QUICK),
 }
 """What is trained by one rank and by one of each twin."""
-NEITHER = Edit("gpt_common/training/run.py", "Run._meet_by_hand", "self.ranks.exact = False", "return")
+NEITHER = Edit("gpt_common/training/ranks/opening.py", "_meet_by_hand", "ranks.exact = False", "return engines")
 """Leaves out what is refused, and that weights may be near."""
 
 

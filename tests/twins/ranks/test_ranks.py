@@ -45,7 +45,7 @@ def in_a_step(twin: str) -> dict[str, Edit]:
     }
     before, clip = added[twin]
     clipping = f"        from {twin}.optim import clip_gradients as clip\n        {clip}\n{before}"
-    counted = "counted = sum(positions(batch) for batch in batches)"
+    counted = "counted = sum(positions(batch) for batch in self.ranks.counted(batches))"
     mine = "counted = sum(positions(batch) for _, batch in self.ranks.dealt(batches)) * self.ranks.world"
     agreement = "gpt_common/training/ranks/agreement.py"
     key = "dropout_key(self.config.train.seed, step, micro_step)"
