@@ -64,7 +64,6 @@ def fit_size(points: Sequence[Point], *, seed: int = 0, resamples: int = RESAMPL
     slope = xy / xx
     best = np.where(slope > 0, yy - slope * xy, np.inf).argmin(axis=1)
     rows = np.arange(len(best))
-    a, floor, alpha = slope[rows, best], (mean_y - slope * mean_x)[rows, best], alphas[best]
-    fit = SizeFit(tokens, len(longest), floor, a * unit**alpha, alpha, 0.0)
-    off = (fit.floor[0] + fit.a[0] * n_P ** -fit.alpha[0]) / loss_P - 1
-    return SizeFit(tokens, len(longest), fit.floor, fit.a, fit.alpha, float(np.sqrt(np.mean(off**2))))
+    slope, floor, alpha = slope[rows, best], (mean_y - slope * mean_x)[rows, best], alphas[best]
+    off = (floor[0] + slope[0] * x_IP[best[0]]) / loss_P - 1
+    return SizeFit(tokens, len(longest), floor, slope * unit**alpha, alpha, float(np.sqrt(np.mean(off**2))))

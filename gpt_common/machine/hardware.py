@@ -14,6 +14,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -270,8 +271,9 @@ def memory_for(hardware: Hardware, device: str) -> int | None:
     return found[0][1] if found else None
 
 
+@cache
 def nvidia_smi() -> list[tuple[str, int]]:
-    """Name and memory in bytes of each NVIDIA GPU; empty without nvidia-smi. Takes up to a second."""
+    """Name and memory in bytes of each NVIDIA GPU; empty without nvidia-smi. Up to a second, once in a process."""
     return parse_nvidia_smi(query_nvidia_smi("name,memory.total"))
 
 
