@@ -5,6 +5,7 @@
     depths = [2, 4]
     tokens = [0.5e6, 1e6, 2e6]      # of training: the schedule is as long as the run
     again = [2]                     # more seeds, on the diagonal of the grid
+    again_longest = [2]             # more seeds of the runs with the most tokens: they foretell larger models
     [fixed]
     eval_interval = 1000
 
@@ -42,6 +43,7 @@ KEYS = (
     "tokens",
     "seed",
     "again",
+    "again_longest",
     "rate",
     "rate_width",
     "rate_power",
@@ -61,6 +63,7 @@ class Grid:
     tokens: tuple[int, ...]
     seed: int
     again: tuple[int, ...]
+    again_longest: tuple[int, ...]
     rate: float
     """Peak learning rate at `rate_width`."""
     rate_width: int
@@ -109,13 +112,16 @@ class Grid:
             for i, width in enumerate(self.widths)
             for depth in self.depths
             for j, tokens in enumerate(self.tokens)
-            for seed in (self.seed, *(self.again if self._on_diagonal(i, j) else ()))
+            for seed in self._seeds(i, j)
         ]
         cells.sort(key=lambda cell: flops_of(cell.config))
         return Sweep(out or RUNS / self.name, self.twin, tuple(cells))
 
-    def _on_diagonal(self, i: int, j: int) -> bool:
-        return round(i * (len(self.tokens) - 1) / max(1, len(self.widths) - 1)) == j
+    def _seeds(self, i: int, j: int) -> dict[int, None]:
+        """Of the i-th width and the j-th length, each once."""
+        diagonal = round(i * (len(self.tokens) - 1) / max(1, len(self.widths) - 1)) == j
+        longest = self.tokens[j] == max(self.tokens)
+        return dict.fromkeys([self.seed, *(self.again if diagonal else ()), *(self.again_longest if longest else ())])
 
 
 def read_grid(path: Path, *, twin: str | None = None) -> Grid:
@@ -135,6 +141,7 @@ def read_grid(path: Path, *, twin: str | None = None) -> Grid:
         tokens=_numbers(path, tables, "tokens"),
         seed=int(tables.get("seed", 1)),
         again=_numbers(path, tables, "again", least=0),
+        again_longest=_numbers(path, tables, "again_longest", least=0),
         rate=_number(path, tables, "rate", base.optim.learning_rate),
         rate_width=int(_number(path, tables, "rate_width", base.model.n_embd)),
         rate_power=_number(path, tables, "rate_power", 1.0),

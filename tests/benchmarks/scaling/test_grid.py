@@ -72,6 +72,16 @@ def test_every_cell_and_more_seeds_on_the_diagonal_the_cheapest_first(tmp_path: 
     assert one.optim.learning_rate == 2 * load_preset("stories-cpu").optim.learning_rate, "half the width"
 
 
+def test_more_seeds_of_the_longest(tmp_path: Path) -> None:
+    seeds: dict[str, set[str]] = {}
+    for cell in grid(tmp_path, "again_longest = [7, 8]\n" + TEXT).sweep().cells:
+        shape, _, seed = cell.name.rpartition("-s")
+        seeds.setdefault(shape, set()).add(seed)
+    assert seeds["w32-d1-t80k"] == seeds["w64-d2-t80k"] == {"1", "7", "8"}, "each once, on the diagonal too"
+    assert seeds["w32-d1-t40k"] == {"1", "7"}
+    assert seeds["w64-d1-t40k"] == {"1"}
+
+
 def test_a_rate_may_fall_with_a_power_of_the_width(tmp_path: Path) -> None:
     rule = "rate = 2e-2\nrate_width = 32\nrate_power = 0.5\n"
     rates = [grid(tmp_path, rule + TEXT).cell(width, 2, 1_000_000, 1).config.optim.learning_rate for width in (32, 128)]
