@@ -75,7 +75,7 @@ class Findings:
     """Why there are none; else nothing."""
     held_out: HeldOut | None
     size: SizeFit | None = None
-    """Of the longest runs, by size alone."""
+    """Of the longest runs, by size and depth."""
     embedded: Law | None = None
     """The law where embeddings count as parameters."""
     length: int | None = None
@@ -150,9 +150,9 @@ class Findings:
                 yield from wrap(said, WIDTH, initial_indent="  ", subsequent_indent="    ")
         if self.size is not None:
             size = self.size
-            yield f"  by size alone, the {size.points} runs of {rate(size.tokens)} tokens:"
-            rest, power = float(size.floor[0]), float(size.alpha[0])
-            yield f"    floor {rest:.4f}, alpha {power:.3f}, residual {size.residual:.2%}"
+            yield f"  by size and depth, the {size.points} runs of {rate(size.tokens)} tokens:"
+            rest, power, deeper = (float(each[0]) for each in (size.floor, size.alpha, size.gamma))
+            yield f"    floor {rest:.4f}, alpha {power:.3f}, gamma {deeper:.2f}, residual {size.residual:.2%}"
 
 
 def _interval(low: float, high: float) -> str:
@@ -252,7 +252,7 @@ def write_findings(path: Path, findings: Findings, foretold: Sequence[Mapping[st
     held = findings.held_out
 
     def by_size(size: SizeFit) -> dict[str, float]:
-        fields = {name: float(getattr(size, name)[0]) for name in ("floor", "a", "alpha")}
+        fields = {name: float(getattr(size, name)[0]) for name in ("floor", "a", "alpha", "gamma")}
         return {"tokens": size.tokens, "runs": size.points, **fields, "residual": size.residual}
 
     def law_of(law: Law) -> dict[str, float]:

@@ -36,7 +36,7 @@ class Foretold:
     prediction: Prediction
     """By the law of size and tokens: of a single run."""
     by_size: Prediction | None
-    """By the law of size alone, if it is as long as the runs that that law is of."""
+    """By the law of size and depth, if it is as long as the runs that that law is of."""
     repeats: str | None
     """That it reads some of its text again, if it does."""
     came: float | None = None
@@ -55,7 +55,7 @@ class Foretold:
     def laws(self) -> dict[str, Prediction]:
         """What is foretold, by the law that says it."""
         said = {"size and tokens": self.prediction}
-        return said if self.by_size is None else {**said, "size alone": self.by_size}
+        return said if self.by_size is None else {**said, "size and depth": self.by_size}
 
     def lines(self, floor: float | None) -> Iterator[str]:
         """For people, 80 columns at most."""
@@ -90,7 +90,7 @@ def foretell(config: RunConfig, findings: Findings) -> Foretold:
     by_size = None
     if size is not None and size.tokens == tokens:
         floor = float(size.floor[0]) if findings.floor is None else findings.floor
-        by_size = Prediction(*size.predict(parameters), floor)
+        by_size = Prediction(*size.predict(parameters, config.model.n_layer), floor)
     return Foretold(
         shape=(config.model.n_embd, config.model.n_layer),
         parameters=parameters,

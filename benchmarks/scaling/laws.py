@@ -107,9 +107,8 @@ class Fit:
         """The loss of a run, and the interval in which a single run lies: the law is not known better than its own
         interval, and a run is off the law by a residual, as those were that it was fitted to."""
         loss = float(self.law.loss(parameters, tokens))
-        low, high = self.interval(self.resampled.loss(parameters, tokens))
-        noise = Z * spare(self.points, self.fitted) * self.residual * loss
-        return loss, loss - math.hypot(noise, max(0, loss - low)), loss + math.hypot(noise, max(0, high - loss))
+        sure = self.interval(self.resampled.loss(parameters, tokens))
+        return loss, *around(loss, sure, Z * spare(self.points, self.fitted) * self.residual * loss)
 
 
 def widened(values: Array, points: int, parameters: int) -> tuple[float, float]:
@@ -117,6 +116,12 @@ def widened(values: Array, points: int, parameters: int) -> tuple[float, float]:
     low, middle, high = np.quantile(values, [(1 - MIDDLE) / 2, 0.5, (1 + MIDDLE) / 2])
     wider = spare(points, parameters)
     return float(middle + wider * (low - middle)), float(middle + wider * (high - middle))
+
+
+def around(loss: float, sure: tuple[float, float], noise: float) -> tuple[float, float]:
+    """The interval in which a single run lies, from that of the law and the noise of a run."""
+    low, high = sure
+    return loss - math.hypot(noise, max(0, loss - low)), loss + math.hypot(noise, max(0, high - loss))
 
 
 def spare(points: int, parameters: int) -> float:

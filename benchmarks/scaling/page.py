@@ -170,13 +170,15 @@ def held_out(findings: Findings) -> list[list[str]]:
 
 
 def size_row(size: SizeFit) -> list[str]:
-    """Runs, floor, A, alpha, residual of the law of size."""
-    floor, power = (f"{low:.3f} to {high:.3f}" for low, high in (size.interval(size.floor), size.interval(size.alpha)))
+    """Runs, floor, A, alpha, gamma, residual of the law of size and depth."""
+    sure = (size.interval(each) for each in (size.floor, size.alpha, size.gamma))
+    floor, power, deeper = (f"{low:.3f} to {high:.3f}" for low, high in sure)
     return [
         f"{size.points} runs on {count(size.tokens)} tokens",
         f"{float(size.floor[0]):.4f} ({floor})",
         f"{float(size.a[0]):.4g}",
         f"{float(size.alpha[0]):.3f} ({power})",
+        f"{float(size.gamma[0]):.2f} ({deeper})",
         f"{size.residual:.2%}",
     ]
 

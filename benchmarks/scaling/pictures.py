@@ -204,14 +204,17 @@ def _contours(figure: Figure, axes: Axes, view: View) -> None:
 
 
 def _by_size(figure: Figure, axes: Axes, view: View, size: SizeFit) -> list[Line2D]:
-    """Losses over size of the runs with the most tokens, with the law of size; the lines for a legend."""
+    """Losses over size of the runs with the most tokens, with the law of size and depth; the lines for a legend."""
     _runs(axes, view, "parameters", "loss", lambda point: point.tokens == size.tokens)
     said = [(each.parameters, each.by_size, each.came) for each in view.foretold if each.by_size is not None]
     sizes = [point.parameters for point in view.findings.points] + [parameters for parameters, *_ in said]
     n = np.geomspace(min(sizes), max(sizes) * 1.3, 60)
-    loss, low, high = np.array([size.predict(each) for each in n]).T
-    axes.fill_between(n, low, high, color=SOFT, alpha=0.25, linewidth=0)
-    lines = axes.plot(n, loss, color=INK, linewidth=1.2, linestyle="--", label="law of size (90 %)")
+    lines = []
+    for depth in view.depths:  # a line each: they differ by gamma
+        loss, low, high = np.array([size.predict(each, depth) for each in n]).T
+        axes.fill_between(n, low, high, color=SOFT, alpha=0.25, linewidth=0)
+        label = "law of size and depth (90 %)"
+        lines += axes.plot(n, loss, color=INK, linewidth=1.2, linestyle="--", label=label)
     for parameters, prediction, came in said:
         lines += _foretold(axes, parameters, prediction, came)
     _logarithmic(axes.xaxis, _most(figure))
@@ -222,7 +225,7 @@ def _by_size(figure: Figure, axes: Axes, view: View, size: SizeFit) -> list[Line
 
 
 def by_size(view: View, size: SizeFit) -> Draw:
-    """Losses over size alone."""
+    """Losses over size, a line for each depth."""
 
     def draw(figure: Figure) -> None:
         _legend(figure, view, _by_size(figure, figure.subplots(), view, size))
@@ -249,7 +252,7 @@ def contours(view: View) -> Draw:
 
 
 def overview(view: View) -> Draw:
-    """Losses over compute, beside the lines of equal loss, or the law of size where that is what was foretold by."""
+    """Losses over compute, beside the lines of equal loss, or the law of size and depth where that foretold."""
     size = view.findings.size if any(each.by_size is not None for each in view.foretold) else None
 
     def draw(figure: Figure) -> None:

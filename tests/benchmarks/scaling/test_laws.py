@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -169,24 +171,48 @@ def test_the_envelope_has_the_runs_that_none_beats() -> None:
 
 
 def size_runs(noise: float, seed: int) -> list[Point]:
+    """Fourteen of 2 layers and of 4, by the law 0.16 + 40 / (N^0.6 depth^0.3), and three shorter ones, off it."""
     rng = np.random.default_rng(seed)
-    sizes = np.geomspace(2e4, 1e6, 14)
-    shorter = [Point(n, 1e6, 6e6 * n, 9.0) for n in sizes[:3]]
-    return shorter + [Point(n, 4e6, 2.4e7 * n, (0.16 + 40 * n**-0.6) * (1 + noise * rng.normal())) for n in sizes]
+    sizes = np.geomspace(2e4, 1e6, 7)
+    shorter = [Point(n, 1e6, 6e6 * n, 9.0, shape=(32, 2)) for n in sizes[:3]]
+    return shorter + [
+        Point(n * depth, 4e6, 2.4e7 * n, size_truth(n * depth, depth) * (1 + noise * rng.normal()), shape=(32, depth))
+        for n in sizes
+        for depth in (2, 4)
+    ]
 
 
-def test_size_alone_is_read_off_the_longest_runs() -> None:
+def size_truth(parameters: float, depth: int) -> float:
+    return 0.16 + 40 * parameters**-0.6 * depth**-0.3
+
+
+def test_size_and_depth_are_read_off_the_longest_runs() -> None:
     fit = fit_size(size_runs(0.0, 0), resamples=1)
-    assert (fit.tokens, fit.points) == (4e6, 14)
-    assert float(fit.alpha[0]) == pytest.approx(0.6, rel=0.01)
-    assert fit.predict(4e6)[0] == pytest.approx(0.16 + 40 * 4e6**-0.6, rel=1e-3)
+    assert (fit.tokens, fit.points, fit.depths) == (4e6, 14, (2, 4))
+    assert float(fit.alpha[0]) == pytest.approx(0.6, rel=0.02)
+    assert float(fit.gamma[0]) == pytest.approx(0.3, abs=0.026), "half of what is between two that are tried"
+    for depth in (2, 4):
+        assert fit.predict(8e6, depth)[0] == pytest.approx(size_truth(8e6, depth), rel=1e-3)
     with pytest.raises(ValueError, match="4 sizes"):
         fit_size(size_runs(0.0, 0)[:6])
 
 
-def test_the_interval_of_a_larger_model_holds_it() -> None:
-    truth = 0.16 + 40 * 4e6**-0.6
-    held = [
-        low <= truth <= high for _, low, high in (fit_size(size_runs(0.01, s), seed=s).predict(4e6) for s in range(100))
-    ]
+def test_depth_counts_for_nothing_in_a_grid_of_one() -> None:
+    fit = fit_size([point for point in size_runs(0.0, 0) if point.shape[1] == 4], resamples=1)
+    assert (fit.depths, fit.fitted, float(fit.gamma[0])) == ((4,), 3, 0.0)
+    assert fit.predict(8e6, 4)[0] == pytest.approx(size_truth(8e6, 4), rel=1e-3)
+
+
+def test_size_without_depth_is_bent() -> None:
+    """The mutant: with depth left out, runs of the same law are off."""
+    flat = [replace(point, shape=(32, 2)) for point in size_runs(0.0, 0)]
+    assert fit_size(flat, resamples=1).residual > 20 * fit_size(size_runs(0.0, 0), resamples=1).residual
+
+
+@pytest.mark.slow
+def test_the_interval_holds_a_run_of_a_larger_model() -> None:
+    rng, held = np.random.default_rng(1), []
+    for seed in range(100):
+        _, low, high = fit_size(size_runs(0.01, seed), seed=seed).predict(8e6, 4)
+        held.append(low <= size_truth(8e6, 4) * (1 + 0.01 * rng.normal()) <= high)
     assert 0.8 <= np.mean(held) <= 0.98, np.mean(held)  # 90 %, by 100 draws

@@ -47,7 +47,7 @@ def test_the_page_stands_alone_and_has_all_of_it(page: str, made: tuple[Path, Pa
     assert "url(" not in page
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
         "Loss against compute", "Foretold", "Lines of equal loss",
-        "Loss against size alone", "Width and depth", "What the law leaves over",
+        "Loss against size and depth", "Width and depth", "What the law leaves over",
         "The law", "The largest runs, from the others", "Published, not ours", "Where and how",
     ]  # fmt: skip
     assert len(re.findall(r'<figure class="drawing"', page)) == 4
@@ -93,8 +93,8 @@ def test_a_run_as_long_as_the_longest_is_foretold_by_size_too_and_its_seeds_are_
     out = capsys.readouterr().out
     assert max(map(len, out.splitlines())) <= 80 or str(folder) in out.splitlines()[-1]
     assert f"came: {loss:.4f}, the mean of 2 seeds" in out
-    assert re.search(r"by size alone:\n +[\d.]+ ", out)
-    assert re.search(r"interval by size alone; [+-][\d.]+% of its excess off", out)
+    assert re.search(r"by size and depth:\n +[\d.]+ ", out)
+    assert re.search(r"interval by size and depth; [+-][\d.]+% of its excess off", out)
     assert out.count("foretold for 192 x 2 on 4M") == 1
     assert "loss against size, 4M tokens" in picture.read_text(encoding="utf-8")
 
