@@ -123,7 +123,9 @@ def main(package: str, numbers: int, load: Load, file: Path) -> None:
         framework.set_default_device(framework.cpu)
     with import_module(f"{package}.distributed").open_ranks(0.0) as ranks:
         flat, work = framework.ones(numbers), Work(framework, load)
-        turns = int(ranks.of_first(str(work.turns())))
+        if not ranks.first:
+            sleep(BLOCK_SECONDS)  # and does not wait: in a ring, that takes a core
+        turns = int(ranks.of_first(str(work.turns() if ranks.first else 0)))
         rounds = min(max(1, round(BLOCK_SECONDS / load.seconds)), MOST)
         alone: list[list[float]] = []
         together: list[list[float]] = []
@@ -149,7 +151,7 @@ def main(package: str, numbers: int, load: Load, file: Path) -> None:
             if ranks.first:
                 alone.append([work.do(turns) for _ in range(rounds)])
             else:
-                sleep(rounds * load.seconds)  # a ring that waits takes a core
+                sleep(rounds * load.seconds)
             sums.append([sum_of_all() for _ in range(rounds)])
             together.append([round_of_all() for _ in range(rounds)])
         if ranks.first:
@@ -185,9 +187,12 @@ class Work:
         return perf_counter() - began
 
     def turns(self) -> int:
-        """How often it is to be done to take the seconds."""
+        """How often it is to be done to take the seconds, on the machine as it is."""
         self.do(1)
-        return max(1, round(self.seconds / min(self.do(1) for _ in range(3))))
+        done, taken = 0, 0.0
+        while taken < BLOCK_SECONDS:
+            done, taken = done + 1, taken + self.do(1)
+        return max(1, round(self.seconds * done / taken))
 
 
 if __name__ == "__main__":
