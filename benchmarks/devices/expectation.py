@@ -2,18 +2,19 @@
 
 Micro-steps are divided, and what each device does whole is not: the copies into one flat float32 buffer and out of it,
 the clip and the update. The buffer is added up by a ring, in which each device sends 2 (N - 1) / N of it in 2 (N - 1)
-messages.
+messages. On this machine it is measured instead, with what ranks side by side lose and how long each waits for the
+slower; of devices apart nobody has measured that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.devices.links import LINKS, LOCALHOST, Link, memory_rate
-from benchmarks.devices.localhost import measured_sum
+from benchmarks.devices.localhost import Load, Losses, measured
 from gpt_common.config import RunConfig
 from gpt_common.errors import UserError, nearest
 from gpt_common.machine.hardware import Hardware
@@ -27,6 +28,8 @@ COPIES = 4
 UPDATE = 9
 """How often AdamW's update and the clip go over the parameters: gradients for the norm and for the clip (read and
 written), then weights and two moments (read and written)."""
+
+NOT_KNOWN = "how long a device waits for the slower in each sum is not known, and not counted"
 
 
 @dataclass(frozen=True)
@@ -42,13 +45,20 @@ class Expected:
     copies: float
     """Into the flat buffer and out of it."""
     sum: float
-    """Of the flat buffer, over the link."""
+    """Of the flat buffer, over the link, when all come at once."""
     devices: int
+    waits: float | None = None
+    """What each is slowed by the others and waits for the slower; None: not known, and not counted."""
 
     @property
     def step(self) -> float:
         """All of it."""
-        return self.compute + self.update + self.copies + self.sum
+        return self.between + self.sum + (self.waits or 0.0)
+
+    @property
+    def between(self) -> float:
+        """Of one device's own work, from one sum to the next."""
+        return self.compute + self.update + self.copies
 
     @property
     def efficiency(self) -> float:
@@ -85,6 +95,24 @@ def expected(alone: float, count: int, devices: int, total: float, memory: float
     return Expected(alone, (alone - update) / devices, update, copies, total if devices > 1 else 0.0, devices)
 
 
+def expected_here(twin: str, alone: float, config: RunConfig, devices: int, memory: float) -> tuple[Expected, Losses]:
+    """A step of several ranks on this machine, and what was measured for it.
+
+    Args:
+        twin: `torch` or `mlx`.
+        alone: seconds of one rank for all micro-steps and the update.
+        memory: bytes per second of its memory.
+
+    Raises:
+        WorkFailed: nothing could be measured.
+    """
+    count = summed_numbers(config)
+    step = expected(alone, count, devices, 0.0, memory)
+    load = Load(step.between, config.train.batch_size * config.model.block_size, config.model.n_embd)
+    found = measured(twin, devices, count, load)
+    return replace(step, sum=found.sum, waits=found.waits), found
+
+
 def check(devices: int, link: str | None, config: RunConfig, hardware: Hardware) -> None:
     """Raise UserError if so many devices cannot share a step, or nobody knows what is between them."""
     if link is None:
@@ -111,28 +139,29 @@ def with_devices(
         hardware: of each device.
 
     Raises:
-        WorkFailed: a sum on this machine could not be measured.
+        WorkFailed: nothing could be measured on this machine.
     """
     count, per_step = summed_numbers(config), plan["tokens"]["per_step"]
     twins = []
     for one in plan["twins"]:
         rate, basis = memory_rate(hardware, one["device"])
-        total, link_basis = (
-            measured_sum(one["twin"], devices, count)
-            if link == LOCALHOST
-            else (sum_seconds(count, devices, LINKS[link]), LINKS[link].basis)
-        )
         usable, needed = plan["machine"]["usable_bytes"], one["memory"]["total"] + 2 * NUMBER * count
         shared = devices if link == LOCALHOST else 1
         several: dict[str, Any] = {
             "memory_bytes": needed,
             "fits": None if usable is None else shared * needed <= usable,
             "memory_rate": {"bytes_per_second": rate, "basis": basis},
-            "link": link_basis,
+            "link": None if link == LOCALHOST else LINKS[link].basis,
+            "waits": None if link == LOCALHOST else NOT_KNOWN,
             "step": None,
         }
         if one["seconds"] is not None:
-            step = expected(one["seconds"] * per_step / plan["tokens"]["count"], count, devices, total, rate)
+            alone = one["seconds"] * per_step / plan["tokens"]["count"]
+            if link == LOCALHOST:
+                step, found = expected_here(one["twin"], alone, config, devices, rate)
+                several |= {"link": found.sum_basis, "waits": found.waits_basis}
+            else:
+                step = expected(alone, count, devices, sum_seconds(count, devices, LINKS[link]), rate)
             several |= {
                 "step": {**dataclasses.asdict(step), "seconds": step.step},
                 "efficiency": step.efficiency,

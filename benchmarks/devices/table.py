@@ -22,7 +22,8 @@ def device_rows(amount: Callable[[float], str], duration: Callable[[float], str]
 
         return write
 
-    of = f" of {devices['count']}" if devices["link"] == LOCALHOST else ""
+    here = devices["link"] == LOCALHOST
+    of = f" of {devices['count']}" if here else ""
     return {
         "a step of one": step("alone"),
         "a step of all": step("seconds"),
@@ -30,6 +31,7 @@ def device_rows(amount: Callable[[float], str], duration: Callable[[float], str]
         "  clip and update": step("update"),
         "  copies": step("copies"),
         "  sum over the link": step("sum"),
+        **({"  slowed and waiting": step("waits")} if here else {}),
         "efficiency": lambda one: share(one["devices"]["efficiency"]),
         "tokens/s in all": lambda one: amount(one["devices"]["tokens_per_second"]),
         "tokens/s of each": lambda one: amount(one["devices"]["tokens_per_second_per_device"]),
@@ -57,6 +59,8 @@ def device_notes(plan: dict[str, Any]) -> Iterator[str]:
     )
     for one in plan["twins"]:
         yield f"link: {one['devices']['link']}"
+    for one in plan["twins"]:
+        yield f"waiting: {one['devices']['waits']}"
     for one in plan["twins"]:
         yield (
             f"copies and update: {COPIES} and {UPDATE} times the parameters over memory, "

@@ -3,7 +3,7 @@
 The same training by one rank and by several, in turn: torchrun, or a ring as mlx.launch makes it. Each rank has one
 thread, so that two ranks on two cores stand against one rank on one. What is compared is the mean time of a step as
 the run itself logs it, its first records left out; and the weights at the end, by SHA-256. Beside it stands what
-`plan.py --link localhost` expects: from the step of one rank and the engine's sum, measured in the same round.
+`plan.py --link localhost` expects: from the step of one rank, and what it measures itself, in the same round.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.devices.expectation import expected, summed_numbers
+from benchmarks.devices.expectation import Expected, expected_here
 from benchmarks.devices.links import CPU_MEMORY
-from benchmarks.devices.localhost import measured_sum
 from gpt_common.cli import parse
+from gpt_common.config import RunConfig
 from gpt_common.errors import UserError, WorkFailed, run_main
 from gpt_common.training.checkpoint import read_manifest
 from gpt_common.training.log.runlog import read_metrics
@@ -67,8 +67,8 @@ class Trained:
     losses: tuple[float, ...]
     weights: str
     """SHA-256 of model.safetensors."""
-    numbers: int
-    """How many a sum adds up."""
+    config: RunConfig
+    """As the checkpoint has it: with the vocabulary of the data."""
 
 
 def train(command: RankStudy, ranks: int, folder: Path) -> Trained:
@@ -93,26 +93,20 @@ def figures(rows: Sequence[dict[str, object]], checkpoint: Path) -> Trained:
         statistics.median(float(str(row.get("dt_ranks") or 0.0)) for row in timed),
         tuple(float(str(row["loss"])) for row in steps),
         hashlib.sha256((checkpoint / MODEL_FILE).read_bytes()).hexdigest(),
-        summed_numbers(read_manifest(checkpoint).run_config),
+        read_manifest(checkpoint).run_config,
     )
 
 
-def expectations(
-    command: RankStudy, one: Sequence[Trained], many: Sequence[Trained], sums: Sequence[float]
-) -> list[str]:
+def expectations(many: Sequence[Trained], found: Sequence[Expected]) -> list[str]:
     """What plan.py expects of a step, and how far that is from what was measured, round by round."""
-    found = [
-        expected(alone.seconds, alone.numbers, command.ranks, total, CPU_MEMORY)
-        for alone, total in zip(one, sums, strict=True)
-    ]
     off = [each.step / several.seconds - 1 for each, several in zip(found, many, strict=True)]
     middle = {
         part: 1000 * statistics.median(getattr(each, part) for each in found)
-        for part in ("step", "compute", "update", "copies", "sum")
+        for part in ("step", "compute", "update", "copies", "sum", "waits")
     }
     return [
         "plan.py expects {step:.1f} ms: {compute:.1f} of micro-steps, {update:.1f} of the update, {copies:.1f} of "
-        "copies, {sum:.1f} of the sum, as measured alone".format(**middle),
+        "copies, {sum:.1f} of the sum alone, {waits:.1f} slowed and waiting".format(**middle),
         f"that is {100 * statistics.median(off):+.1f} % from the measured step (median of {len(off)}, "
         f"{100 * min(off):+.1f} to {100 * max(off):+.1f} %)",
     ]
@@ -139,16 +133,17 @@ def main(argv: Sequence[str]) -> None:
     command = parse(RankStudy, argv, prog=PROG)
     one: list[Trained] = []
     many: list[Trained] = []
-    sums: list[float] = []
+    found: list[Expected] = []
     with tempfile.TemporaryDirectory() as folder:
         for number in range(command.rounds):
             turns = [(one, 1), (many, command.ranks)]
             for side, ranks in turns if number % 2 == 0 else turns[::-1]:
                 side.append(train(command, ranks, Path(folder) / f"{number}-{ranks}"))
                 print(f"{ranks} rank{'s' * (ranks > 1)}: {1000 * side[-1].seconds:.1f} ms a step", flush=True)
-            sums.append(measured_sum(command.twin, command.ranks, one[-1].numbers)[0])
-            print(f"a sum of {one[-1].numbers:,} numbers: {1000 * sums[-1]:.2f} ms", flush=True)
-    print("\n".join([*summary(command, one, many), *expectations(command, one, many, sums)]))
+            alone = one[-1]
+            found.append(expected_here(command.twin, alone.seconds, alone.config, command.ranks, CPU_MEMORY)[0])
+            print(f"expected: {1000 * found[-1].step:.1f} ms a step", flush=True)
+    print("\n".join([*summary(command, one, many), *expectations(many, found)]))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.devices import expectation
-from benchmarks.devices.expectation import COPIES, UPDATE, expected, sum_seconds, summed_numbers
+from benchmarks.devices.expectation import COPIES, NOT_KNOWN, UPDATE, expected, sum_seconds, summed_numbers
 from benchmarks.devices.links import CPU_MEMORY, LINKS
+from benchmarks.devices.localhost import Load, Losses
 from benchmarks.plan import main
 from gpt_common.config import load_preset
 from gpt_common.errors import UserError
@@ -75,27 +77,71 @@ def test_what_is_assumed_of_a_link_is_less_than_its_nominal_rate(link: str) -> N
     assert "assumed" in found.basis
 
 
+def test_what_each_waits_is_added_and_counts_against_efficiency() -> None:
+    step = expected(1.0, 10**7, 2, 0.25, 1e10)
+    assert step.waits is None
+    waiting = replace(step, waits=0.125)
+    assert waiting.step == pytest.approx(step.step + 0.125, rel=1e-12)
+    assert waiting.between == step.between == pytest.approx(step.step - 0.25, rel=1e-12)
+    assert waiting.efficiency == pytest.approx(1.0 / (2 * (step.step + 0.125)), rel=1e-12)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int, Load]]:
+    """What is asked of the ranks on this machine, which answer at once: 250 ms, and 125 ms."""
+    asked: list[tuple[str, int, int, Load]] = []
+
+    def measured(twin: str, ranks: int, numbers: int, load: Load) -> Losses:
+        asked.append((twin, ranks, numbers, load))
+        return Losses(0.25, 0.125, "measured here, 250 ms", "measured here, 125 ms beyond both")
+
+    monkeypatch.setattr(expectation, "measured", measured)
+    return asked
+
+
+HERE = ("--preset", "stories-cpu", "--device", "cpu", "--grad-accum-steps", "2")
+
+
 def test_localhost_measures_and_counts_one_core_for_each(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int, int, Load]]
 ) -> None:
-    asked = []
-
-    def measured(twin: str, ranks: int, numbers: int) -> tuple[float, str]:
-        asked.append((twin, ranks, numbers))
-        return 0.25, "measured here, 250 ms"
-
-    monkeypatch.setattr(expectation, "measured_sum", measured)
-    flags = ("--preset", "stories-cpu", "--device", "cpu", "--grad-accum-steps", "2")
-    one = planned(capsys, *flags)
-    two = planned(capsys, *flags, "--devices", "2", "--link", "localhost")
+    one = planned(capsys, *HERE)
+    two = planned(capsys, *HERE, "--devices", "2", "--link", "localhost")
     count = summed_numbers(load_preset("stories-cpu").with_vocabulary(54))
-    assert sorted(asked) == [("mlx", 2, count), ("torch", 2, count)]
-    several = two["twins"][0]["devices"]
-    assert several["step"]["sum"] == 0.25
-    assert several["link"] == "measured here, 250 ms"
-    assert several["memory_rate"]["bytes_per_second"] == CPU_MEMORY
+    assert sorted(each[:3] for each in asked) == [("mlx", 2, count), ("torch", 2, count)]
+    for (*_, load), twin in zip(asked, two["twins"], strict=True):
+        several, step = twin["devices"], twin["devices"]["step"]
+        assert (step["sum"], step["waits"]) == (0.25, 0.125)
+        assert load.seconds == pytest.approx(step["compute"] + step["update"] + step["copies"], rel=1e-12)
+        assert step["seconds"] == pytest.approx(load.seconds + 0.25 + 0.125, rel=1e-12)
+        assert (load.rows, load.width) == (12 * 128, 64)
+        assert several["link"] == "measured here, 250 ms"
+        assert several["waits"] == "measured here, 125 ms beyond both"
+        assert several["memory_rate"]["bytes_per_second"] == CPU_MEMORY
     cores = one["machine"]["cores"] or 8
     assert two["twins"][0]["peak"]["tflops"] == pytest.approx(one["twins"][0]["peak"]["tflops"] / cores)
+
+
+def test_what_ranks_here_lose_has_a_row_and_a_line(
+    capsys: pytest.CaptureFixture[str], asked: list[tuple[str, int, int, Load]]
+) -> None:
+    main([*HERE, "--devices", "2", "--link", "localhost"])
+    out = capsys.readouterr().out
+    assert len(asked) == 2
+    assert max(map(len, out.splitlines())) <= 80
+    row = next(line for line in out.splitlines() if "slowed and waiting" in line)
+    assert row.split()[-4:] == ["125", "ms", "125", "ms"]
+    assert "waiting: measured here, 125 ms beyond both" in out
+
+
+def test_of_devices_apart_it_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    main([*M3, "--devices", "2", "--link", "TB5"])
+    out = capsys.readouterr().out
+    assert "slowed and waiting" not in out
+    assert f"waiting: {NOT_KNOWN}" in " ".join(out.split())
+    step = planned(capsys, *M3, "--devices", "2", "--link", "TB5")["twins"][0]["devices"]["step"]
+    assert step["waits"] is None
+    assert step["seconds"] == pytest.approx(sum(step[part] for part in ("compute", "update", "copies", "sum")))
 
 
 def test_the_table_fits_80_columns_and_names_every_assumption(capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,13 +177,3 @@ def test_mistakes_are_one_line(argv: list[str], message: str) -> None:
         main([*M3, *argv])
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("twin", ["torch", "mlx"])
-def test_a_sum_is_measured_by_the_engine(twin: str) -> None:
-    from benchmarks.devices.localhost import measured_sum
-
-    seconds, basis = measured_sum(twin, 2, 10_000)
-    assert 0 < seconds < 60
-    assert basis.startswith("measured here, ")
