@@ -17,8 +17,7 @@ from gpt_common.training.log.runlog import RunLog, read_metrics
 from gpt_common.training.log.silent import SilentLog
 from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import Agreement
-from gpt_common.training.ranks.averaging import check_averaging
-from gpt_common.training.ranks.sharing import check_engine
+from gpt_common.training.ranks.sharing import check_shared
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 
@@ -32,14 +31,7 @@ def open_together(ranks: Agreement, command: TrainCommand, twin: str) -> Opening
 
     def open_here() -> Opening:
         ranks.check_dealt(command.run.train.grad_accum_steps)
-        train, model = command.run.train, command.run.model
-        check_averaging(
-            train,
-            world=ranks.world,
-            balances=model.feed_forward == "moe" and model.balancing == "bias",
-            ema_decay=command.run.optim.ema_decay,
-        )
-        check_engine(command, twin, ranks.world, by_hand=ranks.wire is not None)
+        check_shared(command, twin, ranks.world, by_hand=ranks.wire is not None)
         return open_run(command, twin=twin, owner=ranks.first, ranks=ranks.world)
 
     ranks.shards_optimizer = command.shard_optimizer and ranks.world > 1
