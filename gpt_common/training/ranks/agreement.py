@@ -289,8 +289,9 @@ class Agreement:
             host: where rank 0 is reached.
 
         Raises:
-            UserError: rank 0 is not reached.
+            UserError: rank 0 is not reached, or ranks were told other timeouts.
         """
+        self.check_alike(lambda: {"--rank-timeout": timeout})
         if not timeout:
             yield
             return

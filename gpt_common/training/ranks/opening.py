@@ -5,6 +5,7 @@ Alone a process is the first, and there is nobody to compare with.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,15 @@ from gpt_common.training.ranks.sharing import check_shared
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 
+
+OWN_FLAGS = {
+    *("preset", "config", "run"),  # the configuration that came of them is compared, field by field
+    *("name", "out", "resume", "init_from"),  # a folder of rank 0's; the same checkpoint may lie elsewhere
+    *("force", "let_sleep", "power"),  # of a machine
+    *("listen", "ranks", "join"),
+}
+"""What each rank may be told for itself. Of all else every rank must be told the same: one that measures, stops or
+watches where another does not would leave that one waiting."""
 
 def open_together(ranks: Agreement, command: TrainCommand, twin: str) -> Opening:
     """Open a run on every rank; what is wrong with one is said by the first.
@@ -45,7 +55,9 @@ def _started_from(ranks: Agreement, opening: Opening, command: TrainCommand, twi
     settings = {
         f"{part}.{name}": value for part, fields in to_dict(opening.config).items() for name, value in fields.items()
     }
-    asked = {"--parallel": command.parallel, "--shard-optimizer": command.shard_optimizer}
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    asked = {f"--{name.replace('_', '-')}": value for name, value in given.items() if name not in OWN_FLAGS}
+    asked |= {"--resume": opening.resume_from is not None, "--init-from": opening.init_from is not None}
     here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
     if ranks.wire is None:
         return {"twin": twin, **here, **asked, **settings, **versions()}
