@@ -225,7 +225,11 @@ def launched() -> bool:
 
 
 def join() -> Any:
-    """Meet the other ranks, once in a process: over gloo for what is on the CPU, over NCCL for what is on a GPU."""
+    """Meet the other ranks, once in a process: over gloo for what is on the CPU, over NCCL for what is on a GPU.
+
+    Raises:
+        UserError: PyTorch does not reach them.
+    """
     from torch import distributed
 
     if not distributed.is_initialized():
@@ -233,7 +237,10 @@ def join() -> Any:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # The pulse finds who is lost; who is there and at work, preparing data or saving, is waited for.
         engine = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(engine, timeout=timedelta(days=1))
+        try:
+            distributed.init_process_group(engine, timeout=timedelta(days=1))
+        except RuntimeError as error:
+            raise UserError(f"PyTorch does not meet the other ranks: {error}") from None
         atexit.register(distributed.destroy_process_group)
     return distributed.group.WORLD
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
@@ -14,7 +15,16 @@ both = pytest.mark.parametrize("twin", TWINS)
 
 
 @both
-@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["no launcher", "one rank"])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"MLX_RANK": "0", "MLX_HOSTFILE": os.devnull},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+    ],
+    ids=["no launcher", "torchrun", "mlx.launch", "MPI"],
+)
 def test_one_rank_calls_no_engine(
     twin: str, environment: dict[str, str], tmp_path: Path, stories_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
