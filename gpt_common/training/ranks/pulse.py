@@ -52,6 +52,16 @@ class _Peer:
     def said(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
 
+    @property
+    def is_here(self) -> bool:
+        """Whether its process is one of this machine: two machines may have one name, and this one another process of
+        that number."""
+        try:
+            mine, its = self.connection.getsockname(), self.connection.getpeername()
+        except OSError:
+            return False
+        return self.host == socket.gethostname() and mine[0] == its[0]
+
 
 class Pulse:
     """The pulse of one rank.
@@ -74,7 +84,7 @@ class Pulse:
         self.rank, self.world, self.timeout, self._clock, self._by_hand = rank, world, timeout, clock, by_hand
         self.end: Callable[[str], None] = end_process
         """What ends this process where the thread that trains cannot: told who is lost."""
-        self.more: Callable[[], str] = str
+        self.more: Callable[[], str] = lambda: "start again"
         """What is said besides of a rank that is lost."""
         self._peers: list[_Peer] = []
         self._listener: socket.socket | None = None
@@ -88,11 +98,14 @@ class Pulse:
 
     def listen(self, host: str) -> str:
         """On rank 0: be there for the others; returns what they must know, `HOST PORT TOKEN PID NAME`."""
-        local = host.startswith("127.") or host in ("localhost", "::1")
-        self._listener = socket.create_server(("127.0.0.1" if local else "", 0))
+        if host.startswith("127.") or host in ("localhost", "::1"):
+            host = "::1" if host == "::1" else "127.0.0.1"
+            self._listener = listener(host)
+        else:
+            self._listener = listener("")
         self._token = secrets.token_hex(16)
         port = self._listener.getsockname()[1]
-        return f"{'127.0.0.1' if local else host} {port} {self._token} {os.getpid()} {socket.gethostname()}"
+        return f"{host} {port} {self._token} {os.getpid()} {socket.gethostname()}"
 
     def begin(self, where: str) -> None:
         """Meet the other ranks, and watch from here on.
@@ -128,7 +141,11 @@ class Pulse:
         """Which rank is lost, in words; waits a moment for it to be noticed."""
         self._told.wait(2 * BEAT + 1)
         self._closed.set()
-        return None if self._lost is None else f"{self._lost}; {self.more()}"
+        return None if self._lost is None else self._in_words
+
+    @property
+    def _in_words(self) -> str:
+        return f"{self._lost}; {self.more()}"
 
     @property
     def speaks(self) -> bool:
@@ -203,7 +220,7 @@ class Pulse:
             self._tell()
             # Where it is not in a wait that never ends, the thread that trains does this better.
             if not self._closed.wait(GRACE):
-                self.end(f"{self._lost}; {self.more()}" if self.speaks else "")
+                self.end(self._in_words if self.speaks else "")
 
     def _beat(self) -> None:
         for peer in self._peers:
@@ -254,7 +271,7 @@ class Pulse:
         for peer in self._peers:
             if not peer.left and now - peer.heard > self.timeout and self._lost is None:
                 self._lose(peer, f"has been silent for {self.timeout:g} s")
-                if peer.host == socket.gethostname():
+                if peer.is_here:
                     # It cannot be asked to end, and whoever started it would wait for it.
                     with contextlib.suppress(OSError):
                         os.kill(peer.pid, signal.SIGKILL)
@@ -270,6 +287,25 @@ class Pulse:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.sendall(b"lost " + str(self._lost).encode() + b"\n")
+
+
+def listener(host: str, port: int = 0) -> socket.socket:
+    """A socket that others connect to.
+
+    Args:
+        host: name or address of this machine; empty: all of its addresses, of both kinds where it has them.
+        port: 0: any that is free.
+
+    Raises:
+        OSError: no such host, or the port is taken.
+    """
+    if not host and socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # switched off by the system
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    kinds = {kind for kind, *_ in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)}
+    # Where a name means both, the older one: it is what everybody can reach.
+    kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
+    return socket.create_server((host, port), family=kind)
 
 
 @contextlib.contextmanager
