@@ -303,18 +303,23 @@ class Agreement:
         try:
             self.pulse.begin(where)
         except OSError as error:
-            host, why = where.split()[0], error.strerror or error
-            said = f"does not reach rank 0 at {host}: {why} (--rank-timeout 0 does without)"
-        wrong = {rank: text for rank, text in enumerate(self.gather(said)) if text}
+            done = "is not reached by all others" if self.first else "does not reach rank 0"
+            said = f"{done} at {where.split()[0]}: {error.strerror or error} (--rank-timeout 0 does without)"
         in_order = False
         try:
-            for rank, text in wrong.items():
-                raise self.told(f"rank {rank} {text}")
+            # Who is not reached knows the least of it.
+            for rank, text in reversed(list(enumerate(self.gather(said)))):
+                if text:
+                    raise self.told(f"rank {rank} {text}")
             yield
             in_order = True
         except Stopped:
             in_order = True
             raise
+        except RuntimeError as error:  # of an engine, whose sum has failed
+            if (lost := self.lost()) is None:
+                raise
+            raise lost from error
         finally:
             self.pulse.close(in_order=in_order)
 
@@ -336,7 +341,7 @@ class Agreement:
             self.pulse.more = more
 
     def lost(self) -> Exception | None:
-        """What to raise if a rank is gone; asked when a sum has failed."""
+        """What to raise if a rank is gone; asked when something has failed, and it may be for that."""
         if self.pulse is None or (found := self.pulse.found()) is None:
             return None
         return WorkFailed(found) if self.pulse.speaks else ToldElsewhere(WorkFailed.exit_code)

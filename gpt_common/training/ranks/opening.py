@@ -12,6 +12,7 @@ from pathlib import Path
 from gpt_common.commands import TrainCommand
 from gpt_common.config import to_dict
 from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.peaks import Peak
 from gpt_common.machine.power_meter import PowerMeter, open_meter
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.training.log.runlog import RunLog, read_metrics
@@ -22,7 +23,6 @@ from gpt_common.training.ranks.sharing import check_shared
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
 
-
 OWN_FLAGS = {
     *("preset", "config", "run"),  # the configuration that came of them is compared, field by field
     *("name", "out", "resume", "init_from"),  # a folder of rank 0's; the same checkpoint may lie elsewhere
@@ -31,6 +31,7 @@ OWN_FLAGS = {
 }
 """What each rank may be told for itself. Of all else every rank must be told the same: one that measures, stops or
 watches where another does not would leave that one waiting."""
+
 
 def open_together(ranks: Agreement, command: TrainCommand, twin: str) -> Opening:
     """Open a run on every rank; what is wrong with one is said by the first.
@@ -133,6 +134,12 @@ def open_log(ranks: Agreement, opening: Opening, folder: Path) -> RunLog:
         )
 
     return ranks.together(open_it)
+
+
+def peak_of_all(ranks: Agreement, peak: Peak | None) -> float | None:
+    """FLOP/s of all devices together, of which each may be another; None where one's is not known."""
+    said = ranks.gather("" if peak is None else repr(peak.flops))
+    return sum(map(float, said)) if all(said) else None
 
 
 def new_pace(ranks: Agreement, opening: Opening, folder: Path) -> Pace | None:
