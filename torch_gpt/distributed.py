@@ -25,6 +25,7 @@ from gpt_common.errors import UserError
 from gpt_common.network.together import owners
 from gpt_common.training.ranks.agreement import Agreement, Array
 from gpt_common.training.ranks.pulse import meeting
+from gpt_common.training.ranks.watching import watched
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
 from torch_gpt.device import synchronise
@@ -266,7 +267,7 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
             raise UserError("a launcher has started several ranks: leave out --listen, --join, or the launcher")
         with met(place, partial(say, flush=True)) as wire:
             joined = Joined(wire)
-            with joined.watched(timeout, place.host):
+            with watched(joined, timeout, place.host):
                 yield joined
         return
     if not launched():
@@ -274,5 +275,5 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
         return
     with meeting():
         ranks = Ranks(join())
-    with ranks.watched(timeout, address()):
+    with watched(ranks, timeout, address()):
         yield ranks

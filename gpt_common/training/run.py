@@ -189,7 +189,7 @@ class Run:
                 yield self
             except WorkFailed as error:
                 if not self.ranks.first:
-                    raise WorkFailed(f"rank {self.ranks.rank}: {error}") from error
+                    raise self.ranks.failed_here(error) from error
                 self.log.energy(self.step, self.power.energy)
                 if self.config.train.report and self.step > self.first_step:
                     report_at_end(self.folder, self.log.encoding)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
+from gpt_common.errors import ToldElsewhere, UserError, WorkFailed
 from gpt_common.training.health.gates import GateFailed
 from gpt_common.training.ranks.nearness import check_near, distances
 from gpt_common.training.ranks.pulse import Pulse
@@ -281,49 +281,6 @@ class Agreement:
     # ---- when one is lost ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def watched(self, timeout: float, host: str) -> Iterator[None]:
-        """Within the block a rank that ends, is stopped or falls silent ends the run, and is named.
-
-        Args:
-            timeout: seconds of silence; 0: nobody watches.
-            host: where rank 0 is reached.
-
-        Raises:
-            UserError: rank 0 is not reached, or ranks were told other timeouts.
-        """
-        self.check_alike(lambda: {"--rank-timeout": timeout})
-        if not timeout:
-            yield
-            return
-        self.pulse = Pulse(self.rank, self.world, timeout, by_hand=self.wire is not None)
-        where = self.of_first(self.pulse.listen(host) if self.first else "")
-        if self.wire is not None:
-            where = " ".join([host, *where.split()[1:]])  # where this rank has reached it
-        said = ""
-        try:
-            self.pulse.begin(where)
-        except OSError as error:
-            done = "is not reached by all others" if self.first else "does not reach rank 0"
-            said = f"{done} at {where.split()[0]}: {error.strerror or error} (--rank-timeout 0 does without)"
-        in_order = False
-        try:
-            # Who is not reached knows the least of it.
-            for rank, text in reversed(list(enumerate(self.gather(said)))):
-                if text:
-                    raise self.told(f"rank {rank} {text}")
-            yield
-            in_order = True
-        except Stopped:
-            in_order = True
-            raise
-        except RuntimeError as error:  # of an engine, whose sum has failed
-            if (lost := self.lost()) is None:
-                raise
-            raise lost from error
-        finally:
-            self.pulse.close(in_order=in_order)
-
-    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a wait for the other ranks."""
         if self.pulse is None:
@@ -340,8 +297,10 @@ class Agreement:
         if self.pulse is not None:
             self.pulse.more = more
 
-    def lost(self) -> Exception | None:
-        """What to raise if a rank is gone; asked when something has failed, and it may be for that."""
-        if self.pulse is None or (found := self.pulse.found()) is None:
-            return None
-        return WorkFailed(found) if self.pulse.speaks else ToldElsewhere(WorkFailed.exit_code)
+    def failed_here(self, error: WorkFailed) -> Exception:
+        """What to raise on another rank than the first where work has failed: nothing that the first says as well."""
+        if self.wire is None:
+            sleep(TELLING)
+            if self.pulse is not None and self.pulse.first_has_said:
+                return ToldElsewhere(error.exit_code)
+        return WorkFailed(f"rank {self.rank}: {error}")

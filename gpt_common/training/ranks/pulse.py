@@ -46,6 +46,7 @@ class _Peer:
     heard: float
     waits: bool = False
     left: bool = False
+    said_why: bool = False
     unread: bytes = field(default=b"", repr=False)
 
     @property
@@ -92,6 +93,8 @@ class Pulse:
         self._waits_since: float | None = None
         self._lost: str | None = None
         self._first_is_lost = False
+        self.first_has_said = False
+        """Whether the first rank has ended, and has said why."""
         self._closed, self._told = threading.Event(), threading.Event()
         self._parent = os.getppid()
         self._thread: threading.Thread | None = None
@@ -149,22 +152,24 @@ class Pulse:
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank says who is lost: the first of those that are left, or each at its own terminal."""
-        return self._by_hand or self.rank == (1 if self._first_is_lost else 0)
+        """Whether this rank says who is lost: the first of those that are left, unless the first of all has said why it
+        ends; or each at its own terminal."""
+        return self._by_hand or (self.rank == (1 if self._first_is_lost else 0) and not self.first_has_said)
 
-    def close(self, *, in_order: bool) -> None:
+    def close(self, *, in_order: bool, says_why: bool = False) -> None:
         """This rank ends.
 
         Args:
             in_order: it needs the others no more; otherwise they shall know that it is lost.
+            says_why: it says itself what is wrong.
         """
         self._closed.set()
         if self._thread is not None:
             self._thread.join(timeout=2 * BEAT + 1)
         for peer in self._peers:
-            if in_order:
+            if in_order or says_why:
                 with contextlib.suppress(OSError):
-                    peer.connection.sendall(b"bye\n")
+                    peer.connection.sendall(b"bye\n" if in_order else b"why\n")
             peer.connection.close()
         if self._listener is not None:
             self._listener.close()
@@ -249,6 +254,8 @@ class Pulse:
             peer.heard = self._clock()
             if line == b"bye":
                 peer.left = True
+            elif line == b"why":
+                peer.said_why = True
             elif line.startswith(b"lost ") and self._lost is None:
                 self._lost = line[5:].decode("utf-8", "replace")
             else:
@@ -280,6 +287,7 @@ class Pulse:
 
     def _lose(self, peer: _Peer, what: str) -> None:
         self._first_is_lost = peer.rank == 0
+        self.first_has_said = self._first_is_lost and peer.said_why
         self._lost = f"{peer.said} {what}"
 
     def _tell(self) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from gpt_common.training.ranks.agreement import Agreement
 from tests.twins import TWINS, tiny, train
 
 both = pytest.mark.parametrize("twin", TWINS)
@@ -37,7 +36,7 @@ def test_one_rank_calls_no_engine(
     monkeypatch.setattr(distributed, "join", never)
     monkeypatch.setattr(distributed.Ranks, "gathered", never)
     monkeypatch.setattr(distributed.Ranks, "summed", never)
-    monkeypatch.setattr(Agreement, "watched", never)
+    monkeypatch.setattr(distributed, "watched", never)
     quick = ("--health-gates", "quick", "--max-minutes", "1", "--max-steps", "3")
     train(twin, *tiny(stories_dir, *quick), "--stop-at", "3", "--out", tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()

@@ -64,6 +64,15 @@ def test_who_ends_without_a_word_is_named_by_one(lost: int) -> None:
     assert list(found.values()) == [""], "the others end without a word"
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_first_rank_that_says_why_it_ends_is_not_spoken_of(lost: int) -> None:
+    """Of another one the first still says what is saved."""
+    with beating() as (ranks, ended):
+        ranks[lost].close(in_order=False, says_why=True)
+        found = dict(ended.get(timeout=20) for _ in range(WORLD - 1))
+    assert sorted(bool(text) for text in found.values()) == [False, lost == 1]
+
+
 def test_the_thread_that_trains_may_say_it_itself() -> None:
     with beating() as (ranks, _):
         ranks[1].close(in_order=False)
