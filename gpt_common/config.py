@@ -375,7 +375,10 @@ class TrainConfig:
                 f"outer_rate is {self.outer_rate}, outer_momentum {self.outer_momentum}: above 0, and from 0 to below 1"
             )
         if not self.average_every and (self.outer_rate != 1 or self.outer_momentum):
-            raise UserError("outer_rate and outer_momentum are of averages: add --average-every")
+            raise UserError(
+                "outer_rate and outer_momentum are of averages: add --average-every, or --outer-rate 1 "
+                "--outer-momentum 0"
+            )
         if self.short_context_steps and not self.short_context:
             raise UserError("short_context_steps needs their length: add --short-context")
 

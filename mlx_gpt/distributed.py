@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,7 +22,9 @@ from mlx.utils import tree_flatten, tree_unflatten
 from gpt_common.errors import UserError
 from gpt_common.network.together import owners
 from gpt_common.training.ranks.agreement import Agreement, Array
+from gpt_common.training.ranks.launchers import ring_hosts
 from gpt_common.training.ranks.pulse import meeting
+from gpt_common.training.ranks.watching import watched
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
 from mlx_gpt.model import GPT
@@ -201,21 +202,29 @@ class Joined(Ranks):
 
 def launched() -> bool:
     """Whether a launcher has started several ranks: mlx.launch, or MPI, says so in the environment."""
-    return any(name in os.environ for name in ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"))
+    if "MLX_RANK" in os.environ:
+        return len(ring_hosts()) != 1
+    return any(int(os.environ.get(name, "1")) > 1 for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
 
 
 def join() -> Any:
-    """Meet the other ranks, once in a process, over whatever the launcher has prepared: ring, JACCL, NCCL or MPI."""
-    return mx.distributed.init(strict=True)
+    """Meet the other ranks, once in a process, over whatever the launcher has prepared: ring, JACCL, NCCL or MPI.
+
+    Raises:
+        UserError: MLX does not reach them.
+    """
+    try:
+        return mx.distributed.init(strict=True)
+    except RuntimeError as error:
+        raise UserError(f"MLX does not meet the other ranks: {error}") from None
 
 
 def address() -> str:
     """Where rank 0 is reached."""
     if "MLX_JACCL_COORDINATOR" in os.environ:
         return os.environ["MLX_JACCL_COORDINATOR"].rpartition(":")[0]
-    if "MLX_HOSTFILE" in os.environ:
-        hosts = json.loads(Path(os.environ["MLX_HOSTFILE"]).read_text(encoding="utf-8"))
-        return str(hosts[0][0]).rpartition(":")[0]
+    if hosts := ring_hosts():
+        return hosts[0].rpartition(":")[0]
     return os.environ.get("NCCL_HOST_IP", "127.0.0.1")
 
 
@@ -235,7 +244,7 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
             raise UserError("a launcher has started several ranks: leave out --listen, --join, or the launcher")
         with met(place, partial(say, flush=True)) as wire:
             joined = Joined(wire)
-            with joined.watched(timeout, place.host):
+            with watched(joined, timeout, place.host):
                 yield joined
         return
     if not launched():
@@ -243,5 +252,5 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
         return
     with meeting():
         ranks = Ranks(join())
-    with ranks.watched(timeout, address()):
+    with watched(ranks, timeout, address()):
         yield ranks

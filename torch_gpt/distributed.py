@@ -25,6 +25,7 @@ from gpt_common.errors import UserError
 from gpt_common.network.together import owners
 from gpt_common.training.ranks.agreement import Agreement, Array
 from gpt_common.training.ranks.pulse import meeting
+from gpt_common.training.ranks.watching import watched
 from gpt_common.training.ranks.wire import Place, Wire, met
 from gpt_common.words import say
 from torch_gpt.device import synchronise
@@ -225,7 +226,11 @@ def launched() -> bool:
 
 
 def join() -> Any:
-    """Meet the other ranks, once in a process: over gloo for what is on the CPU, over NCCL for what is on a GPU."""
+    """Meet the other ranks, once in a process: over gloo for what is on the CPU, over NCCL for what is on a GPU.
+
+    Raises:
+        UserError: PyTorch does not reach them.
+    """
     from torch import distributed
 
     if not distributed.is_initialized():
@@ -233,7 +238,10 @@ def join() -> Any:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # The pulse finds who is lost; who is there and at work, preparing data or saving, is waited for.
         engine = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        distributed.init_process_group(engine, timeout=timedelta(days=1))
+        try:
+            distributed.init_process_group(engine, timeout=timedelta(days=1))
+        except RuntimeError as error:
+            raise UserError(f"PyTorch does not meet the other ranks: {error}") from None
         atexit.register(distributed.destroy_process_group)
     return distributed.group.WORLD
 
@@ -259,7 +267,7 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
             raise UserError("a launcher has started several ranks: leave out --listen, --join, or the launcher")
         with met(place, partial(say, flush=True)) as wire:
             joined = Joined(wire)
-            with joined.watched(timeout, place.host):
+            with watched(joined, timeout, place.host):
                 yield joined
         return
     if not launched():
@@ -267,5 +275,5 @@ def open_ranks(timeout: float, place: Place | None = None) -> Iterator[Ranks]:
         return
     with meeting():
         ranks = Ranks(join())
-    with ranks.watched(timeout, address()):
+    with watched(ranks, timeout, address()):
         yield ranks

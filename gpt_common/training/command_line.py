@@ -16,6 +16,7 @@ from gpt_common.network.width import rate_for, scaled, width_of, with_rate
 from gpt_common.training.checkpoint import described, find_checkpoint
 from gpt_common.training.folder import newest_run
 from gpt_common.training.pretrained import is_local, local_run
+from gpt_common.training.ranks.launchers import check_launcher
 
 FINE_TUNING_SHARE = 0.1
 """Of the base's peak learning rate; and of that, where the schedule ends."""
@@ -68,11 +69,13 @@ def parse_training(argv: Sequence[str], *, prog: str, has_gpu: bool) -> tuple[Tr
 def parse_early(argv: Sequence[str], prog: str) -> None:
     """Read the command line before a framework is imported, for its mistakes or its help.
 
-    Which preset would run without --preset is then known as far as it can be without a framework.
+    Which preset would run without --preset is then known as far as it can be without a framework. What the
+    other twin's launcher has started is refused.
     """
     fetches = any("hf:" in word for word in argv) and not asked(argv)  # which shows progress: later
     if not fetches:
         parse_training(argv, prog=prog, has_gpu=probably_has_gpu())
+    check_launcher(prog)
 
 
 def _by_width(start: TrainCommand, base: RunConfig, given: Mapping[str, str]) -> tuple[RunConfig, str | None]:

@@ -38,7 +38,14 @@ from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.manifest import TOKENIZER_FILE, Manifest, base_entry
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
 from gpt_common.training.ranks.averaging import Averaging
-from gpt_common.training.ranks.opening import new_pace, of_first_alone, open_log, open_together, take_folder
+from gpt_common.training.ranks.opening import (
+    new_pace,
+    of_first_alone,
+    open_log,
+    open_together,
+    peak_of_all,
+    take_folder,
+)
 from gpt_common.training.ranks.times import RankTimes
 from gpt_common.training.report.beginning import long_way, opening_lines
 from gpt_common.training.report.ending import alarms_in_words, closing_rows, report_at_end, whole_split
@@ -85,6 +92,8 @@ class Run:
         self.ended: str | None = None
         """Why the run ends before the end of its schedule, if it does so by itself."""
         self.step = self.saved_step = self.first_step
+        self._met_step = self.first_step
+        """Of the last checkpoint that the first rank is known to have written."""
         self.expert_loads: Sequence[Sequence[int]] = ()
         self.peak_memory = 0
         self._said_how_long = self._waits = self._apart = False
@@ -120,8 +129,7 @@ class Run:
         """
         self.device, self.evaluated = device, evaluated
         hardware = self.opening.hardware
-        peak = published_peak(hardware, device.name, device.dtype)
-        self.peak = None if peak is None else peak.flops * self.ranks.world
+        self.peak = peak_of_all(self.ranks, published_peak(hardware, device.name, device.dtype))
         self.folder, self.power = take_folder(self.ranks, self.opening, device, twin=self.twin, meter=self.asks_power)
         self.ranks.tell_when_lost(self._how_to_go_on)
         self.ranks.apart = self.config.train.average_every > 0
@@ -163,8 +171,9 @@ class Run:
         return self.ranks.stopped_by
 
     def _how_to_go_on(self) -> str:
-        saved = self.saved_step if self.saved_step > self.first_step or self.resume_from else None
-        if saved is None:
+        # Another rank knows that something is saved when it has met the first one after that.
+        saved = self.saved_step if self.ranks.first else self._met_step
+        if saved == self.first_step and not self.resume_from:
             return f"nothing is saved yet in {self.folder}: start again"
         return f"saved is step {saved}: started as before, --resume {self.folder} goes on"
 
@@ -180,15 +189,11 @@ class Run:
                 yield self
             except WorkFailed as error:
                 if not self.ranks.first:
-                    raise WorkFailed(f"rank {self.ranks.rank}: {error}") from error
+                    raise self.ranks.failed_here(error) from error
                 self.log.energy(self.step, self.power.energy)
                 if self.config.train.report and self.step > self.first_step:
                     report_at_end(self.folder, self.log.encoding)
                 raise
-            except RuntimeError as error:
-                if (lost := self.ranks.lost()) is None:
-                    raise
-                raise lost from error
             self.ranks.part()
             if self.ranks.first:
                 self._finish()
@@ -215,6 +220,7 @@ class Run:
                 return
             if self._apart:
                 self.ranks.meet()  # the first has sampled and saved, and the others have not
+                self._met_step = self.saved_step
             if self._waits and step < self.stop_at and not self._waited(step):
                 return
 

@@ -87,6 +87,20 @@ def test_show(runs: Path, capsys: Capture) -> None:
     assert "not evaluated yet" in said(capsys, "show", "new")
 
 
+@pytest.mark.parametrize(
+    ("more", "device"),
+    [
+        ({"ranks": 1, "rank_engines": None}, "CPU"),
+        ({"ranks": 2, "rank_engines": None}, "2 ranks: CPU"),
+        ({"ranks": 3, "rank_engines": ["torch on A", "mlx on B", "torch on A"]}, "3 ranks: torch on A; mlx on B"),
+        ({"ranks": "many", "rank_engines": 7}, "CPU"),
+    ],
+)
+def test_show_says_by_how_many_ranks(more: dict[str, object], device: str, tmp_path: Path, capsys: Capture) -> None:
+    make_run(tmp_path / "run", rows(), sessions=[{**SESSION, "device": "CPU", **more}])
+    assert f"  device       {device}\n" in said(capsys, "show", tmp_path / "run")
+
+
 def test_the_newest_run_is_meant_if_none_is_named(runs: Path, capsys: Capture) -> None:
     with pytest.raises(UserError, match="no run in runs yet"):
         main(["show"])

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
-from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
+from gpt_common.errors import ToldElsewhere, UserError, WorkFailed
 from gpt_common.training.health.gates import GateFailed
 from gpt_common.training.ranks.nearness import check_near, distances
 from gpt_common.training.ranks.pulse import Pulse
@@ -281,43 +281,6 @@ class Agreement:
     # ---- when one is lost ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def watched(self, timeout: float, host: str) -> Iterator[None]:
-        """Within the block a rank that ends, is stopped or falls silent ends the run, and is named.
-
-        Args:
-            timeout: seconds of silence; 0: nobody watches.
-            host: where rank 0 is reached.
-
-        Raises:
-            UserError: rank 0 is not reached.
-        """
-        if not timeout:
-            yield
-            return
-        self.pulse = Pulse(self.rank, self.world, timeout, by_hand=self.wire is not None)
-        where = self.of_first(self.pulse.listen(host) if self.first else "")
-        if self.wire is not None:
-            where = " ".join([host, *where.split()[1:]])  # where this rank has reached it
-        said = ""
-        try:
-            self.pulse.begin(where)
-        except OSError as error:
-            host, why = where.split()[0], error.strerror or error
-            said = f"does not reach rank 0 at {host}: {why} (--rank-timeout 0 does without)"
-        wrong = {rank: text for rank, text in enumerate(self.gather(said)) if text}
-        in_order = False
-        try:
-            for rank, text in wrong.items():
-                raise self.told(f"rank {rank} {text}")
-            yield
-            in_order = True
-        except Stopped:
-            in_order = True
-            raise
-        finally:
-            self.pulse.close(in_order=in_order)
-
-    @contextmanager
     def waiting(self) -> Iterator[None]:
         """Around a wait for the other ranks."""
         if self.pulse is None:
@@ -334,8 +297,10 @@ class Agreement:
         if self.pulse is not None:
             self.pulse.more = more
 
-    def lost(self) -> Exception | None:
-        """What to raise if a rank is gone; asked when a sum has failed."""
-        if self.pulse is None or (found := self.pulse.found()) is None:
-            return None
-        return WorkFailed(found) if self.pulse.speaks else ToldElsewhere(WorkFailed.exit_code)
+    def failed_here(self, error: WorkFailed) -> Exception:
+        """What to raise on another rank than the first where work has failed: nothing that the first says as well."""
+        if self.wire is None:
+            sleep(TELLING)
+            if self.pulse is not None and self.pulse.first_has_said:
+                return ToldElsewhere(error.exit_code)
+        return WorkFailed(f"rank {self.rank}: {error}")

@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt_common.config import TrainConfig
-from gpt_common.errors import UserError
 from gpt_common.training.health.asked import StepProbe
 from gpt_common.training.manifest import OUTER_FILE
 from gpt_common.training.ranks.agreement import Agreement
@@ -76,28 +75,3 @@ class Averaging:
             from safetensors.numpy import save_file
 
             save_file(self.velocity, folder / OUTER_FILE)
-
-
-def check_averaging(train: TrainConfig, *, world: int, balances: bool, ema_decay: float) -> None:
-    """Refuse what does not go with averages.
-
-    Args:
-        balances: whether experts are balanced by a bias.
-
-    Raises:
-        UserError: names it.
-    """
-    every = train.average_every
-    if not every:
-        return
-    if world == 1:
-        raise UserError(f"average_every {every} is for several ranks, and this is one: --average-every 0")
-    for name in ("eval_interval", "checkpoint_interval"):
-        if getattr(train, name) % every:
-            raise UserError(
-                f"{name} is {getattr(train, name)}, and ranks are equal every {every} steps only: make it a multiple"
-            )
-    if ema_decay:
-        raise UserError("ema_decay is a mean over every step, and ranks meet at averages only: leave one of them out")
-    if balances:
-        raise UserError("balancing by a bias needs every step's loads of all ranks: leave average_every out")

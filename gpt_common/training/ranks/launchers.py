@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from time import sleep
 
-from gpt_common.errors import WorkFailed
+from gpt_common.errors import UserError, WorkFailed
 
 ROOT = Path(__file__).parents[3]
 POLL, GRACE = 0.2, 10.0
@@ -78,6 +78,36 @@ def launcher(twin: str, world: int, *, quiet: bool = False) -> list[str]:
     return [sys.executable, "-c", start, *ring, "--", sys.executable]
 
 
+def ring_hosts() -> list[str]:
+    """HOST:PORT of every rank of the ring that this process was started in, by rank; none where it is in no ring."""
+    if "MLX_HOSTFILE" not in os.environ:
+        return []
+    text = Path(os.environ["MLX_HOSTFILE"]).read_text(encoding="utf-8")
+    # For a single rank mlx.launch (0.32.4) writes an empty line.
+    return [str(addresses[0]) for addresses in json.loads(text)] if text.strip() else ["127.0.0.1:0"]
+
+
+def check_launcher(program: str) -> None:
+    """Refuse what the other twin's launcher has started: every process would train a run of its own.
+
+    Args:
+        program: as `python -m mlx_gpt.train`.
+
+    Raises:
+        UserError: names the launcher to take.
+    """
+    by_torchrun = "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    by_mlx_launch = "MLX_RANK" in os.environ and len(ring_hosts()) != 1
+    others = "mpirun" if os.environ.get("OMPI_COMM_WORLD_SIZE", os.environ.get("PMI_SIZE", "1")) != "1" else ""
+    if "mlx_gpt" in program and by_torchrun and not (by_mlx_launch or others):
+        raise UserError(f"torchrun starts no ranks of MLX: mlx.launch -n N -- PYTHON -m {program.split()[-1]} ...")
+    if "torch_gpt" in program and (by_mlx_launch or others) and not by_torchrun:
+        raise UserError(
+            f"{others or 'mlx.launch'} starts no ranks of PyTorch: torchrun --nproc-per-node N -m "
+            f"{program.split()[-1]} ..."
+        )
+
+
 def _free_ports(count: int) -> int:
     """The first of so many ports in a row that nobody listens on; two who look at once begin apart."""
     places = len(RING_PORTS)
@@ -92,6 +122,8 @@ def _free_ports(count: int) -> int:
 
 def ring(world: int, argv: Sequence[str]) -> int:
     """Start Python with `argv` once for each rank of a ring, and wait; the first that fails ends the others.
+
+    Ctrl-C, or SIGTERM as a program, asks them to end, and waits for what they save.
 
     Returns:
         The exit code of the first that failed, 0 if none did.
@@ -109,7 +141,10 @@ def ring(world: int, argv: Sequence[str]) -> int:
         try:
             while None in (codes := [rank.poll() for rank in ranks]) and not any(codes):
                 sleep(POLL)
-            failed = next((code for code in codes if code), 0)
+        except KeyboardInterrupt:
+            for rank in ranks:
+                rank.terminate()  # not by SIGINT: a terminal has sent them one, and a second means at once
+            codes = [rank.wait() for rank in ranks]
         finally:
             for rank in ranks:
                 rank.terminate()
@@ -117,8 +152,13 @@ def ring(world: int, argv: Sequence[str]) -> int:
                     rank.wait(GRACE)
                 rank.kill()
                 rank.wait()
-    return failed
+    return next((code for code in codes if code), 0)
 
 
 if __name__ == "__main__":
-    sys.exit(ring(int(sys.argv[1]), sys.argv[2:]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = ring(int(sys.argv[1]), sys.argv[2:])
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code if code >= 0 else 128 - code)

@@ -5,22 +5,32 @@ Alone a process is the first, and there is nobody to compare with.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gpt_common.commands import TrainCommand
 from gpt_common.config import to_dict
 from gpt_common.machine.device import ComputeDevice
+from gpt_common.machine.peaks import Peak
 from gpt_common.machine.power_meter import PowerMeter, open_meter
 from gpt_common.machine.provenance import git_state, versions
 from gpt_common.training.log.runlog import RunLog, read_metrics
 from gpt_common.training.log.silent import SilentLog
 from gpt_common.training.opening import Opening, open_run
 from gpt_common.training.ranks.agreement import Agreement
-from gpt_common.training.ranks.averaging import check_averaging
-from gpt_common.training.ranks.sharing import check_engine
+from gpt_common.training.ranks.sharing import check_shared
 from gpt_common.training.run_files import write_run_files
 from gpt_common.training.schedule import Pace
+
+OWN_FLAGS = {
+    *("preset", "config", "run"),  # the configuration that came of them is compared, field by field
+    *("name", "out", "resume", "init_from"),  # a folder of rank 0's; the same checkpoint may lie elsewhere
+    *("force", "let_sleep", "power"),  # of a machine
+    *("listen", "ranks", "join"),
+}
+"""What each rank may be told for itself. Of all else every rank must be told the same: one that measures, stops or
+watches where another does not would leave that one waiting."""
 
 
 def open_together(ranks: Agreement, command: TrainCommand, twin: str) -> Opening:
@@ -32,14 +42,7 @@ def open_together(ranks: Agreement, command: TrainCommand, twin: str) -> Opening
 
     def open_here() -> Opening:
         ranks.check_dealt(command.run.train.grad_accum_steps)
-        train, model = command.run.train, command.run.model
-        check_averaging(
-            train,
-            world=ranks.world,
-            balances=model.feed_forward == "moe" and model.balancing == "bias",
-            ema_decay=command.run.optim.ema_decay,
-        )
-        check_engine(command, twin, ranks.world, by_hand=ranks.wire is not None)
+        check_shared(command, twin, ranks.world, by_hand=ranks.wire is not None)
         return open_run(command, twin=twin, owner=ranks.first, ranks=ranks.world)
 
     ranks.shards_optimizer = command.shard_optimizer and ranks.world > 1
@@ -53,7 +56,9 @@ def _started_from(ranks: Agreement, opening: Opening, command: TrainCommand, twi
     settings = {
         f"{part}.{name}": value for part, fields in to_dict(opening.config).items() for name, value in fields.items()
     }
-    asked = {"--parallel": command.parallel, "--shard-optimizer": command.shard_optimizer}
+    given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    asked = {f"--{name.replace('_', '-')}": value for name, value in given.items() if name not in OWN_FLAGS}
+    asked |= {"--resume": opening.resume_from is not None, "--init-from": opening.init_from is not None}
     here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
     if ranks.wire is None:
         return {"twin": twin, **here, **asked, **settings, **versions()}
@@ -129,6 +134,12 @@ def open_log(ranks: Agreement, opening: Opening, folder: Path) -> RunLog:
         )
 
     return ranks.together(open_it)
+
+
+def peak_of_all(ranks: Agreement, peak: Peak | None) -> float | None:
+    """FLOP/s of all devices together, of which each may be another; None where one's is not known."""
+    said = ranks.gather("" if peak is None else repr(peak.flops))
+    return sum(map(float, said)) if all(said) else None
 
 
 def new_pace(ranks: Agreement, opening: Opening, folder: Path) -> Pace | None:

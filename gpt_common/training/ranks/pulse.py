@@ -46,11 +46,22 @@ class _Peer:
     heard: float
     waits: bool = False
     left: bool = False
+    said_why: bool = False
     unread: bytes = field(default=b"", repr=False)
 
     @property
     def said(self) -> str:
         return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its process is one of this machine: two machines may have one name, and this one another process of
+        that number."""
+        try:
+            mine, its = self.connection.getsockname(), self.connection.getpeername()
+        except OSError:
+            return False
+        return self.host == socket.gethostname() and mine[0] == its[0]
 
 
 class Pulse:
@@ -74,7 +85,7 @@ class Pulse:
         self.rank, self.world, self.timeout, self._clock, self._by_hand = rank, world, timeout, clock, by_hand
         self.end: Callable[[str], None] = end_process
         """What ends this process where the thread that trains cannot: told who is lost."""
-        self.more: Callable[[], str] = str
+        self.more: Callable[[], str] = lambda: "start again"
         """What is said besides of a rank that is lost."""
         self._peers: list[_Peer] = []
         self._listener: socket.socket | None = None
@@ -82,17 +93,22 @@ class Pulse:
         self._waits_since: float | None = None
         self._lost: str | None = None
         self._first_is_lost = False
+        self.first_has_said = False
+        """Whether the first rank has ended, and has said why."""
         self._closed, self._told = threading.Event(), threading.Event()
         self._parent = os.getppid()
         self._thread: threading.Thread | None = None
 
     def listen(self, host: str) -> str:
         """On rank 0: be there for the others; returns what they must know, `HOST PORT TOKEN PID NAME`."""
-        local = host.startswith("127.") or host in ("localhost", "::1")
-        self._listener = socket.create_server(("127.0.0.1" if local else "", 0))
+        if host.startswith("127.") or host in ("localhost", "::1"):
+            host = "::1" if host == "::1" else "127.0.0.1"
+            self._listener = listener(host)
+        else:
+            self._listener = listener("")
         self._token = secrets.token_hex(16)
         port = self._listener.getsockname()[1]
-        return f"{'127.0.0.1' if local else host} {port} {self._token} {os.getpid()} {socket.gethostname()}"
+        return f"{host} {port} {self._token} {os.getpid()} {socket.gethostname()}"
 
     def begin(self, where: str) -> None:
         """Meet the other ranks, and watch from here on.
@@ -128,26 +144,32 @@ class Pulse:
         """Which rank is lost, in words; waits a moment for it to be noticed."""
         self._told.wait(2 * BEAT + 1)
         self._closed.set()
-        return None if self._lost is None else f"{self._lost}; {self.more()}"
+        return None if self._lost is None else self._in_words
+
+    @property
+    def _in_words(self) -> str:
+        return f"{self._lost}; {self.more()}"
 
     @property
     def speaks(self) -> bool:
-        """Whether this rank says who is lost: the first of those that are left, or each at its own terminal."""
-        return self._by_hand or self.rank == (1 if self._first_is_lost else 0)
+        """Whether this rank says who is lost: the first of those that are left, unless the first of all has said why it
+        ends; or each at its own terminal."""
+        return self._by_hand or (self.rank == (1 if self._first_is_lost else 0) and not self.first_has_said)
 
-    def close(self, *, in_order: bool) -> None:
+    def close(self, *, in_order: bool, says_why: bool = False) -> None:
         """This rank ends.
 
         Args:
             in_order: it needs the others no more; otherwise they shall know that it is lost.
+            says_why: it says itself what is wrong.
         """
         self._closed.set()
         if self._thread is not None:
             self._thread.join(timeout=2 * BEAT + 1)
         for peer in self._peers:
-            if in_order:
+            if in_order or says_why:
                 with contextlib.suppress(OSError):
-                    peer.connection.sendall(b"bye\n")
+                    peer.connection.sendall(b"bye\n" if in_order else b"why\n")
             peer.connection.close()
         if self._listener is not None:
             self._listener.close()
@@ -203,7 +225,7 @@ class Pulse:
             self._tell()
             # Where it is not in a wait that never ends, the thread that trains does this better.
             if not self._closed.wait(GRACE):
-                self.end(f"{self._lost}; {self.more()}" if self.speaks else "")
+                self.end(self._in_words if self.speaks else "")
 
     def _beat(self) -> None:
         for peer in self._peers:
@@ -232,6 +254,8 @@ class Pulse:
             peer.heard = self._clock()
             if line == b"bye":
                 peer.left = True
+            elif line == b"why":
+                peer.said_why = True
             elif line.startswith(b"lost ") and self._lost is None:
                 self._lost = line[5:].decode("utf-8", "replace")
             else:
@@ -254,7 +278,7 @@ class Pulse:
         for peer in self._peers:
             if not peer.left and now - peer.heard > self.timeout and self._lost is None:
                 self._lose(peer, f"has been silent for {self.timeout:g} s")
-                if peer.host == socket.gethostname():
+                if peer.is_here:
                     # It cannot be asked to end, and whoever started it would wait for it.
                     with contextlib.suppress(OSError):
                         os.kill(peer.pid, signal.SIGKILL)
@@ -263,6 +287,7 @@ class Pulse:
 
     def _lose(self, peer: _Peer, what: str) -> None:
         self._first_is_lost = peer.rank == 0
+        self.first_has_said = self._first_is_lost and peer.said_why
         self._lost = f"{peer.said} {what}"
 
     def _tell(self) -> None:
@@ -270,6 +295,25 @@ class Pulse:
         for peer in self._peers:
             with contextlib.suppress(OSError):
                 peer.connection.sendall(b"lost " + str(self._lost).encode() + b"\n")
+
+
+def listener(host: str, port: int = 0) -> socket.socket:
+    """A socket that others connect to.
+
+    Args:
+        host: name or address of this machine; empty: all of its addresses, of both kinds where it has them.
+        port: 0: any that is free.
+
+    Raises:
+        OSError: no such host, or the port is taken.
+    """
+    if not host and socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # switched off by the system
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    kinds = {kind for kind, *_ in socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)}
+    # Where a name means both, the older one: it is what everybody can reach.
+    kind = socket.AF_INET if socket.AF_INET in kinds else socket.AF_INET6
+    return socket.create_server((host, port), family=kind)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ not asked: a network that is trusted.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import socket
@@ -17,20 +18,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt_common.errors import UserError, WorkFailed
+from gpt_common.training.ranks.pulse import listener
 
 Array = npt.NDArray[Any]
 
 WAIT = 300.0
 """Seconds that ranks wait for each other at the beginning: somebody walks from machine to machine."""
-ANSWER = 10.0
-"""Seconds in which whoever listens answers, and whoever has connected says who it is."""
+ANSWER, GREETING = 10.0, 3.0
+"""Seconds in which whoever listens answers, and whoever has connected says who it is: the shorter ones, so that one who
+says nothing does not keep the next one waiting for longer than it waits."""
 AGAIN = 0.5
 """Seconds between two tries to reach the first rank."""
 PIECE = 1 << 18
@@ -58,6 +61,19 @@ class Place:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the host is given by its number and not by a name."""
+        with contextlib.suppress(ValueError):
+            ipaddress.ip_address(self.host.partition("%")[0])
+            return True
+        return False
+
+    @property
+    def is_any(self) -> bool:
+        """Whether it means all addresses of a machine, as 0.0.0.0 does: good to listen at, and nothing to join."""
+        return self.is_address and ipaddress.ip_address(self.host.partition("%")[0]).is_unspecified
 
 
 def place_of(listen: str | None, join: str | None, ranks: int | None) -> Place | None:
@@ -209,43 +225,61 @@ def met(place: Place, say: Callable[[str], None]) -> Iterator[Wire]:
 def _listened(place: Place, say: Callable[[str], None], held: contextlib.ExitStack) -> Wire:
     """On the first rank: wait until all others are here."""
     try:
-        family = socket.AF_INET6 if ":" in place.host else socket.AF_INET
-        listener = held.enter_context(socket.create_server((place.host, place.port), family=family))
+        door = held.enter_context(_door(place))
     except OSError as error:
         raise UserError(
             f"--listen {place}: {error.strerror or error} (a name or address of this machine, and a port that is free)"
         ) from None
     others, until = place.world - 1, time.monotonic() + WAIT
-    say(f"waits up to {WAIT:g} s for {_ranks(others)}: the same command with --join {place}, of either twin")
+    say(f"waits up to {WAIT:g} s for {_ranks(others)}: the same command with --join {_named(place)}, of either twin")
     peers: list[socket.socket] = []
     while len(peers) < others:
-        listener.settimeout(max(0.01, until - time.monotonic()))
+        door.settimeout(max(0.01, until - time.monotonic()))
         try:
-            connection, _ = listener.accept()
+            connection, _ = door.accept()
         except TimeoutError:
             raise UserError(
                 f"{_ranks(others - len(peers))} of {others} did not come to {place} in {WAIT:g} s: start all within "
-                f"that time, the others with --join {place}"
+                f"that time, the others with --join {_named(place)}"
             ) from None
-        if _greeted(connection) is None:
+        if _greeted(connection, GREETING) is None:
             connection.close()
             continue
         _say(connection, {"words": WORDS, "rank": len(peers) + 1, "world": place.world})
         peers.append(held.enter_context(_tuned(connection)))
-    listener.settimeout(None)
-    threading.Thread(target=_turn_away, args=(listener, place.world), name="listening", daemon=True).start()
+    door.settimeout(None)
+    threading.Thread(target=_turn_away, args=(door, place.world), name="listening", daemon=True).start()
     return Wire(place, 0, place.world, peers)
 
 
-def _turn_away(listener: socket.socket, world: int) -> None:
+def _door(place: Place) -> socket.socket:
+    """Where the first rank is reached.
+
+    Raises:
+        OSError: it is no place of this machine, or is taken.
+    """
+    if place.host not in ("", "localhost") and not place.is_address:
+        # Debian and Ubuntu call a machine's own name 127.0.1.1, at which no other machine reaches it.
+        its = {address[0] for *_, address in socket.getaddrinfo(place.host, place.port, type=socket.SOCK_STREAM)}
+        if all(ipaddress.ip_address(str(each).partition("%")[0]).is_loopback for each in its):
+            return listener("", place.port)
+    return listener("" if place.is_any else place.host, place.port)
+
+
+def _named(place: Place) -> Place:
+    """What the others are told to join."""
+    return replace(place, host=socket.gethostname()) if place.is_any else place
+
+
+def _turn_away(door: socket.socket, world: int) -> None:
     """Tell everybody who comes later that all are here."""
     while True:
         try:
-            connection, _ = listener.accept()
+            connection, _ = door.accept()
         except OSError:
             return
         with connection, contextlib.suppress(OSError):
-            if _greeted(connection) is not None:
+            if _greeted(connection, GREETING) is not None:
                 full = f"the run there has its {world} ranks already (--ranks, where it listens, says how many)"
                 _say(connection, {"words": WORDS, "refused": full})
 
@@ -272,7 +306,7 @@ def _joined(place: Place, say: Callable[[str], None]) -> Wire:
         time.sleep(AGAIN)
     with contextlib.suppress(OSError):
         _say(connection, {"words": WORDS, "process": os.getpid(), "host": socket.gethostname()})
-    answer = _greeted(connection)
+    answer = _greeted(connection, ANSWER)
     if answer is None:
         connection.close()
         raise UserError(f"--join {place}: what listens there is no first rank of this version (--listen)")
@@ -299,13 +333,13 @@ def _say(connection: socket.socket, what: dict[str, Any]) -> None:
     connection.sendall(json.dumps(what).encode() + b"\n")
 
 
-def _greeted(connection: socket.socket) -> dict[str, Any] | None:
-    """What somebody says who has just connected; None if it is none of ours."""
-    connection.settimeout(ANSWER)
-    line = b""
+def _greeted(connection: socket.socket, seconds: float) -> dict[str, Any] | None:
+    """What somebody says in so many seconds who has just connected; None if it is none of ours."""
+    until, line = time.monotonic() + seconds, b""
     try:
         # Byte by byte: what comes behind the line is another's to read.
         while not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+            connection.settimeout(max(0.01, until - time.monotonic()))
             byte = connection.recv(1)
             if not byte:
                 return None

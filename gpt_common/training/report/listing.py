@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from gpt_common.errors import UserError
 from gpt_common.files import cannot_write
@@ -134,7 +135,7 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
             f"block {model.block_size}",
         ),
         ("data", found.dataset),
-        ("device", str(last.get("device", ""))),
+        ("device", _device(last)),
         ("started", f"{found.started:%Y-%m-%d %H:%M}" if found.started else ""),
         ("time", "" if found.made else _times(found)),
         ("speed", f"{rate(course.tokens_per_second)} tokens/s" if not math.isnan(course.tokens_per_second) else ""),
@@ -152,6 +153,15 @@ def print_run(run: Path | None, runs_dir: Path) -> None:
         text = " ".join((sample.prompt + sample.text).split())
         print(f"  {'sample':<12} {printable(text)[: WIDTH - 15]}")
     print(f"\n  python -m gpt_common.runs report {one_line(str(found.folder))}")
+
+
+def _device(session: Mapping[str, Any]) -> str:
+    """What a session computed on, and by how many ranks; of both twins where it was begun by hand so."""
+    ranks, engines = session.get("ranks"), session.get("rank_engines")
+    if not isinstance(ranks, int) or ranks < 2:
+        return str(session.get("device", ""))
+    each = dict.fromkeys(map(str, engines)) if isinstance(engines, list) and engines else [session.get("device", "")]
+    return f"{ranks} ranks: {'; '.join(map(str, each))}"
 
 
 def _times(run: PastRun) -> str:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from gpt_common.training.ranks.agreement import Agreement
 from tests.twins import TWINS, tiny, train
 
 both = pytest.mark.parametrize("twin", TWINS)
 
 
 @both
-@pytest.mark.parametrize("environment", [{}, {"RANK": "0", "WORLD_SIZE": "1"}], ids=["no launcher", "one rank"])
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"MLX_RANK": "0", "MLX_HOSTFILE": os.devnull},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+    ],
+    ids=["no launcher", "torchrun", "mlx.launch", "MPI"],
+)
 def test_one_rank_calls_no_engine(
     twin: str, environment: dict[str, str], tmp_path: Path, stories_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -27,7 +36,7 @@ def test_one_rank_calls_no_engine(
     monkeypatch.setattr(distributed, "join", never)
     monkeypatch.setattr(distributed.Ranks, "gathered", never)
     monkeypatch.setattr(distributed.Ranks, "summed", never)
-    monkeypatch.setattr(Agreement, "watched", never)
+    monkeypatch.setattr(distributed, "watched", never)
     quick = ("--health-gates", "quick", "--max-minutes", "1", "--max-steps", "3")
     train(twin, *tiny(stories_dir, *quick), "--stop-at", "3", "--out", tmp_path / "run")
     assert (tmp_path / "run" / "checkpoints" / "step-000003").is_dir()

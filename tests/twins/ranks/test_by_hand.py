@@ -15,7 +15,7 @@ from convert.parity.mutants.planted import Edit
 from tests.twins import tensors, tiny, train
 from tests.twins.ranks.launching import Job, ended, free_ports, launch_by_hand, start_by_hand
 from tests.twins.ranks.test_faults import BOUND, SAVING, SILENCE, wait_for
-from tests.twins.ranks.test_ranks import EXPERTS, SHORT, STEPS, apart, rows, same_bits
+from tests.twins.ranks.test_ranks import EXPERTS, STEPS, apart, flags, rows, same_bits, started
 
 QUICK = ("--health-gates", "quick")
 KINDS: dict[str, tuple[str, ...]] = {
@@ -69,15 +69,14 @@ FAULTS = {
 }
 """Faults, and what is said of them."""
 
-
-def flags(data: Path, *more: str) -> tuple[str, ...]:
-    return (*tiny(data), *SHORT, *more)
-
-
-def started(kind: str, folder: Path, data: Path) -> tuple[str, ...]:
-    if kind == "adapter":
-        return ("--init-from", str(folder / "base"), "--data-dir", str(data), *SHORT, *KINDS[kind])
-    return flags(data, *KINDS[kind])
+OTHERS: dict[str, tuple[str, ...]] = {
+    "seed": ("--seed", "7"),
+    "steps": ("--dtype", "bfloat16"),
+    "ends": ("--stop-at", "3"),
+    "measures": ("--measure-efficiency",),
+    "watches": ("--rank-timeout", "0"),
+}
+"""Flags that the one who joins has and the first has not."""
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +85,10 @@ def done(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> Any:
     folder = tmp_path_factory.mktemp("by hand")
     train("torch_gpt", *flags(stories_dir, "--max-steps", "2"), "--out", folder / "base")
     for kind in KINDS:
-        train("torch_gpt", *started(kind, folder, stories_dir), "--out", folder / f"one {kind}")
-    jobs = [Job(kind, (*started(kind, folder, stories_dir), "--out", str(folder / f"two {kind}"))) for kind in KINDS]
+        train("torch_gpt", *started(kind, folder, stories_dir, KINDS), "--out", folder / f"one {kind}")
+    jobs = [
+        Job(kind, (*started(kind, folder, stories_dir, KINDS), "--out", str(folder / f"two {kind}"))) for kind in KINDS
+    ]
     stopped = str(folder / "stopped")
     jobs.append(Job("stopped", flags(stories_dir, "--out", stopped), signals=(1, 3, signal.SIGHUP)))
     jobs.append(Job("gone on", ("--resume", stopped)))
@@ -97,8 +98,7 @@ def done(tmp_path_factory: pytest.TempPathFactory, stories_dir: Path) -> Any:
         "odd": ("--grad-accum-steps", "3"),
     }
     jobs += [Job(name, flags(stories_dir, *more, "--out", str(folder / name))) for name, more in refused.items()]
-    jobs.append(Job("seed", flags(stories_dir, "--out", str(folder / "seed")), joining=("--seed", "7")))
-    jobs.append(Job("steps", flags(stories_dir, "--out", str(folder / "steps")), joining=("--dtype", "bfloat16")))
+    jobs += [Job(name, flags(stories_dir, "--out", str(folder / name)), joining=more) for name, more in OTHERS.items()]
     for name, (edit, _) in FAULTS.items():
         jobs.append(Job(name, flags(stories_dir, *QUICK, "--out", str(folder / name)), edits=(edit,)))
     return folder, launch_by_hand(("torch_gpt", "mlx_gpt"), jobs, folder / "launch")
@@ -130,6 +130,9 @@ def test_a_signal_to_the_one_that_joined_stops_both_and_both_go_on(done: Any) ->
         ("odd", "grad_accum_steps is 3, and 2 ranks share them"),
         ("seed", "rank 1 was started with train.seed 7, rank 0 with 1337: give all ranks the same flags"),
         ("steps", "rank 1 was started with train.dtype 'bfloat16', rank 0 with 'auto'"),
+        ("ends", "rank 1 was started with --stop-at 3, rank 0 with None: give all ranks the same flags"),
+        ("measures", "rank 1 was started with --measure-efficiency True, rank 0 with False"),
+        ("watches", "rank 1 was started with --rank-timeout 0.0, rank 0 with 20.0"),
     ],
 )
 def test_what_cannot_be_is_one_line_at_each_terminal_and_leaves_no_folder(name: str, said: str, done: Any) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -83,11 +85,13 @@ def flags(data: Path, *more: str) -> tuple[str, ...]:
     return (*tiny(data), *SHORT, *more)
 
 
-def started(kind: str, folder: Path, data: Path) -> tuple[str, ...]:
-    """The command line of a kind of run, without its folder."""
+def started(
+    kind: str, folder: Path, data: Path, kinds: Mapping[str, tuple[str, ...]] = MappingProxyType(KINDS)
+) -> tuple[str, ...]:
+    """The command line of one of `kinds` of run, without its folder; an adapter stands beside `folder`/base."""
     if kind == "adapter":
-        return ("--init-from", str(folder / "base"), "--data-dir", str(data), *SHORT, *KINDS[kind])
-    return flags(data, *KINDS[kind])
+        return ("--init-from", str(folder / "base"), "--data-dir", str(data), *SHORT, *kinds[kind])
+    return flags(data, *kinds[kind])
 
 
 @pytest.fixture(scope="module", params=TWINS)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Barrier
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import gpt_common.training.ranks.agreement as agreement
-from gpt_common.errors import ToldElsewhere, UserError
+import gpt_common.training.ranks.watching as watching
+from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
+from gpt_common.machine.peaks import Peak
 from gpt_common.training.health.gates import GateFailed
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
+from gpt_common.training.ranks.opening import peak_of_all
+from gpt_common.training.ranks.watching import watched
+from gpt_common.training.run import Run
 
 WORLD = 3
 
@@ -164,6 +171,103 @@ def test_a_rank_with_other_weights_is_named() -> None:
     found = on_all(lambda ranks: ranks.check_weights(lambda: {"a": 1, "b": 5 if ranks.rank == 2 else 2}, 7))
     assert all(isinstance(error, GateFailed) for error in found)
     assert "after 7 steps rank 2 has other weights than rank 0 (1 of 2 tensors, first b)" in str(found[0])
+
+
+class NoPulse:
+    """A pulse that knows who is lost, or that nobody is."""
+
+    def __init__(self, found: str | None = None, *, reached: bool = True) -> None:
+        self._found, self.reached, self.speaks = found, reached, True
+        self.ended_in_order: bool | None = None
+
+    def listen(self, host: str) -> str:
+        return f"{host} 1 token 2 name"
+
+    def begin(self, where: str) -> None:
+        if not self.reached:
+            raise TimeoutError(f"{where.split()[0]} timed out")
+
+    def found(self) -> str | None:
+        return self._found
+
+    def close(self, *, in_order: bool, says_why: bool) -> None:
+        self.ended_in_order, self.says_why = in_order, says_why
+
+
+def test_where_an_engine_fails_the_lost_rank_is_named_whenever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a run is opened too: a traceback of gloo's tells nobody what happened."""
+    monkeypatch.setattr(watching, "Pulse", lambda *_, **__: NoPulse("rank 1 has ended; start again"))
+    ranks = Agreement(0, 1)
+    with pytest.raises(WorkFailed, match="rank 1 has ended; start again"), watched(ranks, 20.0, "mac-1"):
+        raise RuntimeError("[enforce fail at pair.cc] Connection closed by peer")
+    monkeypatch.setattr(watching, "Pulse", lambda *_, **__: NoPulse())
+    with pytest.raises(RuntimeError, match="out of memory"), watched(ranks, 20.0, "mac-1"):
+        raise RuntimeError("out of memory")
+
+
+def test_a_first_rank_that_is_not_reached_is_said_by_who_knows_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "Pulse", lambda rank, *_, **__: NoPulse(reached=rank == 1))
+
+    def watch(ranks: Agreement) -> None:
+        with watched(ranks, 20.0, "mac-1"):
+            raise AssertionError("it has begun")
+
+    first, *others = on_all(watch)
+    assert str(first) == "rank 2 does not reach rank 0 at mac-1: mac-1 timed out (--rank-timeout 0 does without)"
+    assert all(isinstance(error, ToldElsewhere) for error in others)
+
+
+def test_ranks_that_were_told_other_timeouts_are_named() -> None:
+    def watch(ranks: Agreement) -> None:
+        with watched(ranks, 0.0 if ranks.rank == 2 else 20.0, "mac-1"):
+            raise AssertionError("it has begun")
+
+    assert str(on_all(watch)[0]).startswith("rank 2 was started with --rank-timeout 0.0, rank 0 with 20.0")
+
+
+def test_a_peak_is_the_sum_of_what_each_has() -> None:
+    peaks = {0: Peak(2.0, "a sheet"), 1: Peak(3.0, "another"), 2: Peak(0.5, "a third")}
+    assert on_all(lambda ranks: peak_of_all(ranks, peaks[ranks.rank])) == [5.5e12] * WORLD
+    assert on_all(lambda ranks: peak_of_all(ranks, None if ranks.rank == 1 else peaks[0])) == [None] * WORLD
+    assert peak_of_all(Agreement(), peaks[0]) == 2e12
+
+
+@pytest.mark.parametrize(("first_has_said", "what"), [(True, ToldElsewhere), (False, WorkFailed)])
+def test_what_fails_for_all_is_said_by_the_first(first_has_said: bool, what: type[Exception]) -> None:
+    ranks: Any = Agreement(1, 2)
+    ranks.pulse = SimpleNamespace(first_has_said=first_has_said)
+    error = ranks.failed_here(GateFailed("ranks", "after 3 steps ...", "Its sum is wrong"))
+    assert (type(error), error.exit_code) == (what, 1)
+    ranks.wire = object()  # each has a terminal of its own
+    assert str(ranks.failed_here(WorkFailed("it is so"))) == "rank 1: it is so"
+
+
+@pytest.mark.parametrize(
+    ("error", "how"),
+    [(UserError("no room"), (False, True)), (RuntimeError("a fault"), (False, False)), (Stopped(2), (True, False))],
+)
+def test_who_says_itself_why_it_ends_tells_the_others_so(
+    error: Exception, how: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pulse = NoPulse()
+    monkeypatch.setattr(watching, "Pulse", lambda *_, **__: pulse)
+    with pytest.raises(type(error)), watched(Agreement(), 20.0, "mac-1"):
+        raise error
+    assert (pulse.ended_in_order, pulse.says_why) == how
+
+
+def test_what_is_saved_is_known_to_another_rank_when_it_has_met_the_first() -> None:
+    """Who is killed while it writes step 20 has not saved it."""
+
+    def said(rank: int, *, resumed: Path | None = None, met: int = 10) -> str:
+        run: Any = SimpleNamespace(ranks=Agreement(rank, 2), saved_step=20, _met_step=met, first_step=0)
+        run.folder, run.resume_from = Path("r"), resumed
+        return Run._how_to_go_on(run)
+
+    assert said(0).startswith("saved is step 20:")
+    assert said(1).startswith("saved is step 10:")
+    assert said(1, met=0).startswith("nothing is saved yet in r")
+    assert said(1, resumed=Path("r"), met=0).startswith("saved is step 0:")
 
 
 def test_micro_steps_are_dealt_evenly_or_not_at_all() -> None:

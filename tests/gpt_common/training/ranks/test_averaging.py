@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt_common.config import RunConfig, TrainConfig
+from gpt_common.config import TrainConfig
 from gpt_common.errors import UserError
 from gpt_common.training.manifest import OUTER_FILE
 from gpt_common.training.ranks.agreement import Agreement
-from gpt_common.training.ranks.averaging import Averaging, check_averaging
+from gpt_common.training.ranks.averaging import Averaging
 
 
 class Held:
@@ -99,24 +99,6 @@ def test_a_wish_is_agreed_on_at_an_average() -> None:
     assert [found.it.due(step, 5) for step in range(1, 6)] == [False, True, False, True, True]
     found.it.average(2)
     assert found.ranks.stopped_by == signal.SIGTERM
-
-
-@pytest.mark.parametrize(
-    ("train", "more", "said"),
-    [
-        ({}, {"world": 1}, "for several ranks"),
-        ({"eval_interval": 5}, {}, "eval_interval is 5, and ranks are equal every 2 steps"),
-        ({"checkpoint_interval": 5}, {}, "checkpoint_interval is 5"),
-        ({}, {"ema_decay": 0.9}, "ema_decay"),
-        ({}, {"balances": True}, "balancing"),
-    ],
-)
-def test_what_does_not_go_with_averages_is_refused(train: dict[str, int], more: dict[str, Any], said: str) -> None:
-    around: dict[str, Any] = {"world": 2, "balances": False, "ema_decay": 0.0}
-    check_averaging(TrainConfig(average_every=2), **around)
-    check_averaging(RunConfig().train, **{**around, "world": 1})
-    with pytest.raises(UserError, match=said):
-        check_averaging(TrainConfig(average_every=2, **train), **{**around, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

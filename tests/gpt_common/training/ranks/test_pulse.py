@@ -64,6 +64,15 @@ def test_who_ends_without_a_word_is_named_by_one(lost: int) -> None:
     assert list(found.values()) == [""], "the others end without a word"
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_first_rank_that_says_why_it_ends_is_not_spoken_of(lost: int) -> None:
+    """Of another one the first still says what is saved."""
+    with beating() as (ranks, ended):
+        ranks[lost].close(in_order=False, says_why=True)
+        found = dict(ended.get(timeout=20) for _ in range(WORLD - 1))
+    assert sorted(bool(text) for text in found.values()) == [False, lost == 1]
+
+
 def test_the_thread_that_trains_may_say_it_itself() -> None:
     with beating() as (ranks, _):
         ranks[1].close(in_order=False)
@@ -116,6 +125,46 @@ def test_one_that_is_stopped_is_silent_and_is_ended() -> None:
         finally:
             process.kill()
             first.close(in_order=True)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_addresses_of_both_kinds() -> None:
+    """Where rank 0 is reached under a name, its name may mean either."""
+    for host, reached in (("::1", ["::1"]), ("127.0.0.1", ["127.0.0.1"]), ("mac-1", ["::1", "127.0.0.1"])):
+        for address in reached:
+            first, other = Pulse(0, 2, 30.0), Pulse(1, 2, 30.0)
+            known = first.listen(host)
+            assert known.split()[0] == host
+            where = " ".join([address, *known.split()[1:]])
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(lambda each: each.begin(where), (first, other)))  # noqa: B023
+            for each in (first, other):
+                each.close(in_order=True)
+
+
+def test_a_process_of_another_machine_of_this_name_is_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number may be that of another process here."""
+    killed: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
+    here, elsewhere = FakeConnection("10.0.0.1", "10.0.0.1"), FakeConnection("10.0.0.1", "10.0.0.2")
+    first, name = Pulse(0, 3, 1.0, clock=lambda: 50.0), socket.gethostname()
+    for number, connection in ((7, elsewhere), (8, here)):
+        first._peers, first._lost = [pulse._Peer(1, number, name, connection, 0.0)], None  # type: ignore[arg-type]
+        first._judge()
+    assert killed == [8]
+
+
+class FakeConnection:
+    """The two ends of a connection."""
+
+    def __init__(self, mine: str, its: str) -> None:
+        self.mine, self.its = mine, its
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.mine, 1
+
+    def getpeername(self) -> tuple[str, int]:
+        return self.its, 2
 
 
 def test_who_was_stopped_itself_does_not_blame_the_others() -> None:

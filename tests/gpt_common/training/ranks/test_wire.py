@@ -125,6 +125,71 @@ def test_strangers_are_not_counted_and_a_third_is_told() -> None:
     assert "has its 2 ranks already" in str(third[0])
 
 
+def test_one_who_says_nothing_does_not_keep_a_rank_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor one who says it letter by letter."""
+    monkeypatch.setattr(wire, "GREETING", 0.3)
+    port, ended = free_port(), threading.Event()
+
+    def drips() -> None:
+        while not ended.wait(0.01):
+            try:
+                with socket.create_connection(("127.0.0.1", port), timeout=SECONDS) as stranger:
+                    while not ended.wait(0.1):
+                        stranger.sendall(b"{")
+                    return
+            except ConnectionRefusedError:
+                continue  # nobody listens yet
+            except OSError:
+                return  # it was sent away
+
+    stranger = threading.Thread(target=drips)
+    stranger.start()
+    try:
+        assert on_all(2, lambda ranks: ranks.gather("here"), port) == [["here", "here"]] * 2
+    finally:
+        ended.set()
+        stranger.join(SECONDS)
+
+
+def met_by(listens: Place, joins: Place) -> tuple[list[list[str]], list[str]]:
+    """What two ranks hear of each other, and what the first one tells the person who starts them."""
+    said: list[str] = []
+
+    def one(place: Place) -> list[str]:
+        with met(place, said.append if place.listens else lambda _: None) as ranks:
+            return ranks.gather(f"rank {ranks.rank}")
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, (listens, joins))), said
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6")
+def test_addresses_of_the_other_kind() -> None:
+    port = free_port()
+    found, said = met_by(Place("::1", port, listens=True, world=2), Place("::1", port, listens=False))
+    assert found == [["rank 0", "rank 1"]] * 2
+    assert f"--join [::1]:{port}" in said[0]
+
+
+def test_a_name_that_means_this_machine_alone_is_reached_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Debian and Ubuntu write a machine's own name beside 127.0.1.1: whoever joins from elsewhere knocks elsewhere."""
+    resolve, port = socket.getaddrinfo, free_port()
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more, **d: resolve("127.0.1.1" if host == "mine" else host, *more, **d)
+    )
+    found, said = met_by(Place("mine", port, listens=True, world=2), Place("127.0.0.1", port, listens=False))
+    assert found == [["rank 0", "rank 1"]] * 2
+    assert f"--join mine:{port}" in said[0]
+
+
+def test_all_addresses_are_no_place_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "mac-1")
+    port = free_port()
+    found, said = met_by(Place("0.0.0.0", port, listens=True, world=2), Place("127.0.0.1", port, listens=False))
+    assert found == [["rank 0", "rank 1"]] * 2
+    assert f"--join mac-1:{port}" in said[0]
+
+
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "WAIT", 0.2)
     said: list[str] = []
