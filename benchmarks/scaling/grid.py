@@ -8,9 +8,10 @@
     [fixed]
     eval_interval = 1000
 
-The learning rate falls with the width as 1 / width ^ `rate_power` (1, if it is left out), from the preset's: `rate` and
-`rate_width` say another start. Try three rates at the narrowest and at the widest model before a grid is paid for: a
-rule that suits one end only bends the law.
+The learning rate is the preset's at its own width and depth, or `rate` at `rate_width` and `rate_depth`. It falls as
+1 / width ^ `rate_power` (1, if it is left out) and as 1 / depth ^ `rate_depth_power` (0: all depths have one rate). Try
+three rates at the narrowest, at the widest and at the deepest model before a grid is paid for: a rule that suits one
+corner only bends the law.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ KEYS = (
     "rate",
     "rate_width",
     "rate_power",
+    "rate_depth",
+    "rate_depth_power",
     "fixed",
 )
 
@@ -62,16 +65,23 @@ class Grid:
     seed: int
     again: tuple[int, ...]
     rate: float
-    """Peak learning rate at `rate_width`."""
+    """Peak learning rate at `rate_width` and `rate_depth`."""
     rate_width: int
     rate_power: float
+    rate_depth: int
+    rate_depth_power: float
+
+    def rate_of(self, width: int, depth: int) -> float:
+        """Peak learning rate of a shape, to three digits, as a person would write it."""
+        by_width = (self.rate_width / width) ** self.rate_power
+        return float(f"{self.rate * by_width * (self.rate_depth / depth) ** self.rate_depth_power:.2e}")
 
     def cell(self, width: int, depth: int, tokens: int, seed: int) -> Cell:
         """One run."""
         base, optim = self.base, self.base.optim
         per_step = base.train.batch_size * base.train.grad_accum_steps * base.model.block_size
         steps = max(1, round(tokens / per_step))
-        rate = float(f"{self.rate * (self.rate_width / width) ** self.rate_power:.2e}")
+        rate = self.rate_of(width, depth)
         model = dataclasses.replace(base.model, n_embd=width, n_layer=depth, n_head=heads_for(width))
         config = dataclasses.replace(
             base,
@@ -135,17 +145,27 @@ def read_grid(path: Path, *, twin: str | None = None) -> Grid:
         tokens=_numbers(path, tables, "tokens"),
         seed=int(tables.get("seed", 1)),
         again=_numbers(path, tables, "again", least=0),
-        rate=_number(path, tables, "rate", base.optim.learning_rate),
-        rate_width=int(_number(path, tables, "rate_width", base.model.n_embd)),
+        rate=_number(path, tables, "rate", base.optim.learning_rate, above=0),
+        rate_width=_whole(path, tables, "rate_width", base.model.n_embd),
         rate_power=_number(path, tables, "rate_power", 1.0),
+        rate_depth=_whole(path, tables, "rate_depth", base.model.n_layer),
+        rate_depth_power=_number(path, tables, "rate_depth_power", 0.0),
     )
 
 
-def _number(path: Path, tables: dict[str, Any], name: str, otherwise: float) -> float:
+def _number(path: Path, tables: dict[str, Any], name: str, otherwise: float, above: float | None = None) -> float:
     found = tables.get(name, otherwise)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-        raise UserError(f"{path}: {name} is a number above 0")
+    fits = isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found < math.inf
+    if not fits or found == above:
+        raise UserError(f"{path}: {name} is a number {'from 0' if above is None else 'above 0'}")
     return float(found)
+
+
+def _whole(path: Path, tables: dict[str, Any], name: str, otherwise: int) -> int:
+    found = tables.get(name, otherwise)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 1:
+        raise UserError(f"{path}: {name} is a whole number from 1")
+    return found
 
 
 def _numbers(path: Path, tables: dict[str, Any], name: str, least: int = 1) -> tuple[int, ...]:
