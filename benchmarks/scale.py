@@ -98,7 +98,7 @@ def main(argv: Sequence[str]) -> None:
     grid = read_grid(command.file, twin=command.twin)
     sweep = grid.sweep(command.out)
     if isinstance(command, Run):
-        sweeping.train(sweep, command, again=" ".join([PROG, *argv]))
+        sweeping.train(sweep, command, again=[*PROG.split(), *argv])
         return
     from benchmarks.scaling.findings import find
 

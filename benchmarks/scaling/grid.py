@@ -29,7 +29,7 @@ from gpt_common.data.dataset import read_meta
 from gpt_common.errors import UserError
 from gpt_common.network.flops import flops_per_token_palm, parameter_table
 from gpt_common.network.width import heads_for
-from gpt_common.sweep.definition import Cell, Sweep, read_tables, table_of, twin_of, with_fields
+from gpt_common.sweep.definition import Cell, Sweep, name_of, read_tables, table_of, twin_of, with_fields
 from gpt_common.sweep.queue import run_of
 from gpt_common.training.folder import RUNS
 from gpt_common.training.report.past import PastRun
@@ -137,7 +137,7 @@ def read_grid(path: Path, *, twin: str | None = None) -> Grid:
     tables = read_tables(path, KEYS)
     base = load_preset(str(tables.get("preset", "stories-cpu")))
     return Grid(
-        name=str(tables.get("name", path.stem)),
+        name=name_of(path, tables),
         twin=twin_of(path, tables, twin),
         base=with_fields(base, table_of(path, tables, "fixed"), path),
         widths=_numbers(path, tables, "widths"),
