@@ -209,7 +209,7 @@ def _by_size(figure: Figure, axes: Axes, view: View, size: SizeFit) -> list[Line
     said = [(each.parameters, each.by_size, each.came) for each in view.foretold if each.by_size is not None]
     sizes = [point.parameters for point in view.findings.points] + [parameters for parameters, *_ in said]
     n = np.geomspace(min(sizes), max(sizes) * 1.3, 60)
-    loss, low, high = np.array([size.predict(each) for each in n]).T
+    loss, low, high = np.array([size.law(each) for each in n]).T
     axes.fill_between(n, low, high, color=SOFT, alpha=0.25, linewidth=0)
     lines = axes.plot(n, loss, color=INK, linewidth=1.2, linestyle="--", label="law of size (90 %)")
     for parameters, prediction, came in said:

@@ -7,15 +7,18 @@ training, and a block of this length, leave to any size: not the entropy of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.scaling.laws import RESAMPLES, Array, Point, columns, resampled_weights, widened
+from benchmarks.scaling.laws import RESAMPLES, Array, Point, Z, columns, resampled_weights, spare, widened
 
 EXPONENTS, STEPS = (0.02, 1.5), 240
 """Exponents that are tried."""
+FITTED = 3
+"""Parameters of the law."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +34,27 @@ class SizeFit:
     """Root of the mean squared relative residual."""
 
     def predict(self, parameters: float) -> tuple[float, float, float]:
-        """The loss of a run of this length, and the interval of 90 % around it."""
+        """The loss of a run of this length, and the interval of 90 % in which a single run lies: that of the law, and a
+        residual, as those had that it was fitted to."""
+        loss, low, high = self.law(parameters)
+        noise = Z * spare(self.points, FITTED) * self.residual * loss
+        return loss, loss - math.hypot(noise, max(0, loss - low)), loss + math.hypot(noise, max(0, high - loss))
+
+    def law(self, parameters: float) -> tuple[float, float, float]:
+        """The loss by the law, and the interval of 90 % in which the law itself lies."""
         losses = self.floor + self.a * parameters**-self.alpha
         return float(losses[0]), *self.interval(losses)
 
+    @property
+    def at_an_edge(self) -> bool:
+        """Whether the exponent is the least or the greatest that was tried, or larger models are worse: the runs do not
+        tell it."""
+        low, high = EXPONENTS
+        return not 1.05 * low < float(self.alpha[0]) < high / 1.05 or not float(self.a[0]) > 0
+
     def interval(self, values: Array) -> tuple[float, float]:
         """Of 90 %; the first of the values is that of the runs themselves."""
-        return widened(values[1:], self.points, 3)
+        return widened(values[1:], self.points, FITTED)
 
 
 def fit_size(points: Sequence[Point], *, seed: int = 0, resamples: int = RESAMPLES) -> SizeFit:
