@@ -120,7 +120,27 @@ def test_a_rule_of_rates_that_is_none_is_refused(tmp_path: Path, line: str, said
     [
         ("widths = [8]", "depths is a list"),
         (TEXT.replace("widths", "width"), "unknown key 'width': did you mean 'widths'"),
-        (TEXT.replace("[32, 64]", '["a"]'), "widths is a list of numbers"),
+        (TEXT.replace("[32, 64]", '["a"]'), "widths is a list of whole numbers"),
+        *(
+            (TEXT.replace("[32, 64]", wrong), "widths is a list")
+            for wrong in ("[32.7]", "[inf]", "[true]", "[0]", "[]", "32")
+        ),
+        (TEXT.replace("[32, 64]", "[32, 32]"), "a number stands twice in widths"),
+        (
+            TEXT.replace("[40e3, 80e3]", "[40e3, 40010]"),
+            "tokens are too few or too near each other: a step is one of 1,536",
+        ),
+        (TEXT.replace("[40e3, 80e3]", "[500]"), "tokens are too few"),
+        (TEXT.replace("[7]", "[1]"), "again has seed 1, with which every cell is trained already"),
+        ("seed = 'a'\n" + TEXT, "seed is a whole number from 0"),
+        ("name = 'a/b'\n" + TEXT, "name is 'a/b'"),
+        (TEXT + "n_embd = 64\n", r"n_embd is no field for \[fixed\]: a grid sets it by widths"),
+        (TEXT + "max_steps = 64\n", r"a grid sets it by tokens"),
+        (TEXT + "patience = 3\n", r"a grid sets it by tokens"),
+        (
+            TEXT.replace("stories-cpu", "llama-tiny").replace("[32, 64]", "[32, 100]"),
+            "no model is 100 wide with 1 layers",
+        ),
         (TEXT.replace("health_gates", "health_gate"), "unknown field 'health_gate'"),
         ('twin = "jax"\n' + TEXT, "twin is 'jax'"),
         ("widths = [", "not TOML"),
@@ -131,6 +151,13 @@ def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
         grid(tmp_path, text)
     with pytest.raises(UserError, match="is no run: width,depth,tokens"):
         grid(tmp_path).asked("192,4")
+
+
+def test_a_schedule_is_as_long_as_its_run_whatever_the_preset_says(tmp_path: Path) -> None:
+    """GPT-2's decays for 600,000 steps: a run of 100 would end at its peak rate."""
+    assert load_preset("gpt2").optim.decay_steps
+    found = grid(tmp_path, TEXT.replace("stories-cpu", "gpt2").replace("[40e3, 80e3]", "[50e6]"))
+    assert {cell.config.optim.decay_steps for cell in found.sweep().cells} == {0}
 
 
 def test_sizes_with_embeddings_and_without() -> None:
