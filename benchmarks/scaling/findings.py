@@ -242,7 +242,8 @@ def published_lines(fit: Fit) -> Iterator[str]:
     Their text and vocabulary are others: sizes do not compare, and exponents barely.
     """
     exponents = {name: float(law.exponent) for name, law in PUBLISHED.items()} | {"here": float(fit.law.exponent)}
-    yield "  where C = 6 N D, N ~ C^x: " + ", ".join(f"{name} {value:.3f}" for name, value in exponents.items())
+    yield "  where C = 6 N D, the best size grows as C^x:"
+    yield "    " + ", ".join(f"{name} {value:.3f}" for name, value in exponents.items())
     yield f"  {'FLOPs':>8}" + "".join(f" {name:>22}" for name in PUBLISHED)
     for flops, cells in published_rows():
         yield f"  {flops:>8}" + "".join(f" {cell:>22}" for cell in cells)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from gpt_common.sweep import processes
 from gpt_common.sweep.definition import Cell, Sweep, read_sweep
 from gpt_common.sweep.processes import LOGS, ask_to_end, is_locked, locked
 from gpt_common.sweep.queue import Queue, log_of, state_of
@@ -152,7 +152,7 @@ def test_a_run_that_was_killed_before_it_saved_begins_again(tmp_path: Path, stor
 def test_nobody_else_is_ended(tmp_path: Path, stories_dir: Path) -> None:
     """Files of queues and runs that are gone, with numbers that the system has given to others since."""
     sweep = small(tmp_path, stories_dir, "[grid]\nseed = [1]\n")
-    here = processes.socket.gethostname()
+    here = socket.gethostname()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         (sweep.folder / LOGS).mkdir(parents=True)
