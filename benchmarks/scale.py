@@ -87,9 +87,25 @@ class Page(Fitted):
 COMMANDS: dict[str, Any] = {"run": Run, "fit": FitCommand, "plan": Plan, "page": Page}
 
 
+def gathered(argv: Sequence[str]) -> list[str]:
+    """A command line with the values of a flag that stands several times behind its first: else the last would win."""
+    words, several = list(argv), dict[str, list[str]]()
+    for flag in ("--predict", "--trained"):
+        while words.count(flag) > 1:
+            at = len(words) - 1 - words[::-1].index(flag)
+            end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
+            several[flag] = words[at + 1 : end] + several.get(flag, [])
+            del words[at:end]
+        if flag in several:
+            at = words.index(flag)
+            end = next((i for i in range(at + 1, len(words)) if words[i].startswith("--")), len(words))
+            words[end:end] = several[flag]
+    return words
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    command: Run | FitCommand | Plan | Page | None = parse_subcommand(COMMANDS, argv, prog=PROG, takes="GRID")
+    command: Run | FitCommand | Plan | Page | None = parse_subcommand(COMMANDS, gathered(argv), prog=PROG, takes="GRID")
     if command is None:
         return
     # Not for --help: what reads runs takes its time to import.
@@ -98,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     grid = read_grid(command.file, twin=command.twin)
     sweep = grid.sweep(command.out)
     if isinstance(command, Run):
-        sweeping.train(sweep, command, again=" ".join([PROG, *argv]))
+        sweeping.train(sweep, command, again=[*PROG.split(), *argv])
         return
     from benchmarks.scaling.findings import find
 
@@ -108,13 +124,18 @@ def main(argv: Sequence[str]) -> None:
         findings = find(points_of(runs), floor, embedded=points_of(runs, embeddings=True), length=length)
     except ValueError as error:
         raise UserError(f"{sweep.folder}: {error}; {PROG} run trains more") from None
+    if len(findings.points) < len(sweep.cells):
+        ended, whole = len(findings.points), len(sweep.cells)
+        say(f"{ended} of the grid's {whole} runs have ended with a loss; the others are left out")
     _say(findings.lines())
     if isinstance(command, Plan):
         from benchmarks.scaling.grid import paces_of
-        from benchmarks.scaling.planning import Budget, plan, plan_lines
+        from benchmarks.scaling.planning import Budget, plan, plan_lines, training_lines
 
         budget = Budget(command.seconds, command.joules, command.watts)
-        _say(plan_lines(plan(grid, findings, paces_of(runs), budget, vocabulary_of(runs)), floor))
+        planned = plan(grid, findings, paces_of(runs), budget, vocabulary_of(runs))
+        _say(plan_lines(planned, floor))
+        _say(training_lines(planned.config, sweep, grid.name))
         return
     from benchmarks.scaling.foretelling import foretold_by
 

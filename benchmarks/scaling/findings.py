@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from benchmarks.scaling.laws import (
     Point,
     envelope_exponent,
     fit_law,
+    growth_of,
     parabola_bias,
     parabola_exponent,
 )
@@ -82,6 +84,17 @@ class Findings:
     """Tokens of the training split, where they are known."""
 
     @property
+    def growth(self) -> float:
+        """The power of its size with which the FLOPs of a token grow among the runs."""
+        return growth_of(self.points)
+
+    @property
+    def exponent(self) -> tuple[float, float, float]:
+        """Of the best size in FLOPs as the runs took them, and its interval of 90 %."""
+        fit, growth = self.best, self.growth
+        return float(fit.law.exponent_in(growth)), *fit.interval(fit.resampled.exponent_in(growth))
+
+    @property
     def best(self) -> Fit:
         """The fit that is believed: with the floor, where it is known."""
         return self.known or self.free
@@ -128,9 +141,12 @@ class Findings:
                     f"  {name:<13} {float(law.floor):>7.4f} {float(law.alpha):>6.3f} {alpha:>14} "
                     f"{float(law.beta):>6.3f} {beta:>14} {fit.residual:>9.2%}"
                 )
-        low, high = self.best.interval(self.best.resampled.exponent)
-        yield f"  best size in a budget of FLOPs: N ~ C^{float(self.best.law.exponent):.3f} ({low:.3f} to {high:.3f})"
-        yield f"    by the envelope of the runs C^{self.envelope:.3f}"
+        exponent, low, high = self.exponent
+        yield f"  best size in a budget of FLOPs: N ~ C^{exponent:.3f} ({low:.3f} to {high:.3f})"
+        plain = float(self.best.law.exponent)
+        yield f"    a token's FLOPs grow as N^{self.growth:.2f} here; were they 6 N, C^{plain:.3f}"
+        if not math.isnan(self.envelope):
+            yield f"    by the envelope of the runs C^{self.envelope:.3f}"
         if self.parabolas is not None and self.bias is not None:
             yield f"    by parabolas C^{self.parabolas:.3f}, of which {self.bias:+.3f} is their bias on this grid"
         else:
@@ -139,8 +155,7 @@ class Findings:
             )
         if self.embedded is not None:
             law = self.embedded
-            exponents = f"alpha {float(law.alpha):.3f}, beta {float(law.beta):.3f}, N ~ C^{float(law.exponent):.3f}"
-            yield f"  if embeddings count as parameters: {exponents}"
+            yield f"  if embeddings count as parameters: alpha {float(law.alpha):.3f}, beta {float(law.beta):.3f}"
         if self.held_out is not None:
             held = self.held_out
             yield f"  the {len(held.runs)} largest runs, from the others: at most {held.worst:.1%} of the excess off"
@@ -153,6 +168,8 @@ class Findings:
             yield f"  by size and depth, the {size.points} runs of {rate(size.tokens)} tokens:"
             rest, power, deeper = (float(each[0]) for each in (size.floor, size.alpha, size.gamma))
             yield f"    floor {rest:.4f}, alpha {power:.3f}, gamma {deeper:.2f}, residual {size.residual:.2%}"
+            if size.at_an_edge:
+                yield "    it does not fit: an exponent lies at the edge of where it is looked for"
 
 
 def _interval(low: float, high: float) -> str:
@@ -207,8 +224,11 @@ def predicted(fit: Fit, parameters: float, tokens: float) -> Prediction:
 
 
 def _held_out(points: Sequence[Point], floor: float | None) -> HeldOut | None:
-    ordered = sorted(points, key=lambda point: point.flops)
+    ordered = sorted(points, key=lambda point: (point.flops, point.cell))
     count = max(1, round(HELD_OUT * len(ordered)))
+    # The seeds of a cell stay together: the law is not to have seen one of them.
+    while count < len(ordered) and ordered[-count].cell and ordered[-count - 1].cell == ordered[-count].cell:
+        count += 1
     try:
         fit = fit_law(ordered[:-count], floor)
     except ValueError:
@@ -222,7 +242,8 @@ def published_lines(fit: Fit) -> Iterator[str]:
     Their text and vocabulary are others: sizes do not compare, and exponents barely.
     """
     exponents = {name: float(law.exponent) for name, law in PUBLISHED.items()} | {"here": float(fit.law.exponent)}
-    yield "  N ~ C^x: " + ", ".join(f"{name} {value:.3f}" for name, value in exponents.items())
+    yield "  where C = 6 N D, the best size grows as C^x:"
+    yield "    " + ", ".join(f"{name} {value:.3f}" for name, value in exponents.items())
     yield f"  {'FLOPs':>8}" + "".join(f" {name:>22}" for name in PUBLISHED)
     for flops, cells in published_rows():
         yield f"  {flops:>8}" + "".join(f" {cell:>22}" for cell in cells)
@@ -265,12 +286,15 @@ def write_findings(path: Path, findings: Findings, foretold: Sequence[Mapping[st
         sure = {name: list(fit.interval(getattr(fit.resampled, name))) for name in ("alpha", "beta", "exponent")}
         return {**law_of(fit.law), "interval_90": sure, "residual": fit.residual}
 
+    exponent, low, high = findings.exponent
     document = {
         "points": [asdict(point) for point in findings.points],
         "floor": findings.floor,
         "floor_known": law(findings.known),
         "floor_fitted": law(findings.free),
-        "envelope_exponent": findings.envelope,
+        "flops_per_token_growth": findings.growth,
+        "exponent_in_flops": {"exponent": exponent, "interval_90": [low, high]},
+        "envelope_exponent": None if math.isnan(findings.envelope) else findings.envelope,
         "parabola_exponent": findings.parabolas,
         "parabola_bias": findings.bias,
         "without_parabolas": findings.without_parabolas or None,

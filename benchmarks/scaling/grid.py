@@ -9,9 +9,10 @@
     [fixed]
     eval_interval = 1000
 
-The learning rate falls with the width as 1 / width ^ `rate_power` (1, if it is left out), from the preset's: `rate` and
-`rate_width` say another start. Try three rates at the narrowest and at the widest model before a grid is paid for: a
-rule that suits one end only bends the law.
+The learning rate is the preset's at its own width and depth, or `rate` at `rate_width` and `rate_depth`. It falls as
+1 / width ^ `rate_power` (1, if it is left out) and as 1 / depth ^ `rate_depth_power` (0: all depths have one rate). Try
+three rates at the narrowest, at the widest and at the deepest model before a grid is paid for: a rule that suits one
+corner only bends the law.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gpt_common.data.dataset import read_meta
 from gpt_common.errors import UserError
 from gpt_common.network.flops import flops_per_token_palm, parameter_table
 from gpt_common.network.width import heads_for
-from gpt_common.sweep.definition import Cell, Sweep, read_tables, table_of, twin_of, with_fields
+from gpt_common.sweep.definition import Cell, Sweep, name_of, read_tables, table_of, twin_of, with_fields
 from gpt_common.sweep.queue import run_of
 from gpt_common.training.folder import RUNS
 from gpt_common.training.report.past import PastRun
@@ -47,8 +48,23 @@ KEYS = (
     "rate",
     "rate_width",
     "rate_power",
+    "rate_depth",
+    "rate_depth_power",
     "fixed",
 )
+
+
+DECIDED = {
+    "n_embd": "widths",
+    "n_layer": "depths",
+    "n_head": "widths",
+    "max_steps": "tokens",
+    "decay_steps": "tokens",
+    "max_minutes": "tokens",
+    "patience": "tokens",
+    "seed": "seed and again",
+}
+"""Fields that a grid sets itself, and by what."""
 
 
 @dataclass(frozen=True)
@@ -65,29 +81,42 @@ class Grid:
     again: tuple[int, ...]
     again_longest: tuple[int, ...]
     rate: float
-    """Peak learning rate at `rate_width`."""
+    """Peak learning rate at `rate_width` and `rate_depth`."""
     rate_width: int
     rate_power: float
+    rate_depth: int
+    rate_depth_power: float
+
+    def rate_of(self, width: int, depth: int) -> float:
+        """Peak learning rate of a shape, to three digits, as a person would write it."""
+        by_width = (self.rate_width / width) ** self.rate_power
+        return float(f"{self.rate * by_width * (self.rate_depth / depth) ** self.rate_depth_power:.2e}")
 
     def cell(self, width: int, depth: int, tokens: int, seed: int) -> Cell:
         """One run."""
         base, optim = self.base, self.base.optim
         per_step = base.train.batch_size * base.train.grad_accum_steps * base.model.block_size
         steps = max(1, round(tokens / per_step))
-        rate = float(f"{self.rate * (self.rate_width / width) ** self.rate_power:.2e}")
-        model = dataclasses.replace(base.model, n_embd=width, n_layer=depth, n_head=heads_for(width))
+        rate = self.rate_of(width, depth)
+        try:
+            model = dataclasses.replace(base.model, n_embd=width, n_layer=depth, n_head=heads_for(width))
+        except UserError as error:
+            raise UserError(f"no model is {width} wide with {depth} layers: {error}") from None
         config = dataclasses.replace(
             base,
             model=model,
             optim=dataclasses.replace(
                 optim,
                 learning_rate=rate,
+                decay_steps=0,  # the schedule is as long as the run, whatever the preset's is
                 min_lr=min(optim.min_lr, rate / 10),
                 warmup_steps=min(optim.warmup_steps, max(1, steps // 10)),
             ),
             train=dataclasses.replace(
                 base.train,
                 max_steps=steps,
+                max_minutes=0.0,
+                patience=0,
                 seed=seed,
                 eval_interval=min(base.train.eval_interval, steps),
                 checkpoint_interval=min(base.train.checkpoint_interval, steps),
@@ -131,39 +160,66 @@ def read_grid(path: Path, *, twin: str | None = None) -> Grid:
         UserError: no such file, an unknown key or field, a value of another kind.
     """
     tables = read_tables(path, KEYS)
-    base = load_preset(str(tables.get("preset", "stories-cpu")))
-    return Grid(
-        name=str(tables.get("name", path.stem)),
+    fixed = table_of(path, tables, "fixed")
+    for field in fixed:
+        if field in DECIDED:
+            raise UserError(f"{path}: {field} is no field for [fixed]: a grid sets it by {DECIDED[field]}")
+    base = with_fields(load_preset(str(tables.get("preset", "stories-cpu"))), fixed, path)
+    grid = Grid(
+        name=name_of(path, tables),
         twin=twin_of(path, tables, twin),
-        base=with_fields(base, table_of(path, tables, "fixed"), path),
-        widths=_numbers(path, tables, "widths"),
-        depths=_numbers(path, tables, "depths"),
-        tokens=_numbers(path, tables, "tokens"),
-        seed=int(tables.get("seed", 1)),
-        again=_numbers(path, tables, "again", least=0),
-        again_longest=_numbers(path, tables, "again_longest", least=0),
-        rate=_number(path, tables, "rate", base.optim.learning_rate),
-        rate_width=int(_number(path, tables, "rate_width", base.model.n_embd)),
+        base=base,
+        widths=_wholes(path, tables, "widths"),
+        depths=_wholes(path, tables, "depths"),
+        tokens=_wholes(path, tables, "tokens"),
+        seed=_whole(path, tables, "seed", 1, least=0),
+        again=_wholes(path, {"again": [], **tables}, "again", least=0),
+        again_longest=_wholes(path, {"again_longest": [], **tables}, "again_longest", least=0),
+        rate=_number(path, tables, "rate", base.optim.learning_rate, above=0),
+        rate_width=_whole(path, tables, "rate_width", base.model.n_embd),
         rate_power=_number(path, tables, "rate_power", 1.0),
+        rate_depth=_whole(path, tables, "rate_depth", base.model.n_layer),
+        rate_depth_power=_number(path, tables, "rate_depth_power", 0.0),
     )
+    if grid.seed in grid.again:
+        raise UserError(f"{path}: again has seed {grid.seed}, with which every cell is trained already: name others")
+    shapes = [grid.cell(width, depth, 1, grid.seed).config for width in grid.widths for depth in grid.depths]
+    step = tokens_of(shapes[0])
+    lengths = [round(tokens / step) for tokens in grid.tokens]
+    if min(lengths) < 1 or len(set(lengths)) < len(lengths):
+        raise UserError(f"{path}: tokens are too few or too near each other: a step is one of {step:,}")
+    return grid
 
 
-def _number(path: Path, tables: dict[str, Any], name: str, otherwise: float) -> float:
+def _number(path: Path, tables: dict[str, Any], name: str, otherwise: float, above: float | None = None) -> float:
     found = tables.get(name, otherwise)
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 < found < math.inf:
-        raise UserError(f"{path}: {name} is a number above 0")
+    fits = isinstance(found, int | float) and not isinstance(found, bool) and 0 <= found < math.inf
+    if not fits or found == above:
+        raise UserError(f"{path}: {name} is a number {'from 0' if above is None else 'above 0'}")
     return float(found)
 
 
-def _numbers(path: Path, tables: dict[str, Any], name: str, least: int = 1) -> tuple[int, ...]:
-    found = tables.get(name, [])
-    if (
-        not isinstance(found, list)
-        or not all(isinstance(n, int | float) and n >= 1 for n in found)
-        or len(found) < least
-    ):
-        raise UserError(f"{path}: {name} is a list of numbers from 1")
+def _whole(path: Path, tables: dict[str, Any], name: str, otherwise: int, least: int = 1) -> int:
+    found = tables.get(name, otherwise)
+    if not _is_whole(found, least):
+        raise UserError(f"{path}: {name} is a whole number from {least}")
+    return int(found)
+
+
+def _wholes(path: Path, tables: dict[str, Any], name: str, least: int = 1) -> tuple[int, ...]:
+    """Different ones; `again` alone may be empty, and have a seed of 0."""
+    found = tables.get(name)
+    if not isinstance(found, list) or not all(_is_whole(n, least) for n in found) or not (found or least == 0):
+        raise UserError(f"{path}: {name} is a list of whole numbers from {least}")
+    if len(set(found)) < len(found):
+        raise UserError(f"{path}: a number stands twice in {name}")
     return tuple(int(n) for n in found)
+
+
+def _is_whole(found: Any, least: int) -> bool:
+    """`1e6` is one as well, which TOML takes for a float."""
+    number = isinstance(found, int | float) and not isinstance(found, bool) and least <= found < math.inf
+    return bool(number and found == int(found))
 
 
 def _short(tokens: int) -> str:

@@ -64,7 +64,11 @@ class Law:
     @property
     def exponent(self) -> Array:
         """Of the best size in a budget of FLOPs: N ~ C^exponent, D ~ C^(1 - exponent), where C ~ N D."""
-        return np.asarray(self.beta / (self.alpha + self.beta))
+        return self.exponent_in(1.0)
+
+    def exponent_in(self, growth: float) -> Array:
+        """As `exponent`, where the FLOPs of a token grow as N^growth: C ~ N^growth D."""
+        return np.asarray(self.beta / (self.alpha + growth * self.beta))
 
     def best_parameters(self, product: npt.ArrayLike) -> Array:
         """The size at which the loss is lowest where N times D is this."""
@@ -235,6 +239,13 @@ def _two(xx: Array, yy: Array, xy: Array, xt: Array, yt: Array) -> tuple[Array, 
         return (xt * yy - yt * xy) / determinant, (yt * xx - xt * xy) / determinant
 
 
+def growth_of(points: Sequence[Point]) -> float:
+    """The power of its size with which the FLOPs of a token grow among these runs: 1 where only parameters cost; less
+    in small models, whose attention and head cost FLOPs that have no parameters here."""
+    n, d, _ = columns(points)
+    return float(np.polyfit(np.log(n), np.log(np.array([point.flops for point in points]) / d), 1)[0])
+
+
 # ---- the other two approaches of Hoffmann et al. ---------------------------------------------------------------------
 
 
@@ -248,8 +259,10 @@ def envelope(points: Sequence[Point]) -> list[Point]:
 
 
 def envelope_exponent(points: Sequence[Point]) -> float:
-    """Of the best size in FLOPs, by the runs on the envelope."""
+    """Of the best size in FLOPs, by the runs on the envelope; NaN where these are of one budget."""
     best = envelope(points)
+    if len({point.flops for point in best}) < 2:
+        return math.nan
     return float(np.polyfit(np.log([p.flops for p in best]), np.log([p.parameters for p in best]), 1)[0])
 
 
@@ -291,9 +304,9 @@ def parabola_minima(points: Sequence[Point], *, within: float = 0.1) -> tuple[Ar
 
 def parabola_bias(points: Sequence[Point], law: Law) -> float:
     """By how much approach 2 is off on this grid where the law is exact and nothing is noise: a parabola is not the
-    shape of the curve (Czech et al., arXiv 2603.22339)."""
+    shape of the curve (Czech et al., arXiv 2603.22339). Both exponents are of the FLOPs that the runs took."""
     exact = [
         Point(point.parameters, point.tokens, point.flops, float(law.loss(point.parameters, point.tokens)), point.cell)
         for point in points
     ]
-    return parabola_exponent(exact) - float(law.exponent)
+    return parabola_exponent(exact) - float(law.exponent_in(growth_of(points)))

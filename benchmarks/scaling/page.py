@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -98,7 +99,7 @@ def facts(findings: Findings) -> list[tuple[str, str]]:
     """(what, figure) of the first row."""
     law = findings.best.law
     found = [("runs", f"{len(findings.points)}"), ("alpha", f"{float(law.alpha):.3f}")]
-    found += [("beta", f"{float(law.beta):.3f}"), ("best size N ~ C^x", f"{float(law.exponent):.3f}")]
+    found += [("beta", f"{float(law.beta):.3f}"), ("best size N ~ C^x", f"{findings.exponent[0]:.3f}")]
     found += [("off the law, RMS", f"{findings.best.residual:.2%}")]
     if findings.noise is not None:
         found.append(("seeds differ by, RMS", f"{findings.noise:.2%}"))
@@ -136,10 +137,20 @@ def fit_row(fit: Fit) -> list[str]:
 
 def exponents(findings: Findings) -> list[tuple[str, str, str]]:
     """How the best size grows with compute, by each approach: (approach, exponent, what is to be said of it)."""
-    low, high = findings.best.interval(findings.best.resampled.exponent)
+    exponent, low, high = findings.exponent
+    seen = not math.isnan(findings.envelope)
     found = [
-        ("3: the law", f"{float(findings.best.law.exponent):.3f}", f"{low:.3f} to {high:.3f} (90 %)"),
-        ("1: envelope of the runs", f"{findings.envelope:.3f}", ""),
+        ("3: the law", f"{exponent:.3f}", f"{low:.3f} to {high:.3f} (90 %)"),
+        (
+            "3, were C = 6 N D",
+            f"{float(findings.best.law.exponent):.3f}",
+            f"the FLOPs of a token grow as N^{findings.growth:.2f} among these runs",
+        ),
+        (
+            "1: envelope of the runs",
+            f"{findings.envelope:.3f}" if seen else "-",
+            "" if seen else "the best runs are of one budget",
+        ),
     ]
     if findings.parabolas is not None and findings.bias is not None:
         said = f"of it {findings.bias:+.3f} is the bias of parabolas on this grid, were the law exact"
@@ -149,8 +160,10 @@ def exponents(findings: Findings) -> list[tuple[str, str, str]]:
     if findings.embedded is not None:
         law = findings.embedded
         said = f"alpha {float(law.alpha):.3f}, beta {float(law.beta):.3f}"
-        found.append(("3, embeddings counted as parameters", f"{float(law.exponent):.3f}", said))
-    return found + [(name, f"{float(law.exponent):.3f}", "published, on web text") for name, law in PUBLISHED.items()]
+        found.append(("3, embeddings counted, were C = 6 N D", f"{float(law.exponent):.3f}", said))
+    return found + [
+        (name, f"{float(law.exponent):.3f}", "published, on web text, C = 6 N D") for name, law in PUBLISHED.items()
+    ]
 
 
 def held_out(findings: Findings) -> list[list[str]]:

@@ -211,7 +211,7 @@ def _by_size(figure: Figure, axes: Axes, view: View, size: SizeFit) -> list[Line
     n = np.geomspace(min(sizes), max(sizes) * 1.3, 60)
     lines = []
     for depth in view.depths:  # a line each: they differ by gamma
-        loss, low, high = np.array([size.predict(each, depth) for each in n]).T
+        loss, low, high = np.array([size.law(each, depth) for each in n]).T
         axes.fill_between(n, low, high, color=SOFT, alpha=0.25, linewidth=0)
         label = "law of size and depth (90 %)"
         lines += axes.plot(n, loss, color=INK, linewidth=1.2, linestyle="--", label=label)

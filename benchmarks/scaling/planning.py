@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +14,14 @@ from benchmarks.scaling.findings import Findings
 from benchmarks.scaling.foretelling import Foretold, foretell
 from benchmarks.scaling.grid import Grid, Pace, flops_per_token, sizes_of, tokens_of
 from benchmarks.scaling.laws import Array, Fit
-from gpt_common.config import RunConfig
+from gpt_common.config import RunConfig, to_toml
 from gpt_common.errors import UserError
-from gpt_common.words import duration, in_joules, rate, watts
+from gpt_common.files import cannot_write, write_atomically
+from gpt_common.sweep.definition import Sweep
+from gpt_common.words import duration, in_joules, one_line, rate, watts
 
+PLAN = "plan.toml"
+"""The configuration that was planned, in the folder of the runs."""
 LARGER = 8
 """How many times the grid's widest and deepest model is looked at."""
 WIDTHS_APART = 8
@@ -176,3 +182,21 @@ def plan_lines(planned: Planned, floor: float | None) -> Iterator[str]:
     yield f"  the law sees no shape: widths of {low:.3g} to {high:.3g} a layer, as in the grid"
     if planned.beyond > 1:
         yield f"  {planned.beyond:.1f} times the FLOPs of the largest run: the law was not tried so far out"
+
+
+def training_lines(config: RunConfig, sweep: Sweep, name: str) -> Iterator[str]:
+    """Where the configuration of a plan is written, and the command that trains it.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = sweep.folder / PLAN
+    # The vocabulary is that of the text, as for the runs of the grid.
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=0))
+    try:
+        write_atomically(path, to_toml(config))
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    yield "  trains it:"
+    yield f"    {one_line(shlex.join(['python', '-m', f'{sweep.twin}.train', '--config', str(path)]))} \\"
+    yield f"      {one_line(shlex.join(['--out', f'runs/{name}-planned']))}"

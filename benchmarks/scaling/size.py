@@ -43,9 +43,21 @@ class SizeFit:
 
     def predict(self, parameters: float, depth: int) -> tuple[float, float, float]:
         """The loss of a run of this length, and the interval of 90 % in which a single run lies: as `Fit.predict`."""
+        loss, low, high = self.law(parameters, depth)
+        return loss, *around(loss, (low, high), Z * spare(self.points, self.fitted) * self.residual * loss)
+
+    def law(self, parameters: float, depth: int) -> tuple[float, float, float]:
+        """The loss by the law, and the interval of 90 % in which the law itself lies."""
         losses = self.floor + self.a * parameters**-self.alpha * depth**-self.gamma
-        loss = float(losses[0])
-        return loss, *around(loss, self.interval(losses), Z * spare(self.points, self.fitted) * self.residual * loss)
+        return float(losses[0]), *self.interval(losses)
+
+    @property
+    def at_an_edge(self) -> bool:
+        """Whether an exponent is the least or the greatest that was tried, or larger models are worse: the runs do not
+        tell it."""
+        low, high = EXPONENTS
+        inside = 1.05 * low < float(self.alpha[0]) < high / 1.05 and abs(float(self.gamma[0])) < DEEPER[-1]
+        return not inside or not float(self.a[0]) > 0
 
     def interval(self, values: Array) -> tuple[float, float]:
         """Of 90 %; the first of the values is that of the runs themselves."""

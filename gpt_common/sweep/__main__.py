@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +21,12 @@ class List(Which):
 
 @dataclass(frozen=True, kw_only=True)
 class Stop(Which):
-    """End the queues of this machine that work at it; each run is saved."""
+    """End what works at it on this machine; each run is saved."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Page(Which):
-    """Write a page with the losses of all its runs over each other."""
+    """Write a page: losses over what was changed, and over each other."""
 
 
 COMMANDS: dict[str, Any] = {"run": Run, "list": List, "stop": Stop, "page": Page}
@@ -40,19 +39,20 @@ def main(argv: Sequence[str]) -> None:
         return
     # Not for --help: what reads runs takes its time to import.
     from gpt_common.sweep.definition import read_sweep
-    from gpt_common.sweep.queue import stop
-    from gpt_common.sweep.table import print_sweep, write_page
+    from gpt_common.sweep.page import write_sweep
+    from gpt_common.sweep.processes import ask_to_end
+    from gpt_common.sweep.table import print_sweep
 
     sweep = read_sweep(command.file, twin=command.twin, out=command.out)
     match command:
         case Run():
-            train(sweep, command, again=" ".join([PROG, *sys.argv[1:]]))
+            train(sweep, command, again=[*PROG.split(), *argv])
         case List():
             print_sweep(sweep)
         case Stop():
-            print(f"{stop(sweep)} queues are asked to end")
+            print(one_line(ask_to_end(sweep.folder).said(sweep.folder)))
         case Page():
-            print(one_line(str(write_page(sweep))))
+            print(one_line(str(write_sweep(sweep))))
 
 
 if __name__ == "__main__":

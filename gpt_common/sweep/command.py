@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from gpt_common.errors import UserError, WorkFailed
+from gpt_common.errors import Stopped, UserError, WorkFailed, nobody_listens
+from gpt_common.sweep.processes import LOGS
 from gpt_common.words import one_line, say
 
 if TYPE_CHECKING:
@@ -26,7 +29,7 @@ class Which:
     file: File
     """What to train (TOML)."""
     twin: Twin = None
-    """Which twin trains, if the file does not say it."""
+    """Which twin trains, whatever the file says; else PyTorch's."""
     out: Path | None = None
     """Folder of the runs, if not runs/NAME."""
 
@@ -50,23 +53,38 @@ class Run(Which):
                 raise UserError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
 
-def train(sweep: Sweep, command: Run, again: str) -> None:
+def train(sweep: Sweep, command: Run, again: Sequence[str]) -> None:
     """Train what is not done, and print the table.
 
     Args:
-        again: the command line, which goes on where this ends.
+        again: the words of the command line, which goes on where this ends.
 
     Raises:
         WorkFailed: runs failed; the others were trained.
+        Stopped: a signal ended it; each run is saved.
     """
     # Not for --help: what reads runs takes its time to import.
     from gpt_common.sweep.queue import Queue
     from gpt_common.sweep.table import print_sweep
 
-    queue = Queue(sweep, command.jobs, command.threads, lambda line: say(line, flush=True))
+    queue = Queue(sweep, command.jobs, command.threads, _tell)
     done = queue.work()
     print_sweep(sweep)
+    go_on = f"go on with: {one_line(shlex.join(again))}"
+    if queue.stopped_by is not None:
+        _tell(go_on)
+        raise Stopped(queue.stopped_by)
     if queue.failed:
-        raise WorkFailed(f"{len(queue.failed)} runs failed: their last words are in {sweep.folder / 'logs'}")
+        count = f"{len(queue.failed)} run" + ("s" if len(queue.failed) > 1 else "")
+        logs = sweep.folder / LOGS
+        raise WorkFailed(f"{count} failed: their words are in {logs}; the same command tries them again")
     if not done:
-        print(f"go on with: {one_line(again)}")
+        _tell(f"another queue trains the rest; {go_on}")
+
+
+def _tell(line: str) -> None:
+    """Print a line; where whoever read it has gone, the work goes on."""
+    try:
+        say(line, flush=True)
+    except BrokenPipeError:
+        nobody_listens()

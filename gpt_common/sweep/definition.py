@@ -36,6 +36,9 @@ TWINS = {"torch": "torch_gpt", "mlx": "mlx_gpt"}
 KEYS = ("name", "preset", "config", "twin", "fixed", "grid", "run")
 MOST = 10_000
 """Runs of a sweep."""
+LONGEST_NAME, LONGEST_VALUE = 180, 60
+"""Characters of a run's name and of a value in it: a file system has room for 255, and files are called after it."""
+SECTIONS = tuple(section.name for section in dataclasses.fields(RunConfig))
 SECTION_OF = {
     field.name: section.name
     for section in dataclasses.fields(RunConfig)
@@ -96,7 +99,7 @@ def read_sweep(path: Path, *, twin: str | None = None, out: Path | None = None) 
         if cell.name in names:
             raise UserError(f"{path}: two runs are {cell.name}: a value stands twice")
         names[cell.name] = cell
-    return Sweep(out or RUNS / str(tables.get("name", path.stem)), chosen, tuple(cells))
+    return Sweep(out or RUNS / name_of(path, tables), chosen, tuple(cells))
 
 
 def read_tables(path: Path, keys: Sequence[str]) -> dict[str, Any]:
@@ -105,15 +108,30 @@ def read_tables(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: no such file, no TOML, or an unknown key.
     """
-    require_file(path)
     try:
+        require_file(path)
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5000 digits is one too
         raise UserError(f"{path} is not TOML: {error}") from None
     for key in tables:
+        if key in SECTIONS:
+            raise UserError(f"{path}: [{key}] is of a configuration: here its fields stand in [fixed], without a table")
         if key not in keys:
-            raise UserError(f"{path}: unknown key '{key}': {nearest(key, keys)}")
+            where = "; a field stands in [fixed], for all runs" if key in SECTION_OF else ""
+            raise UserError(f"{path}: unknown key '{key}'{where}: {nearest(key, keys)}")
     return tables
+
+
+def name_of(path: Path, tables: Mapping[str, Any]) -> str:
+    """Of the folder in which the runs lie: what the file says, else its own; raises UserError if it is none."""
+    if "name" not in tables:
+        return path.stem
+    name = tables["name"]
+    if not isinstance(name, str) or not re.fullmatch(r"[\w+-][\w.+ -]*", name):
+        raise UserError(f"{path}: name is {name!r}: it is that of a folder, of letters, digits, - and _")
+    return name
 
 
 def twin_of(path: Path, tables: Mapping[str, Any], asked: str | None) -> str:
@@ -158,14 +176,24 @@ def _values(path: Path, tables: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
 
 
 def _cell(base: RunConfig, values: Mapping[str, Any], path: Path) -> Cell:
+    config = with_fields(base, values, path)
     name = "_".join(f"{field}-{_short(value)}" for field, value in values.items())
-    return Cell(name or "base", with_fields(base, values, path), values)
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{name.encode()[:LONGEST_NAME].decode(errors='ignore')}_{_digest(name)}"
+    return Cell(name or "base", config, values)
 
 
 def _short(value: Any) -> str:
     """A value as part of a folder's name."""
     text = f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^\w.+-]", "-", text)[:60]
+    if isinstance(value, float) and float(text) != value:
+        text = repr(value)
+    safe = re.sub(r"[^\w.+-]", "-", text)
+    return safe if len(safe) <= LONGEST_VALUE else f"{safe[:LONGEST_VALUE]}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def with_fields(base: RunConfig, values: Mapping[str, Any], path: Path) -> RunConfig:
@@ -173,6 +201,7 @@ def with_fields(base: RunConfig, values: Mapping[str, Any], path: Path) -> RunCo
     changed: dict[str, dict[str, Any]] = {}
     for field, value in values.items():
         if field not in SECTION_OF:
-            raise UserError(f"{path}: unknown field '{field}': {nearest(field, SECTION_OF)}")
+            # "train.seed", as messages call it, is written without its table.
+            raise UserError(f"{path}: unknown field '{field}': {nearest(field.rpartition('.')[2], SECTION_OF)}")
         changed.setdefault(SECTION_OF[field], {})[field] = value
     return from_dict(changed, base=base, where=str(path))

@@ -86,8 +86,43 @@ def test_a_rate_may_fall_with_a_power_of_the_width(tmp_path: Path) -> None:
     rule = "rate = 2e-2\nrate_width = 32\nrate_power = 0.5\n"
     rates = [grid(tmp_path, rule + TEXT).cell(width, 2, 1_000_000, 1).config.optim.learning_rate for width in (32, 128)]
     assert rates == [2e-2, 1e-2]
-    with pytest.raises(UserError, match="rate_power is a number above 0"):
-        grid(tmp_path, 'rate_power = "root"\n' + TEXT)
+    level = grid(tmp_path, "rate_power = 0\n" + TEXT)
+    assert {level.rate_of(width, 2) for width in (32, 64)} == {level.rate}, "a power of 0 is one rate for all"
+
+
+def test_a_rate_may_fall_with_a_power_of_the_depth_as_well(tmp_path: Path) -> None:
+    rule = "rate = 2e-2\nrate_width = 32\nrate_power = 0.5\n"
+    shapes = (32, 2), (32, 8), (128, 2), (128, 8)
+
+    def rates(more: str) -> list[float]:
+        found = grid(tmp_path, rule + more + TEXT)
+        return [found.cell(*shape, 1_000_000, 1).config.optim.learning_rate for shape in shapes]
+
+    assert rates("") == rates("rate_depth = 2\n") == [2e-2, 2e-2, 1e-2, 1e-2], "the depth decides nothing by itself"
+    assert rates("rate_depth = 2\nrate_depth_power = 0.5\n") == [2e-2, 1e-2, 1e-2, 5e-3]
+    assert rates("rate_depth = 8\nrate_depth_power = 1\n") == [8e-2, 2e-2, 4e-2, 1e-2]
+    layers = load_preset("stories-cpu").model.n_layer
+    found = grid(tmp_path, rule + "rate_depth_power = 1\n" + TEXT)
+    assert found.rate_of(32, layers) == 2e-2, "without rate_depth it starts at the preset's"
+    assert found.asked("32,1,1M").optim.learning_rate == found.rate_of(32, 1), "a run beyond the grid keeps the rule"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('rate_power = "root"', "rate_power is a number from 0"),
+        ("rate_power = -1", "rate_power is a number from 0"),
+        ("rate_depth_power = nan", "rate_depth_power is a number from 0"),
+        ("rate_depth_power = true", "rate_depth_power is a number from 0"),
+        ("rate = 0", "rate is a number above 0"),
+        ("rate_width = 0.5", "rate_width is a whole number from 1"),
+        ("rate_depth = 0", "rate_depth is a whole number from 1"),
+        ("rate_dept = 2", "unknown key 'rate_dept': did you mean 'rate_depth'"),
+    ],
+)
+def test_a_rule_of_rates_that_is_none_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        grid(tmp_path, f"{line}\n{TEXT}")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +130,27 @@ def test_a_rate_may_fall_with_a_power_of_the_width(tmp_path: Path) -> None:
     [
         ("widths = [8]", "depths is a list"),
         (TEXT.replace("widths", "width"), "unknown key 'width': did you mean 'widths'"),
-        (TEXT.replace("[32, 64]", '["a"]'), "widths is a list of numbers"),
+        (TEXT.replace("[32, 64]", '["a"]'), "widths is a list of whole numbers"),
+        *(
+            (TEXT.replace("[32, 64]", wrong), "widths is a list")
+            for wrong in ("[32.7]", "[inf]", "[true]", "[0]", "[]", "32")
+        ),
+        (TEXT.replace("[32, 64]", "[32, 32]"), "a number stands twice in widths"),
+        (
+            TEXT.replace("[40e3, 80e3]", "[40e3, 40010]"),
+            "tokens are too few or too near each other: a step is one of 1,536",
+        ),
+        (TEXT.replace("[40e3, 80e3]", "[500]"), "tokens are too few"),
+        (TEXT.replace("[7]", "[1]"), "again has seed 1, with which every cell is trained already"),
+        ("seed = 'a'\n" + TEXT, "seed is a whole number from 0"),
+        ("name = 'a/b'\n" + TEXT, "name is 'a/b'"),
+        (TEXT + "n_embd = 64\n", r"n_embd is no field for \[fixed\]: a grid sets it by widths"),
+        (TEXT + "max_steps = 64\n", r"a grid sets it by tokens"),
+        (TEXT + "patience = 3\n", r"a grid sets it by tokens"),
+        (
+            TEXT.replace("stories-cpu", "llama-tiny").replace("[32, 64]", "[32, 100]"),
+            "no model is 100 wide with 1 layers",
+        ),
         (TEXT.replace("health_gates", "health_gate"), "unknown field 'health_gate'"),
         ('twin = "jax"\n' + TEXT, "twin is 'jax'"),
         ("widths = [", "not TOML"),
@@ -106,6 +161,13 @@ def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
         grid(tmp_path, text)
     with pytest.raises(UserError, match="is no run: width,depth,tokens"):
         grid(tmp_path).asked("192,4")
+
+
+def test_a_schedule_is_as_long_as_its_run_whatever_the_preset_says(tmp_path: Path) -> None:
+    """GPT-2's decays for 600,000 steps: a run of 100 would end at its peak rate."""
+    assert load_preset("gpt2").optim.decay_steps
+    found = grid(tmp_path, TEXT.replace("stories-cpu", "gpt2").replace("[40e3, 80e3]", "[50e6]"))
+    assert {cell.config.optim.decay_steps for cell in found.sweep().cells} == {0}
 
 
 def test_sizes_with_embeddings_and_without() -> None:

@@ -123,6 +123,40 @@ def test_a_plan_by_what_was_measured(made: tuple[Path, Path], capsys: pytest.Cap
             scale.main(["plan", str(made[0]), *flags])
 
 
+def test_a_plan_is_a_file_that_the_trainer_reads(made: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.scaling.planning import PLAN
+    from gpt_common.config import load_toml
+
+    scale.main(["plan", str(made[0]), "--out", str(made[1]), "--hours", "0.2"])
+    out = capsys.readouterr().out
+    assert f"python -m torch_gpt.train --config {made[1] / PLAN}" in out
+    config = load_toml(made[1] / PLAN)
+    assert f"{config.model.n_layer} layers x {config.model.n_embd}" in out
+    assert f"{config.train.max_steps:,} steps" in out
+    assert config.model.vocab_size == 0, "the text's, as for the grid"
+
+
+def test_runs_that_are_missing_are_counted(
+    made: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = small_grid(tmp_path)
+    folder = make_grid(grid, tmp_path / "runs", missing=["w32-d1-t1M-s1", "w64-d2-t2M-s1"])
+    scale.main(["fit", str(tmp_path / "small.toml"), "--out", str(folder)])
+    assert capsys.readouterr().out.startswith("22 of the grid's 24 runs have ended with a loss")
+    scale.main(["fit", str(made[0]), "--out", str(made[1])])
+    assert "runs have ended" not in capsys.readouterr().out
+
+
+def test_a_flag_that_stands_twice_loses_nothing() -> None:
+    def words(line: str) -> list[str]:
+        return line.split(" ")
+
+    twice = words("fit g.toml --predict 1,2,3 --json f --predict 4,5,6 7,8,9 --trained a --out o --trained b")
+    assert scale.gathered(twice) == words("fit g.toml --predict 1,2,3 4,5,6 7,8,9 --json f --trained a b --out o")
+    once = words("fit g.toml --predict 1,2,3 4,5,6")
+    assert scale.gathered(once) == once
+
+
 def test_twins_are_called_as_people_call_them(made: tuple[Path, Path], tmp_path: Path) -> None:
     from gpt_common.cli import parse
     from gpt_common.sweep.command import Which

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
-from gpt_common.sweep.__main__ import main
 from gpt_common.sweep.definition import Sweep, read_sweep
-from gpt_common.sweep.queue import Queue, state_of
-from gpt_common.sweep.table import write_page
+from gpt_common.sweep.queue import Queue
+from gpt_common.sweep.table import rows_of
 from tests.twins import ROOT, tensors
 
 FIXED = """preset = "stories-cpu"
@@ -74,6 +72,12 @@ def test_every_combination_and_single_runs(tmp_path: Path) -> None:
         ("[grid]\nseed = [1, 1]", "two runs are seed-1"),
         ("[grid]\nseed = [1]\nn_head = [3]", "n_head"),
         ('twin = "jax_gpt"\n[grid]\nseed = [1]', "twin is 'jax_gpt'"),
+        ("name = '../elsewhere'\n[grid]\nseed = [1]", "name is '../elsewhere'"),
+        ("name = 5\n[grid]\nseed = [1]", "name is 5"),
+        ("[train]\nmax_steps = 5\n[grid]\nseed = [1]", r"its fields stand in \[fixed\]"),
+        ("max_steps = 5\n[grid]\nseed = [1]", r"unknown key 'max_steps'; a field stands in \[fixed\]"),
+        ("[grid]\n'train.seed' = [1]", "unknown field 'train.seed': did you mean 'seed'"),
+        (f"a = {'1' * 5000}", "not TOML"),
         ('preset = "stories-cup"\n[grid]\nseed = [1]', "stories-cpu"),
         ("[run]\nseed = 1", r"\[\[run\]\]"),
         (f"[grid]\nseed = {list(range(101))}\nlearning_rate = {[i / 1e4 for i in range(1, 101)]}", "10,100 runs"),
@@ -82,6 +86,24 @@ def test_every_combination_and_single_runs(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read_sweep(write(tmp_path, text))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    for path, said in ((tmp_path / "none.toml", "No such file"), (tmp_path, "not a regular file")):
+        with pytest.raises(UserError, match=f"cannot read {path}: {said}"):
+            read_sweep(path)
+
+
+def test_runs_have_names_that_folders_can_have(tmp_path: Path) -> None:
+    near = read_sweep(write(tmp_path, "[grid]\nlearning_rate = [0.12345678, 0.12345679]\n")).cells
+    assert [cell.name for cell in near] == ["learning_rate-0.12345678", "learning_rate-0.12345679"]
+    many = {field: value for field, value in to_dict(RunConfig())["train"].items() if isinstance(value, int)}
+    lines = "".join(f"{field} = [{str(value).lower()}]\n" for field, value in many.items() if field != "seed")
+    long = read_sweep(write(tmp_path, f"[grid]\n{lines}seed = [1, 2]\n")).cells
+    assert len({cell.name for cell in long}) == 2, "told apart by their last field all the same"
+    assert max(len(f"{cell.name}.process".encode()) for cell in long) < 255
+    texts = read_sweep(write(tmp_path, f"[grid]\ndataset = ['{'a' * 90}b', '{'a' * 90}c']\n")).cells
+    assert len({cell.name for cell in texts}) == 2
 
 
 def test_a_queue_trains_what_is_not_done_and_nothing_twice(tmp_path: Path, stories_dir: Path) -> None:
@@ -94,49 +116,9 @@ def test_a_queue_trains_what_is_not_done_and_nothing_twice(tmp_path: Path, stori
     assert Queue(more, threads=1, tell=heard.append).work()
     assert [line.split()[0] for line in heard] == ["seed-3", "seed-3"], "the others are done"
     assert [(sweep.folder_of(cell) / "metrics.jsonl").stat().st_mtime_ns for cell in sweep.cells] == when
-    assert write_page(more).read_text(encoding="utf-8").count("seed-3") > 0
     longer = small(tmp_path, stories_dir, "[grid]\nseed = [1]\n", steps=20)
     with pytest.raises(UserError, match=r"holds another run: its train.max_steps is 10, the sweep's 20"):
         Queue(longer).work()
-
-
-@pytest.fixture
-def command(tmp_path: Path, stories_dir: Path) -> Iterator[list[str]]:
-    """A queue of two long runs as a person starts it, ended in any case."""
-    path = write(tmp_path, FIXED.format(steps=4000, data=stories_dir) + "[grid]\nseed = [1, 2]\n")
-    words = ["run", str(path), "--out", str(tmp_path / "runs"), "--jobs", "2", "--threads", "1"]
-    yield [sys.executable, "-m", "gpt_common.sweep", *words]
-    subprocess.run(["pkill", "-9", "-f", str(tmp_path / "runs")], check=False)
-
-
-def begun(folder: Path) -> None:
-    """Wait until both runs have saved something."""
-    end = time.monotonic() + 60
-    while len(list(folder.glob("runs/*/checkpoints/latest"))) < 2:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("how", ["stop", "kill"])
-def test_a_queue_that_ended_goes_on(command: list[str], tmp_path: Path, how: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    queue = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    begun(tmp_path)
-    sweep = read_sweep(Path(command[4]), out=tmp_path / "runs")
-    if how == "stop":
-        main(["stop", command[4], "--out", str(tmp_path / "runs")])
-    else:  # the queue alone: its runs go on, and are theirs
-        queue.kill()
-    out, _ = queue.communicate(timeout=60)
-    if how == "stop":
-        assert "go on with: python -m gpt_common.sweep run" in out
-        assert [state_of(sweep, cell) for cell in sweep.cells] == ["stopped", "stopped"]
-        return
-    assert [state_of(sweep, cell) for cell in sweep.cells] == ["running", "running"]
-    heard: list[str] = []
-    Queue(sweep, tell=heard.append).work()
-    assert not heard, "what another process trains is left alone"
-    subprocess.run(["pkill", "-TERM", "-f", str(tmp_path / "runs")], check=False)
 
 
 def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
@@ -147,6 +129,9 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     assert list(queue.failed.values()) == [2]
     assert "none-such" in heard[-1]
     assert not list((tmp_path / "runs").glob("queue-*")), "nothing is left"
+    assert not list((tmp_path / "runs").rglob("*.process"))
+    assert rows_of(sweep)[0].state == "failed"
+    assert "none-such" in rows_of(sweep)[0].why
 
 
 def test_a_finished_run_is_what_the_trainer_alone_makes(tmp_path: Path, stories_dir: Path) -> None:
