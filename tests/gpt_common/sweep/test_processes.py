@@ -72,6 +72,8 @@ def begun(tmp_path: Path, stories_dir: Path) -> Iterator[Begun]:
             except ProcessLookupError:
                 continue
     queue.process.wait()
+    assert queue.process.stdout is not None
+    queue.process.stdout.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: str(number.name))
