@@ -108,8 +108,7 @@ def expected_here(twin: str, alone: float, config: RunConfig, devices: int, memo
     """
     count = summed_numbers(config)
     step = expected(alone, count, devices, 0.0, memory)
-    load = Load(step.between, config.train.batch_size * config.model.block_size, config.model.n_embd)
-    found = measured(twin, devices, count, load)
+    found = measured(twin, devices, count, Load(step.between, config))
     return replace(step, sum=found.sum, waits=found.waits), found
 
 

@@ -1,16 +1,16 @@
 """What ranks on this machine lose: in sums, side by side, and waiting for the slower; started as a launcher does it.
 
-The sum is the twin's own reduction. Beside it stands work that is to a training what a scale model is: products and
-passes over memory, as many as take one rank, while the others sleep, the time from a sum of a step to the next. What a
-round of work and sum takes longer than both alone is lost: to the others, which want the same memory, to whatever else
-wants a core, and in each sum to the rank that was slower just then.
+Each rank does the step that it would do in the training, its share of the micro-steps on tokens of no meaning, and then
+the twin's own reduction. What a round of both takes longer than both alone is lost: to the others, which want the same
+memory and maybe the same core, to whatever else runs, and in each sum to the rank that was slower just then. Work of
+another kind would not do: two hardware threads of one core slow down products more than what stands between them.
 
-As a program, `python -m benchmarks.devices.localhost TWIN NUMBERS SECONDS ROWS WIDTH FILE`, this file is one of the
-ranks.
+As a program, `python -m benchmarks.devices.localhost TWIN NUMBERS CONFIG FILE`, this file is one of the ranks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import statistics
 import sys
@@ -22,7 +22,9 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 
+from gpt_common.config import RunConfig, load_toml, to_toml
 from gpt_common.errors import WorkFailed
+from gpt_common.files import write_atomically
 from gpt_common.training.ranks.launchers import launch
 
 BLOCKS, FIRST = 9, 1
@@ -30,9 +32,7 @@ BLOCKS, FIRST = 9, 1
 BLOCK_SECONDS, MOST = 0.25, 10
 """Of the work in a block, which has one round at least, and so many at most."""
 LONGEST = 1.0
-"""Seconds of a round's work: a longer step is taken to lose in proportion, which is rather too much."""
-NUMBERS = 1 << 22
-"""That a product leaves at most: beyond every cache, and soon done."""
+"""Seconds of a round's work: of a longer step a part is done, and the whole is taken to lose in proportion."""
 SECONDS = 300.0
 ENGINES = {"torch": "gloo", "mlx": "ring"}
 
@@ -43,10 +43,19 @@ class Load:
 
     seconds: float
     """That it takes one rank."""
-    rows: int
-    """Tokens of a micro-step."""
-    width: int
-    """Of the model."""
+    config: RunConfig
+    """Of the training; its vocabulary is settled."""
+
+    def share(self, ranks: int) -> RunConfig:
+        """What one of so many ranks does of a step, or the part of it that takes no longer than a round is to."""
+        train = self.config.train
+        micro_steps, batch = train.grad_accum_steps // ranks, train.batch_size
+        if self.seconds > LONGEST:
+            batch = max(1, round(batch * micro_steps * LONGEST / self.seconds))
+            micro_steps, batch = max(1, batch // train.batch_size), min(batch, train.batch_size)
+        return dataclasses.replace(
+            self.config, train=dataclasses.replace(train, grad_accum_steps=micro_steps, batch_size=batch)
+        )
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,9 @@ def measured(twin: str, ranks: int, numbers: int, load: Load) -> Losses:
     package = f"{twin}_gpt"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "seconds.json"
-        what = (numbers, min(load.seconds, LONGEST), load.rows, load.width)
-        argv = ["benchmarks.devices.localhost", package, *map(str, what), str(file)]
+        config = Path(folder) / "share.toml"
+        write_atomically(config, to_toml(load.share(ranks)))
+        argv = ["benchmarks.devices.localhost", twin, str(numbers), str(config), str(file)]
         said = launch(package, ranks, argv, Path(folder) / "printed", SECONDS, quiet=True)
         if not file.exists():
             raise WorkFailed(f"{ranks} ranks of {package} have added up nothing: {said}")
@@ -113,45 +123,46 @@ def losses(
     )
 
 
-def main(package: str, numbers: int, load: Load, file: Path) -> None:
+def main(twin: str, numbers: int, config: RunConfig, file: Path) -> None:
     """One rank."""
-    from gpt_common.machine.blas import load_fast_blas, wait_passively
+    from benchmarks.measuring.backends import BACKENDS
+    from benchmarks.measuring.work import Batcher, run_steps
+    from benchmarks.measuring.worker import open_work
 
-    load_fast_blas() if package == "mlx_gpt" else wait_passively()
-    framework: Any = import_module("mlx.core" if package == "mlx_gpt" else "torch")
-    if package == "mlx_gpt":
-        framework.set_default_device(framework.cpu)
-    with import_module(f"{package}.distributed").open_ranks(0.0) as ranks:
-        flat, work = framework.ones(numbers), Work(framework, load)
-        if not ranks.first:
-            sleep(BLOCK_SECONDS)  # and does not wait: in a ring, that takes a core
-        turns = int(ranks.of_first(str(work.turns() if ranks.first else 0)))
-        rounds = min(max(1, round(BLOCK_SECONDS / load.seconds)), MOST)
-        alone: list[list[float]] = []
-        together: list[list[float]] = []
-        sums: list[list[float]] = []
+    work, batcher = open_work(BACKENDS["mlx-cpu" if twin == "mlx" else "cpu"], config), Batcher(config)
+    framework: Any = import_module("mlx.core" if twin == "mlx" else "torch")
+    with import_module(f"{twin}_gpt.distributed").open_ranks(0.0) as ranks:
+        flat = framework.ones(numbers)
 
-        def summed() -> float:
+        def step() -> float:
+            taken = batcher.take(1)
+            began = perf_counter()
+            run_steps(work, config, taken)
+            return perf_counter() - began
+
+        def round_of_all() -> float:
+            seconds, began = step(), perf_counter()
+            ranks.summed(flat)
+            return seconds + perf_counter() - began
+
+        def sum_of_all() -> float:
+            ranks.meet()  # what is timed is the sum, not who comes late
             ranks.seconds = 0.0
             ranks.summed(flat)
             return float(ranks.seconds)
 
-        def round_of_all() -> float:
-            began = perf_counter()
-            work.do(turns)
-            ranks.summed(flat)
-            return perf_counter() - began
-
-        def sum_of_all() -> float:
-            ranks.meet()  # what is timed is the sum, not who comes late
-            return summed()
-
+        step()  # the first compiles, and fills caches
+        worked = float(ranks.of_first(repr(step())))
+        rounds = min(max(1, round(BLOCK_SECONDS / worked)), MOST)
+        alone: list[list[float]] = []
+        together: list[list[float]] = []
+        sums: list[list[float]] = []
         for _ in range(BLOCKS):
             ranks.meet()
             if ranks.first:
-                alone.append([work.do(turns) for _ in range(rounds)])
+                alone.append([step() for _ in range(rounds)])
             else:
-                sleep(rounds * load.seconds)
+                sleep(rounds * worked)  # and does not wait: in a ring, that takes a core
             sums.append([sum_of_all() for _ in range(rounds)])
             together.append([round_of_all() for _ in range(rounds)])
         if ranks.first:
@@ -159,41 +170,5 @@ def main(package: str, numbers: int, load: Load, file: Path) -> None:
         ranks.meet()
 
 
-class Work:
-    """Products and passes over memory, in either framework: a feed-forward layer of ones, which leaves ones.
-
-    However often: its activation, x sigmoid(-x), makes what is a little off less so.
-    """
-
-    def __init__(self, framework: Any, load: Load) -> None:
-        rows, inner = max(1, min(load.rows, NUMBERS // (4 * load.width))), 4 * load.width
-        self.framework, self.seconds = framework, load.seconds
-        self.x_ND = framework.ones((rows, load.width))
-        self.up_DF = framework.ones((load.width, inner)) / load.width
-        self.down_FD = framework.ones((inner, load.width)) / (inner * float(framework.sigmoid(-framework.ones(1))))
-
-    def layer(self, x_ND: Any) -> Any:
-        """(N, D) -> (N, D)."""
-        h_NF = x_ND @ self.up_DF
-        return (h_NF * self.framework.sigmoid(-h_NF)) @ self.down_FD
-
-    def do(self, turns: int) -> float:
-        """Do it so often; returns the seconds."""
-        began = perf_counter()
-        x_ND = self.x_ND
-        for _ in range(turns):
-            x_ND = self.layer(x_ND)
-        float(x_ND[0, 0])  # MLX computes what is asked for
-        return perf_counter() - began
-
-    def turns(self) -> int:
-        """How often it is to be done to take the seconds, on the machine as it is."""
-        self.do(1)
-        done, taken = 0, 0.0
-        while taken < BLOCK_SECONDS:
-            done, taken = done + 1, taken + self.do(1)
-        return max(1, round(self.seconds * done / taken))
-
-
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), Load(float(sys.argv[3]), *map(int, sys.argv[4:6])), Path(sys.argv[6]))
+    main(sys.argv[1], int(sys.argv[2]), load_toml(Path(sys.argv[3])), Path(sys.argv[4]))

@@ -114,7 +114,7 @@ def test_localhost_measures_and_counts_one_core_for_each(
         assert (step["sum"], step["waits"]) == (0.25, 0.125)
         assert load.seconds == pytest.approx(step["compute"] + step["update"] + step["copies"], rel=1e-12)
         assert step["seconds"] == pytest.approx(load.seconds + 0.25 + 0.125, rel=1e-12)
-        assert (load.rows, load.width) == (12 * 128, 64)
+        assert (load.config.model.n_embd, load.config.train.grad_accum_steps) == (64, 2)
         assert several["link"] == "measured here, 250 ms"
         assert several["waits"] == "measured here, 125 ms beyond both"
         assert several["memory_rate"]["bytes_per_second"] == CPU_MEMORY

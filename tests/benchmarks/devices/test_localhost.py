@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from benchmarks.devices.localhost import BLOCKS, NUMBERS, Load, Work, losses, measured
+from benchmarks.devices.localhost import BLOCKS, LONGEST, Load, losses, measured
+from gpt_common.config import RunConfig, load_preset
 
 LAST = BLOCKS - 1
 
@@ -45,24 +45,30 @@ def test_nobody_gains_by_waiting() -> None:
     assert losses("gloo", blocks(0.1, 0.1), blocks(0.1, 0.1), blocks(0.02, 0.02), 0.1).waits == 0.0
 
 
-@pytest.mark.parametrize("package", ["torch", "mlx.core"])
-def test_the_work_leaves_ones_and_is_as_large_as_the_model(package: str) -> None:
-    """However often it is done, no number grows, or shrinks to what takes a processor longer."""
-    work = Work(import_module(package), Load(0.0, 32, 16))
-    x_ND = work.x_ND
-    for _ in range(500):
-        x_ND = work.layer(x_ND)
-    np.testing.assert_allclose(x_ND.tolist(), np.ones((32, 16)), rtol=1e-5)
-    assert work.do(2) > 0
-    assert work.turns() == 1  # one at least
-    large = Work(import_module(package), Load(0.0, 10**6, 1024))
-    assert large.x_ND.shape[0] * 4 * 1024 == NUMBERS
+def test_a_rank_does_its_share_of_a_step_and_of_a_long_one_a_part() -> None:
+    config = load_preset("stories-cpu").with_vocabulary(54)
+    config = replace(config, train=replace(config.train, batch_size=8, grad_accum_steps=6))
+
+    def share(seconds: float, ranks: int) -> tuple[int, int]:
+        train = Load(seconds, config).share(ranks).train
+        return train.grad_accum_steps, train.batch_size
+
+    assert share(LONGEST, 2) == (3, 8)
+    assert share(LONGEST, 6) == (1, 8)
+    assert share(3 * LONGEST, 2) == (1, 8), "a third of three micro-steps"
+    assert share(12 * LONGEST, 2) == (1, 2), "a twelfth of 24 sequences"
+    assert share(1e9, 2) == (1, 1)
+
+
+def two_micro_steps() -> RunConfig:
+    config = load_preset("stories-cpu").with_vocabulary(54)
+    return replace(config, train=replace(config.train, grad_accum_steps=2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("twin", ["torch", "mlx"])
 def test_ranks_measure_with_their_engine(twin: str) -> None:
-    found = measured(twin, 2, 10_000, Load(0.01, 64, 32))
+    found = measured(twin, 2, 10_000, Load(0.01, two_micro_steps()))
     assert 0 < found.sum < 60
     assert 0 <= found.waits < 60
     assert found.sum_basis.startswith("measured here, ")
