@@ -207,6 +207,7 @@ class Run:
 
     def steps(self) -> Iterator[int]:
         """The steps to do, from 0; after a signal no more than the one that was begun."""
+        self.ranks.meet()  # the first has sampled, and the others have not: no step waits for that
         self.timer.restart()
         self.times.begin()
         self._start_up = time.monotonic() - self._began

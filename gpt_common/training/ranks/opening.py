@@ -59,13 +59,14 @@ def _started_from(ranks: Agreement, opening: Opening, command: TrainCommand, twi
     given = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
     asked = {f"--{name.replace('_', '-')}": value for name, value in given.items() if name not in OWN_FLAGS}
     asked |= {"--resume": opening.resume_from is not None, "--init-from": opening.init_from is not None}
-    here = {"first step": opening.first_step, "data": opening.dataset.fingerprint, "commit": git_state()}
+    here = {"first step": opening.first_step, "commit": git_state()}
+    data = {"data": opening.dataset.fingerprint[:12]}  # behind the settings: another corpus is told by its name
     if ranks.wire is None:
-        return {"twin": twin, **here, **asked, **settings, **versions()}
+        return {"twin": twin, **here, **asked, **settings, **data, **versions()}
     # Started by hand, each has its own twin, device and folder of data; numpy draws weights and batches.
     own = {"train.device", "data.data_dir"}
     settings = {name: value for name, value in settings.items() if name not in own}
-    return {**here, **asked, **settings, "numpy": versions()["numpy"]}
+    return {**here, **asked, **settings, **data, "numpy": versions()["numpy"]}
 
 
 def _meet_by_hand(ranks: Agreement, opening: Opening, device: ComputeDevice, twin: str) -> Sequence[str]:

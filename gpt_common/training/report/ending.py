@@ -8,6 +8,7 @@ from pathlib import Path
 from gpt_common.config import RunConfig
 from gpt_common.data import Dataset
 from gpt_common.data.batches import NumpyBatch, Rows, Split
+from gpt_common.errors import UserError
 from gpt_common.machine.power_samples import Energy
 from gpt_common.training.log.timing import StepTimer
 from gpt_common.training.report.curves import loss_line
@@ -137,5 +138,6 @@ def report_at_end(folder: Path, encoding: str) -> tuple[list[tuple[str, str]], s
             rows.append(("loss", line))
         rows.append(("report", str(write_report(run))))
     except Exception as error:
-        return rows, " ".join(f"no report was made: {type(error).__name__}: {error}".split())[:300]
+        what = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        return rows, " ".join(f"no report was made: {what}".split())[:300]
     return rows, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +15,13 @@ import pytest
 
 import gpt_common.training.ranks.agreement as agreement
 import gpt_common.training.ranks.watching as watching
+from gpt_common.commands import TrainCommand
+from gpt_common.config import DataConfig, RunConfig
 from gpt_common.errors import Stopped, ToldElsewhere, UserError, WorkFailed
 from gpt_common.machine.peaks import Peak
 from gpt_common.training.health.gates import GateFailed
 from gpt_common.training.ranks.agreement import TIME_OVER, Agreement
-from gpt_common.training.ranks.opening import peak_of_all
+from gpt_common.training.ranks.opening import _started_from, peak_of_all
 from gpt_common.training.ranks.watching import watched
 from gpt_common.training.run import Run
 
@@ -165,6 +168,42 @@ def test_a_rank_that_was_started_from_something_else_is_named() -> None:
     assert str(found[0]).startswith("rank 1 was started with train.seed 2, rank 0 with 1")
     assert all(isinstance(error, ToldElsewhere) for error in found[1:])
     assert on_all(lambda ranks: ranks.check_alike(lambda: {"twin": "a"})) == [None] * WORLD
+
+
+def test_another_corpus_is_told_by_its_name_and_other_text_of_the_same_name_by_its_fingerprint() -> None:
+    def said(name: str, fingerprint: str) -> str:
+        def check(ranks: Agreement) -> None:
+            other = ranks.rank == 1
+            config = RunConfig(data=DataConfig(dataset=name if other else "mine"))
+            dataset = SimpleNamespace(fingerprint=fingerprint if other else "c" * 64)
+            opening: Any = SimpleNamespace(
+                first_step=0, resume_from=None, init_from=None, config=config, dataset=dataset
+            )
+            ranks.check_alike(lambda: _started_from(ranks, opening, TrainCommand(), "torch_gpt"))
+
+        return str(on_all(check)[0])
+
+    assert said("other", "b" * 64).startswith("rank 1 was started with data.dataset 'other', rank 0 with 'mine'")
+    assert said("mine", "b" * 64).startswith("rank 1 was started with data 'bbbbbbbbbbbb', rank 0 with 'cccccccccccc'")
+    assert said("mine", "c" * 64) == "None"
+
+
+def test_no_step_waits_for_what_the_first_samples_before_training() -> None:
+    """Or every run would say that rank 0 is the slowest."""
+    order: list[str] = []
+
+    def begin(ranks: Agreement) -> None:
+        if ranks.first:
+            time.sleep(0.05)
+            order.append("sampled")
+        clock = SimpleNamespace(restart=lambda: None, begin=lambda: order.append("clock"))
+        run: Any = SimpleNamespace(
+            ranks=ranks, timer=clock, times=clock, pace=None, _began=0.0, first_step=0, stop_at=0
+        )
+        assert list(Run.steps(run)) == []
+
+    on_all(begin)
+    assert order == ["sampled", *["clock"] * WORLD]
 
 
 def test_a_rank_with_other_weights_is_named() -> None:
