@@ -106,7 +106,7 @@ def test_what_was_not_foretold_is_refused_or_named(made: tuple[Path, Path], caps
     for written in ("192,4", "0,4,8M", "192,0,8M", "192,4,inf", "192,4,nan"):
         with pytest.raises(UserError, match=f"'{written}' is no run|n_layer|n_embd"):
             scale.main(["page", str(file), "--out", str(folder), "--predict", written])
-    with pytest.raises(UserError, match="cannot write .*not-there"):
+    with pytest.raises(UserError, match=r"cannot write .*not-there"):
         scale.main(["fit", str(file), "--out", str(folder), "--json", str(file.parent / "not-there" / "f.json")])
     with pytest.raises(UserError, match=r"a picture is a \.png or an \.svg"):
         scale.main(["page", str(file), "--out", str(folder), "--picture", str(file.parent / "p.pdf")])
