@@ -25,7 +25,7 @@ from benchmarks.scaling.laws import (
 )
 from benchmarks.scaling.prediction import Prediction
 from benchmarks.scaling.size import SizeFit, fit_size
-from gpt_common.files import write_atomically
+from gpt_common.files import cannot_write, write_atomically
 from gpt_common.words import WIDTH, rate
 
 PUBLISHED = {
@@ -269,7 +269,11 @@ def count(number: float) -> str:
 
 
 def write_findings(path: Path, findings: Findings, foretold: Sequence[Mapping[str, Any]]) -> None:
-    """Write points, laws and what was foretold (records) to a JSON file."""
+    """Write points, laws and what was foretold (records) to a JSON file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     held = findings.held_out
 
     def by_size(size: SizeFit) -> dict[str, float]:
@@ -305,4 +309,7 @@ def write_findings(path: Path, findings: Findings, foretold: Sequence[Mapping[st
         "held_out": {"runs": len(held.runs), "worst": held.worst, "inside": held.inside} if held else None,
         "foretold": [*foretold],
     }
-    write_atomically(path, json.dumps(document, indent=1) + "\n")
+    try:
+        write_atomically(path, json.dumps(document, indent=1) + "\n")
+    except OSError as error:
+        raise cannot_write(path, error) from None

@@ -131,7 +131,7 @@ class Grid:
             width, depth, tokens = written.split(",")
             size = {"M": 1e6, "k": 1e3}.get(tokens[-1:], 1.0)
             return self.cell(int(width), int(depth), int(float(tokens.rstrip("Mk")) * size), self.seed).config
-        except ValueError:
+        except (ValueError, ArithmeticError):  # widths and depths of 0 have no rate, infinite tokens no steps
             raise UserError(f"'{written}' is no run: width,depth,tokens belong there, as 192,4,8M") from None
 
     def sweep(self, out: Path | None = None) -> Sweep:

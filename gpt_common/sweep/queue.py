@@ -26,6 +26,8 @@ from gpt_common.training.folder import take_up
 from gpt_common.training.report.past import PastRun, read_run
 
 State = Literal["waiting", "running", "stopped", "done"]
+FAILED = "error: "
+"""Begins the last words of a run that failed: after its last step, too, as where that is NaN or cannot be saved."""
 BETWEEN_LOOKS = 0.2
 """Seconds."""
 SETTLED = {"model.vocab_size": 0, "train.device": "auto", "train.dtype": "auto"}
@@ -65,7 +67,9 @@ def state_of(sweep: Sweep, cell: Cell) -> State:
     run = run_of(sweep, cell)
     if run is None:
         return "waiting"
-    return "running" if run.going else "done" if run.finished else "stopped"
+    if run.going:
+        return "running"
+    return "done" if run.finished and not last_words(log_of(sweep, cell)).startswith(FAILED) else "stopped"
 
 
 @dataclass

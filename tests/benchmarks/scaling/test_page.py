@@ -103,8 +103,11 @@ def test_what_was_not_foretold_is_refused_or_named(made: tuple[Path, Path], caps
     file, folder = made
     with pytest.raises(UserError, match="is a run of the grid"):
         scale.main(["fit", str(file), "--out", str(folder), "--trained", str(folder / "w32-d1-t1M-s1")])
-    with pytest.raises(UserError, match="'192,4' is no run"):
-        scale.main(["page", str(file), "--out", str(folder), "--predict", "192,4"])
+    for written in ("192,4", "0,4,8M", "192,0,8M", "192,4,inf", "192,4,nan"):
+        with pytest.raises(UserError, match=f"'{written}' is no run|n_layer|n_embd"):
+            scale.main(["page", str(file), "--out", str(folder), "--predict", written])
+    with pytest.raises(UserError, match=r"cannot write .*not-there"):
+        scale.main(["fit", str(file), "--out", str(folder), "--json", str(file.parent / "not-there" / "f.json")])
     with pytest.raises(UserError, match=r"a picture is a \.png or an \.svg"):
         scale.main(["page", str(file), "--out", str(folder), "--picture", str(file.parent / "p.pdf")])
     config = small_grid(file.parent, "rate = 1e-3\n" + file.read_text()).asked("192,2,4M").with_vocabulary(54)

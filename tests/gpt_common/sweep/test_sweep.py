@@ -12,7 +12,7 @@ import pytest
 from gpt_common.config import RunConfig, to_dict
 from gpt_common.errors import UserError
 from gpt_common.sweep.definition import Sweep, read_sweep
-from gpt_common.sweep.queue import Queue
+from gpt_common.sweep.queue import Queue, state_of
 from gpt_common.sweep.table import rows_of
 from tests.twins import ROOT, tensors
 
@@ -132,6 +132,22 @@ def test_a_run_that_fails_is_named_with_its_last_words(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").rglob("*.process"))
     assert rows_of(sweep)[0].state == "failed"
     assert "none-such" in rows_of(sweep)[0].why
+
+
+def test_a_run_that_fails_at_its_last_step_is_not_done(tmp_path: Path, stories_dir: Path) -> None:
+    grid = "[grid]\nlearning_rate = [1e30]\ngrad_clip = [0.0]\n"
+    sweep = small(tmp_path, stories_dir, grid, steps=5)
+    for again in (False, True):
+        heard: list[str] = []
+        queue = Queue(sweep, threads=1, tell=heard.append)
+        assert not queue.work(), again
+        assert list(queue.failed.values()) == [1]
+        assert "the loss is nan" in heard[-1]
+        [row] = rows_of(sweep)
+        assert row.run is not None
+        assert row.run.finished, "its last step is recorded"
+        assert (row.state, state_of(sweep, sweep.cells[0])) == ("failed", "stopped")
+        assert "the loss is nan" in row.why
 
 
 def test_a_finished_run_is_what_the_trainer_alone_makes(tmp_path: Path, stories_dir: Path) -> None:
