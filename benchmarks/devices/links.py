@@ -9,7 +9,15 @@ from gpt_common.machine.peaks import apple_bandwidth
 
 LOCALHOST = "localhost"
 CPU_MEMORY = 10e9
-GPU_MEMORY = 300e9
+NVIDIA_MEMORY = {
+    "A100-SXM4-80GB": 2039e9,
+    "H100 80GB HBM3": 3350e9,
+    "H200": 4800e9,
+    "L4": 300e9,
+    "GeForce RTX 4090": 1008e9,
+    "GeForce RTX 3090": 936e9,
+}
+"""Bytes per second, from NVIDIA's datasheet of each; names as nvidia-smi gives them, without "NVIDIA "."""
 
 
 @dataclass(frozen=True)
@@ -70,4 +78,6 @@ def memory_rate(hardware: Hardware, device: str) -> tuple[float, str]:
         return published
     if device == "cpu":
         return CPU_MEMORY, f"{CPU_MEMORY / 1e9:g} GB/s assumed, one thread of a CPU"
-    return GPU_MEMORY, f"{GPU_MEMORY / 1e9:g} GB/s assumed, an NVIDIA L4's"
+    if rate := NVIDIA_MEMORY.get(hardware.chip.removeprefix("NVIDIA ")):
+        return rate, f"{rate / 1e9:g} GB/s, NVIDIA's datasheet"
+    return NVIDIA_MEMORY["L4"], f"{NVIDIA_MEMORY['L4'] / 1e9:g} GB/s assumed, an NVIDIA L4's"

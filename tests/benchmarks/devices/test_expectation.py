@@ -134,6 +134,15 @@ def test_what_ranks_here_lose_has_a_row_and_a_line(
     assert "waiting: measured here, 125 ms beyond both" in out
 
 
+def test_the_memory_of_a_known_gpu_is_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--preset", "gpt2", "--dtype", "bfloat16", "--devices", "4", "--link", "NVLink", "--chip")
+    rates = {}
+    for chip in ("H100", "L4"):
+        twins = planned(capsys, *flags, chip)["twins"]
+        rates[chip] = {one["devices"]["memory_rate"]["bytes_per_second"] for one in twins}
+    assert rates == {"H100": {3350e9}, "L4": {300e9}}
+
+
 def test_of_devices_apart_it_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     main([*M3, "--devices", "2", "--link", "TB5"])
     out = capsys.readouterr().out
