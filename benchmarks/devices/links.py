@@ -5,19 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt_common.machine.hardware import Hardware
-from gpt_common.machine.peaks import apple_bandwidth
+from gpt_common.machine.peaks import apple_bandwidth, nvidia_bandwidth
 
 LOCALHOST = "localhost"
 CPU_MEMORY = 10e9
-NVIDIA_MEMORY = {
-    "A100-SXM4-80GB": 2039e9,
-    "H100 80GB HBM3": 3350e9,
-    "H200": 4800e9,
-    "L4": 300e9,
-    "GeForce RTX 4090": 1008e9,
-    "GeForce RTX 3090": 936e9,
-}
-"""Bytes per second, from NVIDIA's datasheet of each; names as nvidia-smi gives them, without "NVIDIA "."""
+GPU_MEMORY = 300e9
 
 
 @dataclass(frozen=True)
@@ -73,11 +65,10 @@ LINKS = {
 
 def memory_rate(hardware: Hardware, device: str) -> tuple[float, str]:
     """Bytes per second between a device and its memory, published or assumed, and which."""
-    published = apple_bandwidth(hardware.chip, hardware.gpu_cores)
-    if published is not None and device != "cpu":
-        return published
     if device == "cpu":
         return CPU_MEMORY, f"{CPU_MEMORY / 1e9:g} GB/s assumed, one thread of a CPU"
-    if rate := NVIDIA_MEMORY.get(hardware.chip.removeprefix("NVIDIA ")):
-        return rate, f"{rate / 1e9:g} GB/s, NVIDIA's datasheet"
-    return NVIDIA_MEMORY["L4"], f"{NVIDIA_MEMORY['L4'] / 1e9:g} GB/s assumed, an NVIDIA L4's"
+    if published := apple_bandwidth(hardware.chip, hardware.gpu_cores):
+        return published
+    if published := nvidia_bandwidth(hardware.chip):
+        return published[0], f"{published[0] / 1e9:g} GB/s, {published[1]}"
+    return GPU_MEMORY, f"{GPU_MEMORY / 1e9:g} GB/s assumed, an NVIDIA L4's"

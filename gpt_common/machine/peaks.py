@@ -108,22 +108,27 @@ class NvidiaGpu:
     watts: int
     """Largest power of the board."""
     source: str
+    bandwidth: float | None = None
+    """GB/s between it and its memory, from NVIDIA's datasheet of it; None: not looked up, or not one for all."""
 
 
 NVIDIA_GPUS = (
+    NvidiaGpu(r"A100-SXM4-80GB", 19.5, 156.0, 312.0, 400, "NVIDIA A100 Tensor Core GPU datasheet (2021)", 2039),
     NvidiaGpu(r"A100-SXM4-\d+GB", 19.5, 156.0, 312.0, 400, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
     NvidiaGpu(r"A100-PCIE-\d+GB", 19.5, 156.0, 312.0, 300, "NVIDIA A100 Tensor Core GPU datasheet (2021)"),
-    NvidiaGpu(r"H100 80GB HBM3", 66.9, 494.7, 989.4, 700, "NVIDIA H100 architecture whitepaper v1.04, H100 SXM5"),
+    NvidiaGpu(r"H100 80GB HBM3", 66.9, 494.7, 989.4, 700, "NVIDIA H100 architecture whitepaper v1.04, H100 SXM5", 3350),
     NvidiaGpu(r"H100 PCIe", 51.2, 378.0, 756.0, 350, "NVIDIA H100 architecture whitepaper v1.04, H100 PCIe"),
     NvidiaGpu(
-        r"H200", 67.0, 494.5, 989.5, 700, "NVIDIA H200 datasheet (2024), H200 SXM, half of the figure with sparsity"
+        r"H200", 67.0, 494.5, 989.5, 700, "NVIDIA H200 datasheet (2024), SXM, half of the figure with sparsity", 4800
     ),
     NvidiaGpu(
         r"H200 NVL", 60.0, 417.5, 835.5, 600, "NVIDIA H200 datasheet (2024), H200 NVL, half of the figure with sparsity"
     ),
-    NvidiaGpu(r"L4", 30.3, 60.0, 121.0, 72, "NVIDIA L4 datasheet (2023), half of the figure with sparsity"),
-    NvidiaGpu(r"GeForce RTX 4090", 82.6, 82.6, 165.2, 450, "NVIDIA Ada GPU architecture whitepaper v2.02, RTX 4090"),
-    NvidiaGpu(r"GeForce RTX 3090", 35.6, 35.6, 71.0, 350, "NVIDIA Ampere GA102 whitepaper v2.1, RTX 3090"),
+    NvidiaGpu(r"L4", 30.3, 60.0, 121.0, 72, "NVIDIA L4 datasheet (2023), half of the figure with sparsity", 300),
+    NvidiaGpu(
+        r"GeForce RTX 4090", 82.6, 82.6, 165.2, 450, "NVIDIA Ada GPU architecture whitepaper v2.02, RTX 4090", 1008
+    ),
+    NvidiaGpu(r"GeForce RTX 3090", 35.6, 35.6, 71.0, 350, "NVIDIA Ampere GA102 whitepaper v2.1, RTX 3090", 936),
 )
 
 MAC_WATTS = {
@@ -170,6 +175,12 @@ def apple_bandwidth(chip: str, gpu_cores: int | None) -> tuple[float, str] | Non
 def nvidia_gpu(name: str) -> NvidiaGpu | None:
     """An NVIDIA GPU by the name nvidia-smi gives it; None for an unknown one or a slice of one."""
     return next((gpu for gpu in NVIDIA_GPUS if re.fullmatch(gpu.name, name.removeprefix("NVIDIA "))), None)
+
+
+def nvidia_bandwidth(name: str) -> tuple[float, str] | None:
+    """Bytes per second between an NVIDIA GPU and its memory, and the source; None if unknown."""
+    gpu = nvidia_gpu(name)
+    return None if gpu is None or gpu.bandwidth is None else (gpu.bandwidth * 1e9, "NVIDIA's datasheet")
 
 
 def nvidia_peak(name: str, dtype: str) -> Peak | None:
