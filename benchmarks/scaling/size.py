@@ -96,6 +96,6 @@ def fit_size(points: Sequence[Point], *, seed: int = 0, resamples: int = RESAMPL
     rows = np.arange(len(weights_RP))
     g, a = np.divmod(square_RGA.reshape(len(rows), -1).argmin(axis=1), STEPS)
     slope, floor, alpha, gamma = slope_RGA[rows, g, a], floor_RGA[rows, g, a], alphas[a], gammas[g]
-    fit = SizeFit(tokens, len(longest), depths, floor, slope * unit**alpha * deep**gamma, alpha, gamma, 0.0)
-    off = [fit.predict(n, depth)[0] / loss - 1 for n, depth, loss in zip(n_P, depth_P, loss_P, strict=True)]
-    return SizeFit(tokens, len(longest), depths, floor, fit.a, alpha, gamma, float(np.sqrt(np.mean(np.square(off)))))
+    x_P = (n_P / unit) ** -alpha[0] * (depth_P / deep) ** -gamma[0]
+    residual = float(np.sqrt(np.mean(((floor[0] + slope[0] * x_P) / loss_P - 1) ** 2)))
+    return SizeFit(tokens, len(longest), depths, floor, slope * unit**alpha * deep**gamma, alpha, gamma, residual)
