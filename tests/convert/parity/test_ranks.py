@@ -8,11 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from convert.parity.compare import Measurement
 from convert.parity.ladder import climb_ladder
 from convert.parity.mutants.climb import mutant_climb
+from convert.parity.mutants.planted import planted
 from convert.parity.mutants.rank_faults import rank_faults
 from convert.parity.report.console import as_dict, line
 from convert.parity.report.page import _gate as page_gate
@@ -21,6 +23,7 @@ from convert.parity.rungs import ranks
 from convert.parity.rungs.ranks import FEW, name_of, outcomes, ranks_config, same_bits, started, write_examples
 from convert.parity.twins.ranks import DONE, Job, launch
 from gpt_common.config import RunConfig, load_preset
+from gpt_common.network import init
 
 pytestmark = [pytest.mark.parity, pytest.mark.timeout(900)]  # processes of rung R, on a busy machine
 
@@ -154,6 +157,19 @@ def test_the_whole_rung_climbs_with_a_change_of_ranks_and_framework() -> None:
     page = as_dict(report, command="", missing={}, failure=None, mutants={})
     assert page_gate(page, "R", "loss, step") == 1e-6
     assert "R-curves" in str(page_ranks(page))
+
+
+def test_the_nudged_run_starts_one_unit_in_the_last_place_off() -> None:
+    """Of every number that is drawn: gates in bfloat16 follow what that makes."""
+    config = load_preset("stories-cpu").with_vocabulary(64).model
+    right = dict(init.initial_weights(config, 1))
+    with planted(ranks.NUDGE):
+        off = dict(init.initial_weights(config, 1))
+    assert off.keys() == right.keys()
+    for name, array in right.items():
+        drawn = "norm" not in name and not name.endswith(".bias")
+        wanted = np.nextafter(array, np.float32(np.inf)) if drawn else array
+        assert np.array_equal(off[name], wanted), name
 
 
 @pytest.mark.slow
