@@ -69,7 +69,12 @@ def state_of(sweep: Sweep, cell: Cell) -> State:
         return "waiting"
     if run.going:
         return "running"
-    return "done" if run.finished and not last_words(log_of(sweep, cell)).startswith(FAILED) else "stopped"
+    return "done" if is_done(run, log_of(sweep, cell)) else "stopped"
+
+
+def is_done(run: PastRun, log: Path) -> bool:
+    """Whether a run has come to its end, and has not failed there."""
+    return run.finished and not last_words(log).startswith(FAILED)
 
 
 @dataclass

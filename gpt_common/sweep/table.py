@@ -13,7 +13,7 @@ from typing import Any
 from gpt_common.errors import UserError
 from gpt_common.sweep.definition import SECTION_OF, Cell, Sweep
 from gpt_common.sweep.processes import is_locked
-from gpt_common.sweep.queue import FAILED, last_words, log_of, run_of
+from gpt_common.sweep.queue import FAILED, is_done, last_words, log_of, run_of
 from gpt_common.training.report.listing import print_table
 from gpt_common.training.report.page import loss
 from gpt_common.training.report.past import PastRun
@@ -61,12 +61,11 @@ def _row(sweep: Sweep, cell: Cell) -> Row:
         run = run_of(sweep, cell)
     except UserError as error:
         return Row(cell, "refused", why=str(error))
-    words = last_words(log)
-    if run is not None and (run.going or (run.finished and not words.startswith(FAILED))):
+    if run is not None and (run.going or is_done(run, log)):
         return Row(cell, run.state, run)
     if is_locked(log):
         return Row(cell, "starting", run)
-    if words.startswith(FAILED):
+    if (words := last_words(log)).startswith(FAILED):
         return Row(cell, "failed", run, words.removeprefix(FAILED))
     return Row(cell, "waiting" if run is None else "stopped", run)
 
